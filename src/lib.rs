@@ -1,0 +1,42 @@
+//! nodosum turns several processes into one cluster, without an async runtime.
+
+mod close;
+mod error;
+mod event;
+#[doc(hidden)]
+pub mod mesh;
+mod node;
+mod node_id;
+#[doc(hidden)]
+pub mod record;
+mod stats;
+#[doc(hidden)]
+pub mod swim;
+#[doc(hidden)]
+pub mod trust;
+
+#[cfg(feature = "ca")]
+pub mod ca;
+
+pub use close::{CloseCode, CloseReason};
+pub use error::{
+    CommandError, IdentityError, NotReady, RegisterError, RequestError, SendError, SendErrorKind,
+    StartError,
+};
+pub use event::{Event, EventKind};
+pub use node::{
+    App, Builder, Delivery, Events, LeaveReport, Message, Node, Profile, Ready, Request,
+    ShutdownReport,
+};
+pub use node_id::{BootId, ClusterName, InvalidName, NodeId};
+pub use record::MAX_TAG_BYTES;
+pub use stats::{
+    ConnectionCounts, ConnectionInfo, ConnectionState, MemberCounts, MemberInfo, MemberStatus,
+    PeerInfo, Side, Status,
+};
+pub use trust::Identity;
+
+/// The pure cores, for tests, simulation and the curious. Outside semantic versioning.
+pub mod unversioned {
+    pub use crate::{mesh, node_id::ConnectionId, record, swim, trust};
+}

@@ -1,0 +1,244 @@
+//! Read-only views of a node: members, connections, status. Plain data, copied when asked for.
+
+use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
+
+use crate::node_id::{BootId, ClusterName, NodeId};
+
+/// What this node believes of a member.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum MemberStatus {
+    /// Answers, or has not been doubted.
+    Alive,
+    /// Did not answer probes; may still refute that.
+    Suspect,
+    /// Did not refute the suspicion in time.
+    Dead,
+    /// Left on purpose, or was forced out.
+    Left,
+}
+
+impl MemberStatus {
+    /// `alive`, `suspect`, `dead` or `left`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Alive => "alive",
+            Self::Suspect => "suspect",
+            Self::Dead => "dead",
+            Self::Left => "left",
+        }
+    }
+}
+
+impl std::fmt::Display for MemberStatus {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// A member of the cluster, this node included, as this node sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct MemberInfo {
+    /// Its name.
+    pub node: NodeId,
+    /// What this node believes of it.
+    pub status: MemberStatus,
+    /// Where it accepts QUIC connections.
+    pub quic_addr: SocketAddr,
+    /// Where it receives gossip.
+    pub gossip_addr: SocketAddr,
+    /// The version of its record.
+    pub incarnation: u64,
+    /// Which of its lives this is.
+    pub boot: BootId,
+    /// Its labels.
+    pub tags: BTreeMap<String, String>,
+    /// Its software version.
+    pub version: String,
+    /// Whether it is this node itself.
+    pub is_self: bool,
+    /// Whether there is an authenticated connection to it.
+    pub connected: bool,
+    /// The smoothed round-trip time on that connection.
+    pub rtt: Option<Duration>,
+}
+
+/// Which end opened a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Side {
+    /// This node did.
+    Dialed,
+    /// The peer did.
+    Accepted,
+}
+
+impl Side {
+    /// `dialed` or `accepted`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Dialed => "dialed",
+            Self::Accepted => "accepted",
+        }
+    }
+}
+
+/// Where a connection is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ConnectionState {
+    /// TLS or the exchange of HELLO is under way.
+    Handshaking,
+    /// Both ends know each other; messages flow.
+    Established,
+    /// Replaced by another connection or closing; what is under way is finished.
+    Draining,
+    /// There is no connection to this member now.
+    Down,
+}
+
+impl ConnectionState {
+    /// `handshaking`, `established`, `draining` or `down`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Handshaking => "handshaking",
+            Self::Established => "established",
+            Self::Draining => "draining",
+            Self::Down => "down",
+        }
+    }
+}
+
+/// One connection, or one member to which there is none.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct ConnectionInfo {
+    /// The peer; `None` while an accepted handshake has not proven who it is, or while a seed
+    /// whose name is unknown is being dialled.
+    pub peer: Option<NodeId>,
+    /// Which end opened it; `None` when there is no connection.
+    pub side: Option<Side>,
+    /// Where it is in its life.
+    pub state: ConnectionState,
+    /// The remote address.
+    pub addr: SocketAddr,
+    /// Smoothed round-trip time.
+    pub rtt: Option<Duration>,
+    /// Lowest round-trip time seen.
+    pub min_rtt: Option<Duration>,
+    /// Congestion window in bytes.
+    pub cwnd_bytes: u64,
+    /// Largest datagram payload on the path in bytes.
+    pub mtu_bytes: u64,
+    /// UDP payload bytes sent.
+    pub sent_bytes: u64,
+    /// UDP payload bytes received.
+    pub received_bytes: u64,
+    /// QUIC packets sent.
+    pub sent_packets: u64,
+    /// QUIC packets received.
+    pub received_packets: u64,
+    /// QUIC packets declared lost.
+    pub lost_packets: u64,
+    /// Open streams, both directions.
+    pub streams: u64,
+    /// Time since the last datagram from the peer.
+    pub idle: Option<Duration>,
+    /// Time since the connection was established.
+    pub up: Option<Duration>,
+    /// Round-trip time of the last health ping.
+    pub last_ping: Option<Duration>,
+    /// Health pings without an answer, since the last answer.
+    pub ping_failures: u64,
+    /// Dials to this member since it was last connected for a while.
+    pub dials: u64,
+    /// Why the last connection or dial ended.
+    pub last_error: Option<String>,
+    /// When the next dial is due, from now.
+    pub next_dial: Option<Duration>,
+}
+
+impl ConnectionInfo {
+    /// A row for `addr` with every figure at zero.
+    pub(crate) fn empty(addr: SocketAddr, state: ConnectionState) -> Self {
+        Self {
+            peer: None,
+            side: None,
+            state,
+            addr,
+            rtt: None,
+            min_rtt: None,
+            cwnd_bytes: 0,
+            mtu_bytes: 0,
+            sent_bytes: 0,
+            received_bytes: 0,
+            sent_packets: 0,
+            received_packets: 0,
+            lost_packets: 0,
+            streams: 0,
+            idle: None,
+            up: None,
+            last_ping: None,
+            ping_failures: 0,
+            dials: 0,
+            last_error: None,
+            next_dial: None,
+        }
+    }
+}
+
+/// A peer with an authenticated connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct PeerInfo {
+    /// The peer.
+    pub node: NodeId,
+    /// The remote address of the connection.
+    pub addr: SocketAddr,
+    /// Which end opened it.
+    pub side: Side,
+    /// Smoothed round-trip time.
+    pub rtt: Option<Duration>,
+}
+
+/// Members by status.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the names say it all")]
+pub struct MemberCounts {
+    pub alive: usize,
+    pub suspect: usize,
+    pub dead: usize,
+    pub left: usize,
+}
+
+/// Connections by state.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the names say it all")]
+pub struct ConnectionCounts {
+    pub established: usize,
+    pub handshaking: usize,
+    pub draining: usize,
+    pub down: usize,
+}
+
+/// A node in one look.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct Status {
+    /// This node.
+    pub node: NodeId,
+    /// Its cluster.
+    pub cluster: ClusterName,
+    /// The software version.
+    pub version: &'static str,
+    /// Time since the start.
+    pub uptime: Duration,
+    /// Whether the first join round is over and the node is not leaving.
+    pub ready: bool,
+    /// Members by status, this node included.
+    pub members: MemberCounts,
+    /// Connections by state.
+    pub connections: ConnectionCounts,
+    /// Lifeguard's local health score: 0 is healthy, each step makes this node more patient.
+    pub health_score: u32,
+    /// Threads that this node runs.
+    pub threads: usize,
+}

@@ -1,0 +1,4 @@
+//! Trust.
+/// identity
+#[derive(Clone)]
+pub struct Identity {}
