@@ -1,8 +1,11 @@
 //! nodosum turns several processes into one cluster, without an async runtime.
 
 mod close;
+#[doc(hidden)]
+pub mod control;
 mod error;
 mod event;
+mod inbox;
 #[doc(hidden)]
 pub mod mesh;
 mod node;
@@ -12,8 +15,12 @@ pub mod record;
 mod stats;
 #[doc(hidden)]
 pub mod swim;
+mod thread;
+#[doc(hidden)]
+pub mod transport;
 #[doc(hidden)]
 pub mod trust;
+mod waker;
 
 #[cfg(feature = "ca")]
 pub mod ca;
