@@ -11,8 +11,11 @@ use std::{
 };
 
 use nodosum::{
-    BootId, CloseCode, CloseReason, ConnectionId, NodeId, Side,
-    mesh::{Action, Config, Event, Mesh},
+    BootId, CloseCode, CloseReason, NodeId, Side,
+    unversioned::{
+        ConnectionId,
+        mesh::{Action, Config, Event, Mesh},
+    },
 };
 
 const IDLE: Duration = Duration::from_secs(15);
