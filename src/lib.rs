@@ -12,6 +12,7 @@ mod node;
 mod node_id;
 #[doc(hidden)]
 pub mod record;
+mod rng;
 mod stats;
 #[doc(hidden)]
 pub mod swim;
