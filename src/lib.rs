@@ -9,6 +9,8 @@ mod node;
 mod node_id;
 #[doc(hidden)]
 pub mod record;
+#[doc(hidden)]
+pub mod rng;
 mod stats;
 #[doc(hidden)]
 pub mod swim;
@@ -38,5 +40,5 @@ pub use trust::Identity;
 
 /// The pure cores, for tests, simulation and the curious. Outside semantic versioning.
 pub mod unversioned {
-    pub use crate::{mesh, node_id::ConnectionId, record, swim, trust};
+    pub use crate::{mesh, node_id::ConnectionId, record, rng, swim, trust};
 }
