@@ -12,7 +12,8 @@ mod node;
 mod node_id;
 #[doc(hidden)]
 pub mod record;
-mod rng;
+#[doc(hidden)]
+pub mod rng;
 mod stats;
 #[doc(hidden)]
 pub mod swim;
@@ -46,5 +47,5 @@ pub use trust::Identity;
 
 /// The pure cores, for tests, simulation and the curious. Outside semantic versioning.
 pub mod unversioned {
-    pub use crate::{mesh, node_id::ConnectionId, record, swim, trust};
+    pub use crate::{mesh, node_id::ConnectionId, record, rng, swim, trust};
 }
