@@ -1,5 +1,6 @@
 //! nodosum turns several processes into one cluster, without an async runtime.
 
+mod app;
 mod close;
 #[doc(hidden)]
 pub mod control;
@@ -14,7 +15,11 @@ mod node_id;
 pub mod record;
 #[doc(hidden)]
 pub mod rng;
+mod reactor;
+mod resolver;
+mod snapshot;
 mod stats;
+mod subscribers;
 #[doc(hidden)]
 pub mod swim;
 mod thread;
@@ -33,10 +38,11 @@ pub use error::{
     StartError,
 };
 pub use event::{Event, EventKind};
-pub use node::{
-    App, Builder, Delivery, Events, LeaveReport, Message, Node, Profile, Ready, Request,
-    ShutdownReport,
-};
+pub use app::{App, Delivery};
+pub use inbox::{Message, Request};
+pub use node::{Builder, LeaveReport, Node, Profile, ShutdownReport};
+pub use snapshot::Ready;
+pub use subscribers::Events;
 pub use node_id::{BootId, ClusterName, InvalidName, NodeId};
 pub use record::MAX_TAG_BYTES;
 pub use stats::{

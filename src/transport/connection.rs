@@ -409,6 +409,17 @@ impl Connection {
         }
     }
 
+    /// Waits until nothing is under way: nothing to write, no reply awaited, no request being
+    /// answered. Gives up at `deadline`.
+    pub(crate) fn await_idle(&self, deadline: Instant) {
+        let mut state = self.state.lock();
+        while state.closed.is_none() && state.up_and_busy() {
+            if !self.wait(&mut state, deadline) {
+                return;
+            }
+        }
+    }
+
     /// Order across a swap: what was sent on the replaced connection arrives first. Bounded by the
     /// time a connection may drain.
     fn await_predecessor(&self, deadline: Instant) {
@@ -489,6 +500,17 @@ impl Connection {
             }
             state.unsent.clear();
         }
+    }
+}
+
+impl State {
+    fn up_and_busy(&self) -> bool {
+        let is_up = matches!(self.phase, Phase::InUse | Phase::Draining);
+        is_up && !self.is_idle()
+    }
+
+    fn is_idle(&self) -> bool {
+        self.streams.is_idle() && self.requests.is_empty() && self.answering == 0
     }
 }
 
@@ -1352,10 +1374,7 @@ impl Worker {
             self.next_ping_at = Some(now + self.ping_interval());
         }
         if let Some(until) = self.drain_until {
-            let is_idle = state.streams.is_idle()
-                && state.requests.is_empty()
-                && state.answering == 0;
-            if is_idle && !state.drained {
+            if state.is_idle() && !state.drained {
                 state.drained = true;
                 self.connection.push_control(state, Control::Drained);
                 self.connection.changed.notify_all();
