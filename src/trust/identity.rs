@@ -218,7 +218,8 @@ impl Identity {
             let problem = format!("is not valid before {}", leaf.not_before());
             return Err(IdentityError::Validity { name, problem });
         }
-        if now > self.not_after() {
+        // At the second of `notAfter` BoringSSL, and so every peer, calls it expired.
+        if now >= self.not_after() {
             let problem = format!("expired on {}", leaf.not_after());
             return Err(IdentityError::Validity { name, problem });
         }
@@ -276,6 +277,11 @@ impl Identity {
         &self.0.leaf_der
     }
 
+    /// What the node's certificate says.
+    pub(super) fn leaf(&self) -> &Leaf {
+        &self.0.leaf
+    }
+
     /// The node's certificate, then the intermediate ones. Never empty.
     pub(crate) fn chain(&self) -> &[X509] {
         &self.0.chain
@@ -313,7 +319,7 @@ impl Identity {
         verdict().unwrap_or_else(|failed: ErrorStack| Err(failed.to_string()))
     }
 
-    fn sign_with(&self, context: &[u8], bytes: &[u8]) -> Result<Vec<u8>, SignError> {
+    pub(super) fn sign_with(&self, context: &[u8], bytes: &[u8]) -> Result<Vec<u8>, SignError> {
         let signature = self
             .0
             .signing_key
@@ -446,4 +452,264 @@ fn read_file(path: &Path, secrecy: Secrecy) -> Result<Vec<u8>, IdentityError> {
         return Err(failed(io::Error::new(io::ErrorKind::InvalidData, why)));
     }
     Ok(bytes)
+}
+
+#[cfg(test)]
+#[cfg(feature = "ca")]
+mod tests {
+    use std::{fs, path::PathBuf, time::Duration};
+
+    use rcgen::{KeyPair, date_time_ymd};
+
+    use super::*;
+    use crate::trust::testing::{Authority, now, record};
+
+    /// A directory of this process, removed at the end of the test.
+    struct Scratch(PathBuf);
+
+    impl Scratch {
+        fn new(name: &str) -> Self {
+            let dir = std::env::temp_dir().join(format!("nodosum-{}-{name}", std::process::id()));
+            fs::create_dir_all(&dir).unwrap();
+            Self(dir)
+        }
+
+        fn write(&self, name: &str, content: &str, mode: u32) {
+            use std::os::unix::fs::PermissionsExt as _;
+            let path = self.0.join(name);
+            fs::write(&path, content).unwrap();
+            fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+        }
+    }
+
+    impl Drop for Scratch {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    #[test]
+    fn an_identity_takes_its_names_from_the_certificate() {
+        let authority = Authority::new();
+        let issued = authority.issue(&["n1.test.nodosum"]);
+        let identity = authority.identity_of(&issued).unwrap();
+        identity.check(now()).unwrap();
+        assert_eq!(identity.node().as_str(), "n1");
+        assert_eq!(identity.cluster().as_str(), "test");
+        assert_eq!(identity.certificate_name(), "n1.test.nodosum");
+        assert_eq!(identity.certificate_der(), issued.der);
+        assert_eq!(
+            identity.fingerprint(),
+            super::super::leaf::fingerprint(&issued.der)
+        );
+        assert_eq!(format!("{identity:?}"), "Identity(n1.test.nodosum)");
+        assert_eq!(identity.chain().len(), 1);
+        assert!(
+            identity
+                .private_key()
+                .public_eq(&*identity.chain()[0].public_key().unwrap())
+        );
+    }
+
+    #[test]
+    fn keys_are_read_in_both_forms() {
+        let authority = Authority::new();
+        let issued = authority.issue(&["n1.test.nodosum"]);
+        let pkcs8 = issued.key.serialize_pem();
+        let ec_key = PKey::private_key_from_pem(pkcs8.as_bytes())
+            .unwrap()
+            .ec_key()
+            .unwrap();
+        let sec1 = ec_key.private_key_to_pem().unwrap();
+        assert!(sec1.starts_with(b"-----BEGIN EC PRIVATE KEY-----"));
+        let read = |key: &[u8]| {
+            let (certificate, authority) = (issued.certificate.as_bytes(), authority.pem());
+            Identity::from_pem(certificate, key, authority.as_bytes())
+        };
+        let keys = [read(pkcs8.as_bytes()).unwrap(), read(&sec1).unwrap()]
+            .map(|identity| identity.derive_key("label"));
+        assert_eq!(keys[0], keys[1]);
+        for key in [
+            b"".as_slice(),
+            b"-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----",
+        ] {
+            let error = read(key).unwrap_err();
+            assert!(
+                matches!(error, IdentityError::Malformed { what: "key", .. }),
+                "{error}"
+            );
+        }
+        let p384 = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P384_SHA384).unwrap();
+        let error = read(p384.serialize_pem().as_bytes()).unwrap_err();
+        assert!(
+            error.to_string().contains("not an ECDSA P-256 key"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_key_of_another_certificate_is_refused() {
+        let authority = Authority::new();
+        let mut issued = authority.issue(&["n1.test.nodosum"]);
+        issued.key = KeyPair::generate().unwrap();
+        let error = authority.identity_of(&issued).unwrap_err();
+        assert!(
+            matches!(error, IdentityError::KeyMismatch { .. }),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn something_else_than_pem_is_refused_by_name() {
+        let authority = Authority::new();
+        let issued = authority.issue(&["n1.test.nodosum"]);
+        let (key, ca) = (issued.key.serialize_pem(), authority.pem());
+        let error = Identity::from_pem(b"hello", key.as_bytes(), ca.as_bytes()).unwrap_err();
+        assert!(
+            matches!(
+                error,
+                IdentityError::Malformed {
+                    what: "certificate",
+                    ..
+                }
+            ),
+            "{error}"
+        );
+        let certificate = issued.certificate.as_bytes();
+        let error = Identity::from_pem(certificate, key.as_bytes(), b"").unwrap_err();
+        assert!(
+            matches!(
+                error,
+                IdentityError::Malformed {
+                    what: "authority",
+                    ..
+                }
+            ),
+            "{error}"
+        );
+        let many = ca.repeat(MAX_PEM_CERTIFICATES + 1);
+        let error = Identity::from_pem(certificate, key.as_bytes(), many.as_bytes()).unwrap_err();
+        assert!(error.to_string().contains("17 certificates"), "{error}");
+    }
+
+    #[test]
+    fn an_identity_is_judged_at_a_time() {
+        let authority = Authority::new();
+        let issued = authority.issue_with(&["n1.test.nodosum"], |params| {
+            params.not_before = date_time_ymd(2_030, 1, 1);
+            params.not_after = date_time_ymd(2_030, 6, 1);
+        });
+        let identity = authority.identity_of(&issued).unwrap();
+        let second = Duration::from_secs(1);
+        identity.check(identity.not_before()).unwrap();
+        identity.check(identity.not_after() - second).unwrap();
+        let early = identity
+            .check(identity.not_before() - second)
+            .unwrap_err()
+            .to_string();
+        assert!(early.contains("is not valid before Jan  1"), "{early}");
+        let late = identity
+            .check(identity.not_after() + second)
+            .unwrap_err()
+            .to_string();
+        assert!(late.contains("expired on Jun  1"), "{late}");
+    }
+
+    #[test]
+    fn another_authority_of_the_same_name_does_not_count() {
+        let issued = Authority::new().issue(&["n1.test.nodosum"]);
+        let identity = Authority::new().identity_of(&issued).unwrap();
+        let error = identity.check(now()).unwrap_err();
+        assert!(matches!(error, IdentityError::Untrusted { .. }), "{error}");
+    }
+
+    #[test]
+    fn an_authority_constrained_to_a_cluster_makes_no_nodes_of_another() {
+        let authority = Authority::new();
+        let identity = authority
+            .identity_of(&authority.issue(&["n1.other.nodosum"]))
+            .unwrap();
+        let error = identity.check(now()).unwrap_err();
+        assert!(
+            error.to_string().contains("permitted subtree violation"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_chain_leads_over_intermediates_or_ends_at_one() {
+        let root = Authority::new();
+        let intermediate = root.intermediate();
+        let issued = intermediate.issue(&["n1.test.nodosum"]);
+        let key = issued.key.serialize_pem();
+        let check = |certificate: &str, authority: &str| {
+            Identity::from_pem(certificate.as_bytes(), key.as_bytes(), authority.as_bytes())
+                .unwrap()
+                .check(now())
+        };
+        check(
+            &format!("{}{}", issued.certificate, intermediate.pem()),
+            &root.pem(),
+        )
+        .unwrap();
+        check(&issued.certificate, &intermediate.pem()).unwrap();
+        check(&issued.certificate, &root.pem()).unwrap_err();
+    }
+
+    #[test]
+    fn derived_keys_depend_on_the_key_and_the_label() {
+        let authority = Authority::new();
+        let (one, two) = (authority.identity("n1"), authority.identity("n2"));
+        assert_eq!(one.derive_key("reset"), one.derive_key("reset"));
+        assert_ne!(one.derive_key("reset"), one.derive_key("token"));
+        assert_ne!(one.derive_key("reset"), two.derive_key("reset"));
+    }
+
+    #[test]
+    fn only_sound_records_of_its_own_are_signed() {
+        let identity = Authority::new().identity("n1");
+        let signed = identity.sign(record("n1", 1)).unwrap();
+        assert_eq!(signed.record.certificate, identity.fingerprint());
+        assert_eq!(
+            Record::decode(&signed.signed.payload).unwrap(),
+            signed.record
+        );
+        assert!(matches!(
+            identity.sign(record("n2", 1)),
+            Err(SignError::Foreign(_))
+        ));
+        let mut foreign = record("n1", 1);
+        foreign.cluster = ClusterName::new("other").unwrap();
+        assert!(matches!(identity.sign(foreign), Err(SignError::Foreign(_))));
+        let mut large = record("n1", 1);
+        large.tags.insert("k".into(), "v".repeat(600));
+        assert_eq!(
+            identity.sign(large),
+            Err(SignError::Record(RecordError::Field("tags")))
+        );
+    }
+
+    #[test]
+    fn a_directory_holds_an_identity_whose_key_is_the_owners_alone() {
+        let scratch = Scratch::new("identity");
+        let authority = Authority::new();
+        let issued = authority.issue(&["n1.test.nodosum"]);
+        scratch.write("node.pem", &issued.certificate, 0o644);
+        scratch.write("ca.pem", &authority.pem(), 0o644);
+        let error = Identity::from_dir(&scratch.0).unwrap_err();
+        assert!(matches!(&error, IdentityError::Read { path, .. } if path.ends_with("node.key")));
+        for mode in [0o644, 0o640, 0o604, 0o660] {
+            scratch.write("node.key", &issued.key.serialize_pem(), mode);
+            let error = Identity::from_dir(&scratch.0).unwrap_err();
+            assert!(matches!(error, IdentityError::KeyReadable { mode: m, .. } if m == mode));
+        }
+        scratch.write("node.key", &issued.key.serialize_pem(), 0o600);
+        Identity::from_dir(&scratch.0)
+            .unwrap()
+            .check(now())
+            .unwrap();
+        scratch.write("ca.pem", &"x".repeat(300_000), 0o644);
+        let error = Identity::from_dir(&scratch.0).unwrap_err().to_string();
+        assert!(error.contains("larger than"), "{error}");
+    }
 }

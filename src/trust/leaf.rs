@@ -303,3 +303,142 @@ impl<'a> Der<'a> {
         self.0.is_empty().then_some(())
     }
 }
+
+#[cfg(test)]
+#[cfg(feature = "ca")]
+mod tests {
+    use rcgen::{CustomExtension, DnType, ExtendedKeyUsagePurpose, IsCa, date_time_ymd};
+
+    use super::*;
+    use crate::trust::testing::{Authority, Chance};
+
+    fn refusal(names: &[&str]) -> String {
+        certified_names(&Authority::unconstrained().issue(names).der).unwrap_err()
+    }
+
+    #[test]
+    fn a_certificate_names_one_node_of_one_cluster() {
+        let issued = Authority::new().issue(&["n1.test.nodosum"]);
+        let (node, cluster) = certified_names(&issued.der).unwrap();
+        assert_eq!((node.as_str(), cluster.as_str()), ("n1", "test"));
+        let (leaf, _) = Leaf::parse(&issued.der).unwrap();
+        assert_eq!(leaf.public_key.as_slice(), issued.key.public_key_raw());
+    }
+
+    #[test]
+    fn names_that_could_be_read_another_way_are_refused() {
+        assert!(refusal(&["n1.test.nodosum", "n2.test.nodosum"]).contains("more than one"));
+        assert!(refusal(&["n1.test.nodosum", "127.0.0.1"]).contains("more than one"));
+        assert!(refusal(&["127.0.0.1"]).contains("not a DNS name"));
+        for name in [
+            "*.test.nodosum",
+            "n1.*.nodosum",
+            "N1.test.nodosum",
+            "n1.test.Nodosum",
+            "n1.test",
+            "n1.test.nodosum.",
+            "a.n1.test.nodosum",
+            "n1..nodosum",
+            "-n1.test.nodosum",
+            "n1.test.nodosun",
+            "n1.test.nodosum\0",
+            "",
+        ] {
+            assert!(
+                refusal(&[name]).contains("is not <node>"),
+                "{name:?} was taken"
+            );
+        }
+    }
+
+    #[test]
+    fn a_common_name_is_not_a_name() {
+        let issued = Authority::unconstrained().issue_with(&[], |params| {
+            params
+                .distinguished_name
+                .push(DnType::CommonName, "n1.test.nodosum");
+        });
+        assert!(
+            certified_names(&issued.der)
+                .unwrap_err()
+                .contains("no subject alternative")
+        );
+    }
+
+    #[test]
+    fn key_usage_must_allow_both_roles_or_say_nothing() {
+        use ExtendedKeyUsagePurpose::{ClientAuth, ServerAuth};
+        let names = |usages: &[ExtendedKeyUsagePurpose]| {
+            let issued = Authority::new().issue_with(&["n1.test.nodosum"], |params| {
+                params.extended_key_usages = usages.to_vec();
+            });
+            certified_names(&issued.der)
+        };
+        assert!(names(&[]).is_ok());
+        assert!(names(&[ServerAuth, ClientAuth]).is_ok());
+        assert!(names(&[ServerAuth]).unwrap_err().contains("clientAuth"));
+        assert!(names(&[ClientAuth]).unwrap_err().contains("serverAuth"));
+    }
+
+    #[test]
+    fn an_authority_is_not_a_node() {
+        let certified = |is_ca| {
+            let change = |params: &mut rcgen::CertificateParams| params.is_ca = is_ca;
+            certified_names(
+                &Authority::new()
+                    .issue_with(&["n1.test.nodosum"], change)
+                    .der,
+            )
+        };
+        assert!(certified(IsCa::ExplicitNoCa).is_ok());
+        let authority = IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        assert!(certified(authority).unwrap_err().contains("authority"));
+    }
+
+    #[test]
+    fn large_and_padded_certificates_are_refused() {
+        let large = Authority::new().issue_with(&["n1.test.nodosum"], |params| {
+            let padding = vec![0; MAX_CERTIFICATE_BYTES];
+            params.custom_extensions = vec![CustomExtension::from_oid_content(
+                &[1, 3, 6, 1, 4, 1, 99_999, 1],
+                padding,
+            )];
+        });
+        assert!(
+            certified_names(&large.der)
+                .unwrap_err()
+                .contains("bytes, more than")
+        );
+        let mut padded = Authority::new().issue(&["n1.test.nodosum"]).der;
+        padded.push(0);
+        assert!(
+            certified_names(&padded)
+                .unwrap_err()
+                .contains("other bytes")
+        );
+    }
+
+    #[test]
+    fn validity_reads_both_forms_of_time() {
+        let issued = Authority::new().issue_with(&["n1.test.nodosum"], |params| {
+            params.not_before = date_time_ymd(1969, 12, 31);
+            params.not_after = date_time_ymd(2_100, 1, 1);
+        });
+        let day = Duration::from_secs(86_400);
+        let (not_before, not_after) = validity(&issued.der).unwrap();
+        assert_eq!(not_before, UNIX_EPOCH - day);
+        assert_eq!(not_after, UNIX_EPOCH + day * 47_482);
+    }
+
+    #[test]
+    fn random_and_damaged_certificates_never_panic() {
+        let good = Authority::new().issue(&["n1.test.nodosum"]).der;
+        let mut chance = Chance::new(1);
+        for _ in 0..100_000 {
+            let bytes = chance.mutate(&good);
+            // The reader of fields must not lean on BoringSSL having looked first.
+            let _ = Fields::read(&bytes).map(|fields| (fields.names(), fields.public_key()));
+            let _ = certified_names(&bytes);
+        }
+    }
+}
