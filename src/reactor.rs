@@ -1027,7 +1027,11 @@ impl Reactor {
                 self.emit(EventKind::MemberLeft { node, reason });
                 self.on_membership();
             }
-            swim::Event::Updated { node, .. } => {
+            swim::Event::Updated { node, boot_changed, .. } => {
+                if boot_changed {
+                    // A new life holds no key until it says so.
+                    self.keyring.forget(&node);
+                }
                 log::debug!(target: "swim", node:%; "member updated");
                 self.tell_mesh(now, &node);
                 self.emit(EventKind::MemberUpdated { node });

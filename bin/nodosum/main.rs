@@ -1,1 +1,2 @@
+//! The node binary.
 fn main() {}

@@ -144,7 +144,7 @@ impl Certificates {
         now: SystemTime,
     ) -> Result<[u8; 32], CertificateError> {
         let (leaf, x509) = self.parse(der)?;
-        if now < leaf.not_before || now > leaf.not_after {
+        if now < leaf.not_before || now >= leaf.not_after {
             return Err(CertificateError::NotValidNow(leaf.node));
         }
         if !self.by_fingerprint.contains_key(&leaf.fingerprint) {
@@ -279,8 +279,6 @@ impl Certificate {
 #[cfg(test)]
 #[cfg(feature = "ca")]
 mod tests {
-    use std::time::Duration;
-
     use rcgen::date_time_ymd;
 
     use super::*;
@@ -322,7 +320,7 @@ mod tests {
             matches!(refused, Err(CertificateError::Untrusted { .. })),
             "{refused:?}"
         );
-        let late = certificates.get(&fingerprint).unwrap().not_after() + Duration::from_secs(1);
+        let late = certificates.get(&fingerprint).unwrap().not_after();
         let refused = certificates.insert_claimed(&der, late);
         assert_eq!(refused, Err(CertificateError::NotValidNow(node("n2"))));
         assert_eq!(certificates.len(), 2);

@@ -218,7 +218,8 @@ impl Identity {
             let problem = format!("is not valid before {}", leaf.not_before());
             return Err(IdentityError::Validity { name, problem });
         }
-        if now > self.not_after() {
+        // At the second of `notAfter` BoringSSL, and so every peer, calls it expired.
+        if now >= self.not_after() {
             let problem = format!("expired on {}", leaf.not_after());
             return Err(IdentityError::Validity { name, problem });
         }
@@ -601,7 +602,7 @@ mod tests {
         let identity = authority.identity_of(&issued).unwrap();
         let second = Duration::from_secs(1);
         identity.check(identity.not_before()).unwrap();
-        identity.check(identity.not_after()).unwrap();
+        identity.check(identity.not_after() - second).unwrap();
         let early = identity
             .check(identity.not_before() - second)
             .unwrap_err()
