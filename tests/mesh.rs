@@ -1,8 +1,9 @@
 //! Two or three mesh cores on an abstract network: connections that cross, come up on one side
 //! first, are refused late or lost without a word, processes that are killed and start again.
 //!
-//! Whatever happens, events about a peer alternate; and once the faults stop, every pair has exactly
-//! one connection, the same at both ends, in use at both. A failing seed is in the message.
+//! Whatever happens, events about a peer alternate; and once the faults stop, every pair has
+//! exactly one connection, the same at both ends, in use at both. A failing seed is in the message.
+#![expect(clippy::unwrap_used, reason = "a test may panic, in its helpers too")]
 
 use std::{
     collections::{BTreeMap, BTreeSet},

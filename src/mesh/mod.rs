@@ -28,8 +28,8 @@
 //! nothing, whenever it is reported.
 //!
 //! **When gossip knows better.** A record with another boot id or another address than expected
-//! makes us dial although we are connected. The connection held stays until the new one is up: gossip
-//! is a hint, the handshake is proof, and then the rules above replace the ghost.
+//! makes us dial although we are connected. The connection held stays until the new one is up:
+//! gossip is a hint, the handshake is proof, and then the rules above replace the ghost.
 //!
 //! **What it refuses to know:** sockets, threads, clocks, certificates, and why a member is alive.
 //! Membership says who there is, the transport says what connected and ended; this decides.
@@ -541,7 +541,7 @@ impl Mesh {
         if came_back || reborn {
             peer.grace_until = grace;
         }
-        if came_back || reborn || moved {
+        if came_back || reborn || moved || confirmed {
             peer.failures = 0;
         }
         if moved && let Some(dial) = peer.dialing {
@@ -1362,3 +1362,6 @@ impl Mesh {
         self.events.push_back(Event::SelfDial { addr });
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -473,7 +473,7 @@ impl Mesh {
     /// The best connection to a connected peer.
     pub(super) fn link_to(&self, node: &NodeId) -> Option<ConnectionId> {
         let peer = self.peers.get(node)?;
-        peer.current.or(peer.links.first().copied())
+        peer.current.or_else(|| peer.links.first().copied())
     }
 
     /// The connected peer that accepts connections at this address.
