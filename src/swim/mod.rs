@@ -19,8 +19,8 @@
 //! member cannot speak with many voices.
 //!
 //! **Death.** A member is dead when its time is up *and* this node's own latest probe of it failed.
-//! "Dead" from somebody else shortens the wait to `S_min` and does nothing more: no verdict is ever
-//! taken over, so a member that one node cannot reach is not dead for those who can.
+//! "Dead" from somebody else is one more accusation and nothing more: no verdict is ever taken over,
+//! so a member that one node cannot reach is not dead for those who can.
 //!
 //! **Refutation.** Whoever pings or answers a doubted member tells it so in the same datagram
 //! (Lifeguard's buddy). The accused has a record with a higher incarnation signed, which ends every
@@ -364,6 +364,9 @@ pub struct Swim {
     signing: bool,
     /// Whom to sync with once our next record is signed.
     sync_after_signing: Option<NodeId>,
+    /// The time to the next sync but one. A node that has just joined may have missed those that
+    /// join with it, so it syncs soon, then ever more rarely.
+    sync_pause: Duration,
     rival: Option<Rival>,
     members: Members,
     /// Forgotten members and their last incarnation; at most `max_members`.
@@ -407,6 +410,7 @@ impl Swim {
             own: me,
             signing: false,
             sync_after_signing: None,
+            sync_pause: config.probe_interval,
             rival: None,
             members,
             retired: BTreeMap::new(),
@@ -420,11 +424,9 @@ impl Swim {
             actions: VecDeque::new(),
             config,
         };
-        // Nodes that start together must not probe and sync in step.
+        // Nodes that start together must not probe in step.
         let probe = swim.rng.between(Duration::ZERO, swim.config.probe_interval);
-        let sync = swim.rng.between(Duration::ZERO, swim.config.sync_interval);
         swim.timers.set(Timer::Probe, now + probe);
-        swim.timers.set(Timer::Sync, now + sync);
         swim.spread_own(now);
         swim
     }
@@ -456,11 +458,8 @@ impl Swim {
         let credible = sender.is_live();
         for statement in &message.statements {
             match statement {
-                Statement::Suspect(accusation) => {
-                    self.on_accusation(now, from, accusation, false, credible);
-                }
-                Statement::Dead(accusation) => {
-                    self.on_accusation(now, from, accusation, true, credible);
+                Statement::Suspect(accusation) | Statement::Dead(accusation) => {
+                    self.on_accusation(now, from, statement, accusation, credible);
                 }
                 // Comes by handle_forced_leave, once the caller has verified it.
                 Statement::ForcedLeave(_) => {}
@@ -1001,13 +1000,13 @@ impl Swim {
 
     // ---- suspicion, death, refutation
 
-    /// A statement that a member is suspect or, when `condemned`, dead.
+    /// Somebody says that a member is suspect or dead, which comes to the same: a first-hand voice.
     fn on_accusation(
         &mut self,
         now: Instant,
         from: &NodeId,
+        statement: &Statement,
         accusation: &Accusation,
-        condemned: bool,
         credible: bool,
     ) {
         let Accusation {
@@ -1030,46 +1029,20 @@ impl Swim {
             self.counters.stale += 1;
             return;
         }
-        let relay = match &mut member.standing {
+        match &mut member.standing {
             Standing::Alive => {
                 self.suspect(now, node, accuser.clone(), false);
-                if condemned {
-                    self.condemn(node);
-                }
-                true
+                self.spread_statement(now, node, statement);
             }
+            // Relaying this would be useless: it only counts at first hand.
             Standing::Suspect(suspicion) => {
-                let first_hand = from == accuser;
-                if first_hand && suspicion.confirm(accuser) {
+                if from == accuser && suspicion.confirm(accuser) {
                     let deadline = suspicion.deadline();
                     self.timers.set(Timer::Suspicion(node.clone()), deadline);
                 }
-                condemned && self.condemn(node)
             }
-            Standing::Dead { .. } | Standing::Left => false,
-        };
-        if relay {
-            let statement = if condemned {
-                Statement::Dead(accusation.clone())
-            } else {
-                Statement::Suspect(accusation.clone())
-            };
-            self.spread_statement(now, node, &statement);
+            Standing::Dead { .. } | Standing::Left => {}
         }
-    }
-
-    /// Leaves a suspect the shortest time only; false when that was so before.
-    fn condemn(&mut self, node: &NodeId) -> bool {
-        let Some(member) = self.members.get_mut(node) else {
-            return false;
-        };
-        let Standing::Suspect(suspicion) = &mut member.standing else {
-            return false;
-        };
-        let shortened = suspicion.condemn();
-        let deadline = suspicion.deadline();
-        self.timers.set(Timer::Suspicion(node.clone()), deadline);
-        shortened
     }
 
     /// Begins to doubt a member that is alive.
@@ -1205,6 +1178,11 @@ impl Swim {
         self.events.push_back(Event::Forgotten { node });
     }
 
+    fn tell_up(&mut self, now: Instant, node: NodeId) {
+        self.events.push_back(Event::Up { node });
+        self.wake_sync(now);
+    }
+
     /// Somebody doubts us at `incarnation`.
     fn on_accused(&mut self, now: Instant, incarnation: u64) {
         if self.own.record.left || incarnation < self.own.record.incarnation {
@@ -1313,7 +1291,7 @@ impl Swim {
         if live {
             log::debug!(target: "swim", node:% = node; "member is up");
             self.spread_record(now, &record);
-            self.events.push_back(Event::Up { node });
+            self.tell_up(now, node);
         } else {
             self.timers
                 .set(Timer::Reap(node), now + self.config.tombstone);
@@ -1398,10 +1376,13 @@ impl Swim {
         match before {
             MemberStatus::Dead | MemberStatus::Left => {
                 log::debug!(target: "swim", node:% = node; "member is back");
-                self.events.push_back(Event::Up { node });
+                self.tell_up(now, node);
                 return;
             }
-            MemberStatus::Suspect => self.events.push_back(Event::Alive { node: node.clone() }),
+            MemberStatus::Suspect => {
+                self.events.push_back(Event::Alive { node: node.clone() });
+                self.wake_sync(now);
+            }
             MemberStatus::Alive => {}
         }
         if changed {
@@ -1449,7 +1430,7 @@ impl Swim {
         self.members.set_standing(node, Standing::Alive, now);
         self.spread_record(now, &record);
         log::debug!(target: "swim", node:% = node; "member is up");
-        self.events.push_back(Event::Up { node: node.clone() });
+        self.tell_up(now, node.clone());
     }
 
     /// A record of a member that the other side of a sync believes to be suspect or gone.
@@ -1476,10 +1457,9 @@ impl Swim {
         };
         if gone && !member.is_live() {
             // Gone on both sides: nothing to doubt, but the newer record makes the better grave.
-            if incarnation > member.incarnation() && self.is_acceptable(&record) {
-                if let Some(member) = self.members.get_mut(&node) {
-                    member.record = record;
-                }
+            let newer = incarnation > member.incarnation() && self.is_acceptable(&record);
+            if let Some(member) = self.members.get_mut(&node).filter(|_| newer) {
+                member.record = record;
             }
             return;
         }
@@ -1721,14 +1701,30 @@ impl Swim {
         }
     }
 
+    /// Starts the syncs with the first member there is to sync with.
+    fn wake_sync(&mut self, now: Instant) {
+        if !self.own.record.left && !self.timers.is_set(&Timer::Sync) {
+            let wait = self.rng.between(self.sync_pause / 2, self.sync_pause);
+            self.timers.set(Timer::Sync, now + wait);
+        }
+    }
+
     fn on_sync_turn(&mut self, now: Instant) {
+        let partner = self
+            .members
+            .choose(1, &mut self.rng, |_, member| {
+                matches!(member.standing, Standing::Alive)
+            })
+            .pop();
+        let Some(with) = partner else {
+            // Alone; whoever comes up wakes this.
+            self.sync_pause = self.config.probe_interval;
+            return;
+        };
         let every = self.config.sync_every(self.members.live());
-        self.timers.set(Timer::Sync, now + every);
-        let partner = self.members.choose(1, &mut self.rng, |_, member| {
-            matches!(member.standing, Standing::Alive)
-        });
-        self.actions
-            .extend(partner.into_iter().map(|with| Action::Sync { with }));
+        self.timers.set(Timer::Sync, now + self.sync_pause);
+        self.sync_pause = (self.sync_pause * 2).min(every);
+        self.actions.push_back(Action::Sync { with });
     }
 
     /// This process stood still for `late`: what it did not hear in that time proves nothing.
