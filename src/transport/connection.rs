@@ -19,7 +19,7 @@ use std::{
     collections::{BTreeMap, VecDeque},
     io,
     net::{SocketAddr, UdpSocket},
-    os::fd::{AsFd, AsRawFd},
+    os::fd::AsFd,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, OnceLock, atomic::Ordering::Relaxed},
     time::{Duration, Instant},
@@ -40,7 +40,6 @@ use crate::{
     transport::{
         Command, Context, Datagram, Notice,
         framing::{self, FramingError, Preamble, ReplyStatus, StreamKind},
-        millis,
         streams::{CONTROL, Incoming, Streams},
     },
     trust,
@@ -89,13 +88,6 @@ pub(super) enum Path {
 }
 
 impl Path {
-    fn socket(&self) -> &UdpSocket {
-        match self {
-            Self::Own(socket) => socket,
-            Self::Shared(socket) => socket,
-        }
-    }
-
     fn send(&self, datagram: &[u8], peer: SocketAddr) -> io::Result<usize> {
         match self {
             Self::Own(socket) => socket.send(datagram),
@@ -164,7 +156,7 @@ pub(crate) struct Connection {
     changed: Condvar,
     info: Mutex<ConnectionInfo>,
     /// The connection this one replaces: its messages come first.
-    predecessor: Mutex<Option<Arc<Connection>>>,
+    predecessor: Mutex<Option<Arc<Self>>>,
 }
 
 /// What a worker is started with.
@@ -941,7 +933,7 @@ impl Worker {
     }
 
     /// Moves the handshake on: certificate, HELLO, READY.
-    fn advance(&mut self, state: &mut State, now: Instant) {
+    fn advance(&self, state: &mut State, now: Instant) {
         if state.phase != Phase::Handshaking || !state.quic.is_established() {
             return;
         }
