@@ -15,12 +15,13 @@
 //! member that hears of it **probes the suspect itself**, within half the shortest suspicion, and
 //! accuses it too if that fails. Each such confirmation shortens the wait, from `S_max` down to
 //! `S_min` (`suspicion`). A confirmation counts only when the accuser's own authenticated datagram
-//! brings it: a relayed accusation can raise a suspicion, but neither shorten nor end one, so one
-//! member cannot speak with many voices.
+//! brings it: a relayed one can raise a suspicion, but does not count, so that one member cannot
+//! speak with many voices.
 //!
 //! **Death.** A member is dead when its time is up *and* this node's own latest probe of it failed.
-//! "Dead" from somebody else is one more accusation and nothing more: no verdict is ever taken over,
-//! so a member that one node cannot reach is not dead for those who can.
+//! "Dead" from somebody else, who has waited the time out already, shortens the wait to `S_min` and
+//! does nothing more: no verdict is ever taken over, so a member that one node cannot reach is not
+//! dead for those who can, and one liar cannot kill anybody who answers.
 //!
 //! **Refutation.** Whoever pings or answers a doubted member tells it so in the same datagram
 //! (Lifeguard's buddy). The accused has a record with a higher incarnation signed, which ends every
@@ -1000,7 +1001,7 @@ impl Swim {
 
     // ---- suspicion, death, refutation
 
-    /// Somebody says that a member is suspect or dead, which comes to the same: a first-hand voice.
+    /// Somebody says that a member is suspect or dead.
     fn on_accusation(
         &mut self,
         now: Instant,
@@ -1029,20 +1030,42 @@ impl Swim {
             self.counters.stale += 1;
             return;
         }
-        match &mut member.standing {
+        let condemned = matches!(statement, Statement::Dead(_));
+        let relay = match &mut member.standing {
             Standing::Alive => {
                 self.suspect(now, node, accuser.clone(), false);
-                self.spread_statement(now, node, statement);
+                if condemned {
+                    self.condemn(node);
+                }
+                true
             }
-            // Relaying this would be useless: it only counts at first hand.
             Standing::Suspect(suspicion) => {
+                // Relaying a confirmation would be useless: it only counts at first hand.
                 if from == accuser && suspicion.confirm(accuser) {
                     let deadline = suspicion.deadline();
                     self.timers.set(Timer::Suspicion(node.clone()), deadline);
                 }
+                condemned && self.condemn(node)
             }
-            Standing::Dead { .. } | Standing::Left => {}
+            Standing::Dead { .. } | Standing::Left => false,
+        };
+        if relay {
+            self.spread_statement(now, node, statement);
         }
+    }
+
+    /// Leaves a suspect the shortest time only; false when that was so before.
+    fn condemn(&mut self, node: &NodeId) -> bool {
+        let Some(member) = self.members.get_mut(node) else {
+            return false;
+        };
+        let Standing::Suspect(suspicion) = &mut member.standing else {
+            return false;
+        };
+        let shortened = suspicion.condemn();
+        let deadline = suspicion.deadline();
+        self.timers.set(Timer::Suspicion(node.clone()), deadline);
+        shortened
     }
 
     /// Begins to doubt a member that is alive.
@@ -1452,7 +1475,7 @@ impl Swim {
                 return;
             }
             self.on_record(now, record, Source::Member(from));
-            self.suspect_at(now, &node, incarnation, from);
+            self.doubt_at(now, &node, incarnation, from, gone);
             return;
         };
         if gone && !member.is_live() {
@@ -1464,16 +1487,29 @@ impl Swim {
             return;
         }
         self.on_record(now, record, Source::Member(from));
-        self.suspect_at(now, &node, incarnation, from);
+        self.doubt_at(now, &node, incarnation, from, gone);
     }
 
-    /// Doubts a member that is alive here with exactly this incarnation.
-    fn suspect_at(&mut self, now: Instant, node: &NodeId, incarnation: u64, by: &NodeId) {
-        let alive = self.members.get(node).is_some_and(|member| {
-            matches!(member.standing, Standing::Alive) && member.incarnation() == incarnation
-        });
-        if alive {
+    /// Doubts a member that lives here with exactly this incarnation.
+    fn doubt_at(
+        &mut self,
+        now: Instant,
+        node: &NodeId,
+        incarnation: u64,
+        by: &NodeId,
+        condemned: bool,
+    ) {
+        let Some(member) = self.members.get(node) else {
+            return;
+        };
+        if member.incarnation() != incarnation {
+            return;
+        }
+        if matches!(member.standing, Standing::Alive) {
             self.suspect(now, node, by.clone(), false);
+        }
+        if condemned {
+            self.condemn(node);
         }
     }
 
@@ -1770,3 +1806,6 @@ fn view(member: &Member) -> MemberView<'_> {
         since: member.since,
     }
 }
+
+#[cfg(test)]
+mod tests;
