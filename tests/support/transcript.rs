@@ -355,7 +355,7 @@ impl World {
         });
         let boot = (u128::from(self.rng.u64()) << 64) | u128::from(self.rng.u64());
         let record = Record {
-            cluster: "test".parse().unwrap(),
+            cluster: "test".parse().expect("a label"),
             node: node.clone(),
             incarnation: 1,
             boot: BootId(boot.to_be_bytes()),
