@@ -13,7 +13,8 @@
 //!
 //! **Suspicion.** A member that did not answer is suspected, and the cluster hears of it. Every
 //! member that hears of it **probes the suspect itself**, within half the shortest suspicion, and
-//! accuses it too if that fails. Each such confirmation shortens the wait, from `S_max` down to
+//! accuses it too if that fails. Who waits longer than the shortest suspicion looks and accuses again,
+//! and whoever knows the suspect to be dead answers that. Each such confirmation shortens the wait, from `S_max` down to
 //! `S_min` (`suspicion`). A confirmation counts only when the accuser's own authenticated datagram
 //! brings it: a relayed one can raise a suspicion, but does not count, so that one member cannot
 //! speak with many voices.
@@ -852,11 +853,16 @@ impl Swim {
         let Some(member) = self.members.get(&node) else {
             return;
         };
-        let wanted = match &member.standing {
-            Standing::Suspect(_) => true,
-            Standing::Dead { .. } => member.hearsay,
-            Standing::Alive | Standing::Left => false,
+        let incarnation = member.incarnation();
+        let (wanted, ask_again) = match &member.standing {
+            Standing::Suspect(suspicion) => (true, suspicion.own_probe_failed),
+            Standing::Dead { .. } => (member.hearsay, false),
+            Standing::Alive | Standing::Left => (false, false),
         };
+        if ask_again {
+            // The shortest wait is over, and too few have confirmed. Whoever knows better answers.
+            self.accuse(now, node.clone(), incarnation);
+        }
         if !wanted || self.probes.is_probing(&node) {
             return;
         }
@@ -971,15 +977,16 @@ impl Swim {
             }
             Standing::Suspect(suspicion) => {
                 suspicion.own_probe_failed = true;
-                let confirmed = suspicion.confirm(&self.id);
-                let deadline = suspicion.deadline();
-                if confirmed {
+                let news = suspicion.confirm(&self.id);
+                let (deadline, next_look) = (suspicion.deadline(), suspicion.next_look(now));
+                if news {
                     self.accuse(now, node.clone(), incarnation);
                 }
                 if deadline <= now {
                     self.die(now, &node);
                 } else {
-                    self.timers.set(Timer::Suspicion(node), deadline);
+                    self.timers.set(Timer::Suspicion(node.clone()), deadline);
+                    self.timers.set(Timer::Check(node), next_look);
                 }
             }
             Standing::Dead { .. } | Standing::Left => {}
@@ -1047,11 +1054,37 @@ impl Swim {
                 }
                 condemned && self.condemn(node)
             }
-            Standing::Dead { .. } | Standing::Left => false,
+            Standing::Dead { .. } => {
+                if from == accuser && !condemned && !member.hearsay {
+                    self.tell_dead(from, node);
+                }
+                false
+            }
+            Standing::Left => false,
         };
         if relay {
             self.spread_statement(now, node, statement);
         }
+    }
+
+    /// Tells a member that still wonders about `node` that it is dead here.
+    fn tell_dead(&mut self, to: &NodeId, node: &NodeId) {
+        let (Some(doubter), Some(dead)) = (self.members.get(to), self.members.get(node)) else {
+            return;
+        };
+        let statement = Statement::Dead(Accusation {
+            node: node.clone(),
+            incarnation: dead.incarnation(),
+            accuser: self.id.clone(),
+        });
+        let destination = doubter.record.record.gossip_addr;
+        let payload = message::encode_statement(&statement);
+        self.counters.sent.count(&Body::Gossip);
+        self.transmits.push_back(Transmit {
+            to: to.clone(),
+            destination,
+            payload,
+        });
     }
 
     /// Leaves a suspect the shortest time only; false when that was so before.
@@ -1078,10 +1111,12 @@ impl Swim {
         suspicion.own_probe_failed = own_probe_failed;
         self.timers
             .set(Timer::Suspicion(node.clone()), suspicion.deadline());
-        if !own_probe_failed {
-            let check = self.rng.between(Duration::ZERO, min / 2);
-            self.timers.set(Timer::Check(node.clone()), now + check);
-        }
+        let check = if own_probe_failed {
+            min
+        } else {
+            self.rng.between(Duration::ZERO, min / 2)
+        };
+        self.timers.set(Timer::Check(node.clone()), now + check);
         self.members
             .set_standing(node, Standing::Suspect(suspicion), now);
         self.counters.suspicions += 1;

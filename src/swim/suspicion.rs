@@ -69,6 +69,13 @@ impl Suspicion {
         self.start + timeout
     }
 
+    /// When to look at the accused again after a probe that failed: once the shortest wait is over,
+    /// and then once in each such time.
+    pub(super) fn next_look(&self, now: Instant) -> Instant {
+        let first = self.start + self.min;
+        if now < first { first } else { now + self.min }
+    }
+
     /// Counts a confirmation; false when it tells nothing new.
     pub(super) fn confirm(&mut self, by: &NodeId) -> bool {
         *by != self.accuser

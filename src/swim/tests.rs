@@ -240,6 +240,32 @@ fn the_answer_to_a_suspect_tells_it_what_is_said() {
 }
 
 #[test]
+fn whoever_knows_a_suspect_to_be_dead_answers_the_accuser() {
+    let mut bench = Bench::new(Config::lan(), &["a", "b"]);
+    while bench.core.member(&id("a")).unwrap().status != MemberStatus::Dead {
+        bench.tick();
+        for (to, message) in bench.sent() {
+            if let (Body::Ping { seq, .. }, "b") = (message.body, to.as_str()) {
+                bench.receive("b", Body::Ack { seq });
+            }
+        }
+    }
+    let accused = |accuser| Accusation {
+        node: id("a"),
+        incarnation: 1,
+        accuser: id(accuser),
+    };
+    bench.tell("b", Body::Gossip, vec![Statement::Suspect(accused("b"))]);
+    let (to, message) = bench.sent().pop().unwrap();
+    assert_eq!(to, id("b"));
+    assert_eq!(message.statements, [Statement::Dead(accused("me"))]);
+    // One dead for both is nothing to talk about, nor is what a third one says.
+    bench.tell("b", Body::Gossip, vec![Statement::Dead(accused("b"))]);
+    bench.tell("b", Body::Gossip, vec![Statement::Suspect(accused("c"))]);
+    assert_eq!(bench.sent(), []);
+}
+
+#[test]
 fn a_helper_nacks_before_the_requester_gives_up_and_passes_a_late_answer_on() {
     let mut bench = Bench::new(Config::lan(), &["a", "b"]);
     let asked_at = bench.now;
