@@ -34,19 +34,59 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ),
     ("resolver", &["thread", "waker"]),
     ("snapshot", &["error", "node_id", "stats", "transport"]),
-    ("app", &["error", "inbox", "node_id", "snapshot", "thread", "transport", "event"]),
+    (
+        "app",
+        &[
+            "error",
+            "inbox",
+            "node_id",
+            "snapshot",
+            "thread",
+            "transport",
+            "event",
+        ],
+    ),
     (
         "reactor",
         &[
-            "close", "control", "error", "event", "mesh", "node_id", "record", "resolver",
-            "snapshot", "stats", "subscribers", "swim", "thread", "transport", "trust", "waker",
+            "close",
+            "control",
+            "error",
+            "event",
+            "mesh",
+            "node_id",
+            "record",
+            "resolver",
+            "snapshot",
+            "stats",
+            "subscribers",
+            "swim",
+            "thread",
+            "transport",
+            "trust",
+            "waker",
         ],
     ),
     (
         "node",
         &[
-            "app", "error", "event", "inbox", "mesh", "node_id", "reactor", "record", "snapshot",
-            "stats", "subscribers", "swim", "thread", "transport", "trust", "waker", "ca",
+            "app",
+            "error",
+            "event",
+            "inbox",
+            "mesh",
+            "node_id",
+            "reactor",
+            "record",
+            "snapshot",
+            "stats",
+            "subscribers",
+            "swim",
+            "thread",
+            "transport",
+            "trust",
+            "waker",
+            "ca",
         ],
     ),
 ];
@@ -93,14 +133,23 @@ fn src() -> PathBuf {
 fn layer(file: &Path) -> String {
     let inside = file.strip_prefix(src()).expect("under src");
     let first = inside.components().next().expect("a file name");
-    first.as_os_str().to_string_lossy().trim_end_matches(".rs").to_owned()
+    first
+        .as_os_str()
+        .to_string_lossy()
+        .trim_end_matches(".rs")
+        .to_owned()
 }
 
 /// The code before its tests, without comments.
 fn live_code(file: &Path) -> String {
     let text = fs::read_to_string(file).expect("readable");
-    let live = text.split("\n#[cfg(test)]\nmod ").next().unwrap_or_default();
-    let lines = live.lines().filter(|line| !line.trim_start().starts_with("//"));
+    let live = text
+        .split("\n#[cfg(test)]\nmod ")
+        .next()
+        .unwrap_or_default();
+    let lines = live
+        .lines()
+        .filter(|line| !line.trim_start().starts_with("//"));
     lines.collect::<Vec<_>>().join("\n")
 }
 
@@ -120,7 +169,9 @@ fn imports(code: &str) -> BTreeSet<String> {
 }
 
 fn head(path: &str) -> String {
-    path.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect()
+    path.chars()
+        .take_while(|c| c.is_alphanumeric() || *c == '_')
+        .collect()
 }
 
 /// The first names of each part of `{a::b, c::{d, e}}`, given what follows the brace.
@@ -165,14 +216,20 @@ fn every_layer_imports_only_what_stands_below_it() {
 
 #[test]
 fn the_table_has_no_cycle_among_layers() {
-    let position: BTreeMap<&str, usize> =
-        MAY_IMPORT.iter().enumerate().map(|(i, (name, _))| (*name, i)).collect();
+    let position: BTreeMap<&str, usize> = MAY_IMPORT
+        .iter()
+        .enumerate()
+        .map(|(i, (name, _))| (*name, i))
+        .collect();
     for (name, may) in MAY_IMPORT {
         for other in *may {
             let is_below = position[other] < position[name];
             // Documentation links only: `Delivery` is named in an error's text.
             let is_link = (*name, *other) == ("error", "app");
-            assert!(is_below || is_link, "{name} may import {other}, which stands above it");
+            assert!(
+                is_below || is_link,
+                "{name} may import {other}, which stands above it"
+            );
         }
     }
 }
@@ -181,8 +238,10 @@ fn the_table_has_no_cycle_among_layers() {
 fn the_pure_cores_know_no_socket_clock_thread_or_lock() {
     let mut wrong = Vec::new();
     for file in source_files(&src()) {
-        let is_pure = matches!(layer(&file).as_str(), "swim" | "mesh" | "record" | "control" | "rng")
-            || file.ends_with("transport/framing.rs");
+        let is_pure = matches!(
+            layer(&file).as_str(),
+            "swim" | "mesh" | "record" | "control" | "rng"
+        ) || file.ends_with("transport/framing.rs");
         if !is_pure || file.ends_with("tests.rs") {
             continue;
         }
@@ -201,11 +260,20 @@ fn unsafe_stands_in_one_file_and_each_with_its_reason() {
     for file in source_files(&src()) {
         let code = live_code(&file);
         let is_home = file.ends_with("transport/udp.rs");
-        assert!(is_home || !code.contains("unsafe {"), "{} is unsafe", file.display());
+        assert!(
+            is_home || !code.contains("unsafe {"),
+            "{} is unsafe",
+            file.display()
+        );
         if is_home {
             let text = fs::read_to_string(&file).expect("readable");
             let blocks = text.matches("unsafe {").count();
-            assert_eq!(text.matches("// SAFETY:").count(), blocks, "{}", file.display());
+            assert_eq!(
+                text.matches("// SAFETY:").count(),
+                blocks,
+                "{}",
+                file.display()
+            );
         }
     }
 }
@@ -216,9 +284,17 @@ fn the_map_names_every_module() {
     let map = fs::read_to_string(map).expect("docs/ARCHITECTURE.md");
     let missing: Vec<String> = source_files(&src())
         .iter()
-        .map(|file| file.strip_prefix(src()).expect("under src").display().to_string())
+        .map(|file| {
+            file.strip_prefix(src())
+                .expect("under src")
+                .display()
+                .to_string()
+        })
         .filter(|name| name != "lib.rs" && !name.ends_with("tests.rs"))
         .filter(|name| !map.contains(&format!("`{name}`")))
         .collect();
-    assert!(missing.is_empty(), "docs/ARCHITECTURE.md does not name {missing:#?}");
+    assert!(
+        missing.is_empty(),
+        "docs/ARCHITECTURE.md does not name {missing:#?}"
+    );
 }
