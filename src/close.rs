@@ -135,7 +135,13 @@ impl CloseReason {
 
 impl fmt::Display for CloseReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let who = |by_peer: &bool| if *by_peer { "peer refused us" } else { "we refused the peer" };
+        let who = |by_peer: &bool| {
+            if *by_peer {
+                "peer refused us"
+            } else {
+                "we refused the peer"
+            }
+        };
         match self {
             Self::Local(code) => write!(f, "closed here: {code}"),
             Self::Peer(code) => write!(f, "closed by the peer: {code}"),

@@ -153,9 +153,15 @@ pub enum SendErrorKind {
         /// Why it ended.
         reason: String,
     },
-    /// The call would wait for itself, for example a blocking call from an inline handler.
-    #[error("would deadlock: a handler may not wait here")]
-    WouldDeadlock,
+    /// The peer has no application of that name. Messages sent to it before were not delivered and
+    /// count as unacknowledged; the next one tries again.
+    #[error("{peer} has no application {app:?}")]
+    NoApplication {
+        /// The peer.
+        peer: NodeId,
+        /// The application.
+        app: String,
+    },
     /// The node is shut down.
     #[error("node is shut down")]
     Stopped,
@@ -211,9 +217,6 @@ pub enum RequestError {
     /// Too many requests to that peer wait for a reply already. Nothing was sent.
     #[error("too many requests to {0} are waiting")]
     Busy(NodeId),
-    /// The call would wait for itself. Nothing was sent.
-    #[error("would deadlock: a handler may not wait here")]
-    WouldDeadlock,
     /// The node is shut down.
     #[error("node is shut down")]
     Stopped,

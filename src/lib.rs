@@ -1,19 +1,33 @@
 //! nodosum turns several processes into one cluster, without an async runtime.
 
+mod app;
 mod close;
+#[doc(hidden)]
+pub mod control;
 mod error;
 mod event;
+mod inbox;
 #[doc(hidden)]
 pub mod mesh;
 mod node;
 mod node_id;
 #[doc(hidden)]
 pub mod record;
+#[doc(hidden)]
+pub mod rng;
+mod reactor;
+mod resolver;
+mod snapshot;
 mod stats;
+mod subscribers;
 #[doc(hidden)]
 pub mod swim;
+mod thread;
+#[doc(hidden)]
+pub mod transport;
 #[doc(hidden)]
 pub mod trust;
+mod waker;
 
 #[cfg(feature = "ca")]
 pub mod ca;
@@ -24,10 +38,11 @@ pub use error::{
     StartError,
 };
 pub use event::{Event, EventKind};
-pub use node::{
-    App, Builder, Delivery, Events, LeaveReport, Message, Node, Profile, Ready, Request,
-    ShutdownReport,
-};
+pub use app::{App, Delivery};
+pub use inbox::{Message, Request};
+pub use node::{Builder, LeaveReport, Node, Profile, ShutdownReport};
+pub use snapshot::Ready;
+pub use subscribers::Events;
 pub use node_id::{BootId, ClusterName, InvalidName, NodeId};
 pub use record::MAX_TAG_BYTES;
 pub use stats::{
@@ -38,5 +53,5 @@ pub use trust::Identity;
 
 /// The pure cores, for tests, simulation and the curious. Outside semantic versioning.
 pub mod unversioned {
-    pub use crate::{mesh, node_id::ConnectionId, record, swim, trust};
+    pub use crate::{mesh, node_id::ConnectionId, record, rng, swim, trust};
 }

@@ -1,116 +1,719 @@
-//! The public face: a running node and the applications on it.
-#![allow(unused_variables, clippy::all, missing_docs, reason = "signatures only, for now")]
-use std::{net::SocketAddr, time::Duration};
+//! A running node: start, what it knows, commands, the end.
 
-use crossbeam_channel::Receiver;
+#![expect(clippy::disallowed_methods, reason = "callers wait against the real clock")]
 
-use crate::*;
+use std::{
+    collections::BTreeMap,
+    fmt, io,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
+    time::{Duration, Instant, SystemTime},
+};
 
-/// Timing profile of membership (memberlist's values).
+use crossbeam_channel::{Receiver, Sender};
+use parking_lot::Mutex;
+use ring::rand::{SecureRandom, SystemRandom};
+
+use crate::{
+    app::{App, Workers},
+    error::{
+        CommandError, IdentityError, NotReady, RegisterError, RequestError, StartError,
+    },
+    inbox::{self, Registry},
+    mesh::{self, Mesh},
+    node_id::{BootId, ClusterName, NodeId},
+    reactor::{self, Command, Counters, Parts},
+    record::{MAX_TAG_BYTES, PROTOCOL_VERSIONS, Record, tag_bytes},
+    snapshot::{Ready, Snapshot, Stage},
+    stats::{
+        ConnectionCounts, ConnectionInfo, ConnectionState, MemberCounts, MemberInfo, MemberStatus,
+        PeerInfo, Side, Status,
+    },
+    subscribers::{Events, Subscribers},
+    swim::{self, Swim},
+    thread,
+    transport::{self, Context, Endpoint, millis, quic_config, udp},
+    trust::{self, Identity},
+    waker::Waker,
+};
+
+/// Commands that may wait for the reactor; a caller waits for its answer, so that each waiting
+/// command is a waiting thread.
+const COMMAND_CAPACITY: usize = 64;
+
+/// Notices that may wait for the reactor; workers keep what does not fit and read less.
+const NOTICE_CAPACITY: usize = 4_096;
+
+/// The UDP payload of a gossip datagram, which every path carries.
+const MAX_GOSSIP_DATAGRAM_BYTES: usize = 1_200;
+
+/// How long a leave inside a shutdown may take at most.
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long the drop of the last handle may take.
+const DROP_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// The timers of membership, for a kind of network. Values: memberlist's.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Profile { #[default] Lan, Wan, Local }
-
-/// What to wait for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Ready {
-    /// The sockets are bound and the first join round is over.
-    Started,
-    /// This many peers are connected.
-    Peers(usize),
-    /// Every alive member is connected.
-    FullMesh,
-    /// This many members are alive, this node included.
-    Members(usize),
+pub enum Profile {
+    /// One data centre: a probe each second, half a second for its answer.
+    #[default]
+    Lan,
+    /// Across continents: a probe each 5 s, 3 s for its answer.
+    Wan,
+    /// One machine: a probe each second, 200 ms for its answer, shorter suspicion.
+    Local,
 }
 
-/// A handle; cheap to clone.
-#[derive(Clone)]
-pub struct Node {}
+/// How a node is to be started. Each method gives the builder back.
+#[derive(Debug)]
+#[must_use = "a builder does nothing until `start`"]
+pub struct Builder {
+    identity: Identity,
+    bind: SocketAddr,
+    gossip_bind: Option<SocketAddr>,
+    advertise: Option<SocketAddr>,
+    gossip_advertise: Option<SocketAddr>,
+    seeds: Vec<String>,
+    tags: BTreeMap<String, String>,
+    profile: Profile,
+    expected: (Option<String>, Option<String>),
+    transport: transport::Config,
+    #[cfg(test)]
+    panic_at_start: bool,
+}
 
-pub struct Builder {}
 impl Builder {
-    /// QUIC address; port 0 picks one. Default 127.0.0.1:0? No: 0.0.0.0:7946 for `run`.
-    pub fn bind(self, addr: SocketAddr) -> Self { unimplemented!() }
-    /// Default: the port after `bind`, 0 if that is 0.
-    pub fn gossip_bind(self, addr: SocketAddr) -> Self { unimplemented!() }
-    pub fn advertise(self, addr: SocketAddr) -> Self { unimplemented!() }
-    pub fn gossip_advertise(self, addr: SocketAddr) -> Self { unimplemented!() }
-    /// HOST:PORT, may be called often.
-    pub fn seed(self, seed: impl Into<String>) -> Self { unimplemented!() }
-    pub fn seeds(self, seeds: impl IntoIterator<Item = impl Into<String>>) -> Self { unimplemented!() }
-    pub fn tag(self, key: impl Into<String>, value: impl Into<String>) -> Self { unimplemented!() }
-    pub fn profile(self, profile: Profile) -> Self { unimplemented!() }
-    /// Must agree with the certificate: StartError::Identity(Contradiction) otherwise.
-    pub fn expect_node(self, name: impl Into<String>) -> Self { unimplemented!() }
-    pub fn expect_cluster(self, name: impl Into<String>) -> Self { unimplemented!() }
-    pub fn start(self) -> Result<Node, StartError> { unimplemented!() }
+    /// The QUIC address, which others use as a seed. Port 0 picks one. Default: `127.0.0.1:0`.
+    ///
+    /// Other hosts must be able to reach it: an unspecified address such as `0.0.0.0` also needs
+    /// [`advertise`](Self::advertise).
+    pub fn bind(mut self, addr: SocketAddr) -> Self {
+        self.bind = addr;
+        self
+    }
+
+    /// The address for gossip datagrams. Default: the port after [`bind`](Self::bind)'s, or 0 if
+    /// that is 0.
+    pub fn gossip_bind(mut self, addr: SocketAddr) -> Self {
+        self.gossip_bind = Some(addr);
+        self
+    }
+
+    /// Where others reach this node's QUIC port, if that is not where it is bound (NAT, containers).
+    /// Port 0 stands for the bound port.
+    pub fn advertise(mut self, addr: SocketAddr) -> Self {
+        self.advertise = Some(addr);
+        self
+    }
+
+    /// Where others reach this node's gossip port. Default: [`advertise`](Self::advertise)'s IP and
+    /// the bound gossip port.
+    pub fn gossip_advertise(mut self, addr: SocketAddr) -> Self {
+        self.gossip_advertise = Some(addr);
+        self
+    }
+
+    /// Adds the QUIC address of a node of the cluster, `HOST:PORT`. A name is looked up again at
+    /// every try, and all its addresses are tried.
+    pub fn seed(mut self, seed: impl Into<String>) -> Self {
+        self.seeds.push(seed.into());
+        self
+    }
+
+    /// Adds several seeds.
+    pub fn seeds(mut self, seeds: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        self.seeds.extend(seeds.into_iter().map(Into::into));
+        self
+    }
+
+    /// Adds a label that every member sees. All labels together take at most 512 bytes, counting
+    /// two for each.
+    pub fn tag(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
+        self.tags.insert(key.into(), value.into());
+        self
+    }
+
+    /// The timers of membership. Default: [`Profile::Lan`].
+    pub fn profile(mut self, profile: Profile) -> Self {
+        self.profile = profile;
+        self
+    }
+
+    /// Refuses to start unless the certificate is for this node.
+    pub fn expect_node(mut self, name: impl Into<String>) -> Self {
+        self.expected.0 = Some(name.into());
+        self
+    }
+
+    /// Refuses to start unless the certificate is for this cluster.
+    pub fn expect_cluster(mut self, name: impl Into<String>) -> Self {
+        self.expected.1 = Some(name.into());
+        self
+    }
+
+    /// Settings of the transport, for tests of their own limits.
+    #[doc(hidden)]
+    pub fn transport(mut self, config: transport::Config) -> Self {
+        self.transport = config;
+        self
+    }
+
+    #[cfg(test)]
+    fn panic_at_start(mut self) -> Self {
+        self.panic_at_start = true;
+        self
+    }
+
+    /// Starts the node: checks the identity, binds both sockets, starts the reactor. Joining goes on
+    /// in the background, so that an unreachable seed does not delay this;
+    /// [`Node::wait_ready`] waits for it.
+    ///
+    /// # Errors
+    ///
+    /// [`StartError`] for anything that would make the node useless. Nothing is left running then.
+    pub fn start(self) -> Result<Node, StartError> {
+        let started_at = Instant::now();
+        self.check()?;
+        log::debug!(target: "node", node:% = self.identity.node(); "start: identity checked");
+        let listener = udp::listen(self.bind).map_err(bind_error("QUIC", self.bind))?;
+        let gossip_bind = self.gossip_bind.unwrap_or_else(|| {
+            // The port after the requested one; the next one after 65,535 cannot be.
+            let port = match self.bind.port() {
+                0 | u16::MAX => 0,
+                port => port + 1,
+            };
+            SocketAddr::new(self.bind.ip(), port)
+        });
+        let gossip = udp::gossip(gossip_bind).map_err(bind_error("gossip", gossip_bind))?;
+        let gossip_bound = gossip.local_addr()?;
+        let quic_addr = advertised(self.advertise, None, listener.addr);
+        let gossip_addr = advertised(self.gossip_advertise, self.advertise, gossip_bound);
+        for addr in [quic_addr, gossip_addr] {
+            if addr.ip().is_unspecified() {
+                let why = format!("others cannot reach {addr}; bind to an address or advertise one");
+                return Err(StartError::Config(why));
+            }
+        }
+        log::debug!(target: "node", quic:% = listener.addr, gossip:% = gossip_bound;
+            "start: sockets bound");
+
+        let random = SystemRandom::new();
+        let boot = BootId(random_bytes(&random)?);
+        let record = Record {
+            cluster: self.identity.cluster().clone(),
+            node: self.identity.node().clone(),
+            incarnation: 1,
+            boot,
+            quic_addr,
+            gossip_addr,
+            tags: self.tags,
+            left: false,
+            protocol: PROTOCOL_VERSIONS,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            certificate: self.identity.fingerprint(),
+        };
+        let signed = self.identity.sign(record).map_err(|e| StartError::Tls(e.to_string()))?;
+
+        let (notice_sender, notices) = crossbeam_channel::bounded(NOTICE_CAPACITY);
+        let (commands, command_receiver) = crossbeam_channel::bounded(COMMAND_CAPACITY);
+        let waker = Arc::new(Waker::new()?);
+        let registry = Arc::new(Registry::default());
+        let quic = quic_config(&self.identity, &self.transport).map_err(StartError::Tls)?;
+        let context = Arc::new(Context {
+            node: self.identity.node().clone(),
+            cluster: self.identity.cluster().clone(),
+            boot,
+            quic: Mutex::new(quic),
+            registry: Arc::clone(&registry),
+            notices: notice_sender,
+            reactor: Arc::clone(&waker),
+            started_at,
+            reactor_turned_ms: AtomicU64::new(0),
+            keyring_digest: Mutex::new(trust::Keyring::new().digest().to_vec()),
+            ping_interval_ms: AtomicU64::new(millis(self.transport.ping_interval)),
+            counters: transport::Counters::default(),
+            config: self.transport,
+        });
+        log::debug!(target: "node", "start: TLS ready");
+        let reset_key = self.identity.derive_key("stateless reset");
+        let endpoint = Endpoint::new(Arc::clone(&context), listener, &reset_key)?;
+
+        let overhead = trust::overhead(self.identity.node().as_str().len());
+        let swim_config = swim::Config {
+            max_payload_bytes: MAX_GOSSIP_DATAGRAM_BYTES - overhead,
+            ..match self.profile {
+                Profile::Lan => swim::Config::lan(),
+                Profile::Wan => swim::Config::wan(),
+                Profile::Local => swim::Config::local(),
+            }
+        };
+        let seed = u64::from_ne_bytes(random_bytes(&random)?);
+        let now = Instant::now();
+        let node = self.identity.node().clone();
+        let snapshot = Arc::new(Snapshot::new());
+        let subscribers = Arc::new(Subscribers::new());
+        let counters = Arc::new(Counters::default());
+        let (stuck_sender, stuck) = crossbeam_channel::bounded(1);
+        let parts = Parts {
+            swim: Swim::new(swim_config, signed, seed, now),
+            mesh: Mesh::new(mesh::Config::default(), node, boot, seed.rotate_left(32), now),
+            identity: self.identity.clone(),
+            context: Arc::clone(&context),
+            endpoint,
+            gossip,
+            seeds: self.seeds,
+            notices,
+            commands: command_receiver,
+            snapshot: Arc::clone(&snapshot),
+            subscribers: Arc::clone(&subscribers),
+            counters: Arc::clone(&counters),
+            stuck: stuck_sender,
+            #[cfg(test)]
+            panic_at_start: self.panic_at_start,
+        };
+        let reactor = thread::spawn("nd-reactor", move || reactor::run(parts))?;
+        log::debug!(target: "node", "start: reactor runs");
+        let handle = Handle {
+            identity: self.identity,
+            quic_addr,
+            gossip_addr,
+            context,
+            snapshot,
+            subscribers,
+            counters,
+            registry,
+            workers: Arc::default(),
+            commands,
+            waker,
+            stuck,
+            reactor: Mutex::new(Some(reactor)),
+            has_left: AtomicBool::new(false),
+        };
+        Ok(Node { handle: Arc::new(handle) })
+    }
+
+    fn check(&self) -> Result<(), StartError> {
+        let names = [
+            ("node", &self.expected.0, self.identity.node().as_str()),
+            ("cluster", &self.expected.1, self.identity.cluster().as_str()),
+        ];
+        for (what, configured, certified) in names {
+            if let Some(configured) = configured
+                && configured != certified
+            {
+                return Err(StartError::Identity(IdentityError::Contradiction {
+                    what,
+                    configured: configured.clone(),
+                    certified: certified.to_owned(),
+                }));
+            }
+        }
+        self.identity.check(SystemTime::now())?;
+        let bytes = tag_bytes(&self.tags);
+        if bytes > MAX_TAG_BYTES {
+            let why = format!("tags take {bytes} bytes, more than {MAX_TAG_BYTES}");
+            return Err(StartError::Config(why));
+        }
+        self.seeds.iter().try_for_each(|seed| check_seed(seed)).map_err(|error| {
+            StartError::Config(format!("seed {error}"))
+        })
+    }
+}
+
+fn bind_error(purpose: &'static str, addr: SocketAddr) -> impl Fn(io::Error) -> StartError {
+    move |source| StartError::Bind { purpose, addr, source }
+}
+
+/// `HOST:PORT` with a port that can be dialled.
+fn check_seed(seed: &str) -> Result<(), CommandError> {
+    let is_good = seed.rsplit_once(':').is_some_and(|(host, port)| {
+        !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port != 0)
+    });
+    if is_good { Ok(()) } else { Err(CommandError::InvalidSeed(seed.to_owned())) }
+}
+
+fn random_bytes<const N: usize>(random: &SystemRandom) -> Result<[u8; N], StartError> {
+    let mut bytes = [0; N];
+    random.fill(&mut bytes).map_err(|_| {
+        StartError::System(io::Error::other("the system has no random numbers"))
+    })?;
+    Ok(bytes)
+}
+
+/// The address that goes into the record.
+fn advertised(
+    given: Option<SocketAddr>,
+    other: Option<SocketAddr>,
+    bound: SocketAddr,
+) -> SocketAddr {
+    match (given, other) {
+        (Some(given), _) if given.port() == 0 => SocketAddr::new(given.ip(), bound.port()),
+        (Some(given), _) => given,
+        (None, Some(other)) => SocketAddr::new(other.ip(), bound.port()),
+        (None, None) => bound,
+    }
+}
+
+/// A running node. Cheap to clone, `Send` and `Sync`; all clones are the same node, and the last
+/// one to be dropped shuts it down briefly.
+///
+/// Nothing here blocks without a time-out, the library prints nothing, installs no signal handler
+/// and initialises no logger.
+#[derive(Clone)]
+pub struct Node {
+    handle: Arc<Handle>,
+}
+
+struct Handle {
+    identity: Identity,
+    quic_addr: SocketAddr,
+    gossip_addr: SocketAddr,
+    context: Arc<Context>,
+    snapshot: Arc<Snapshot>,
+    subscribers: Arc<Subscribers>,
+    counters: Arc<Counters>,
+    registry: Arc<Registry>,
+    workers: Arc<Workers>,
+    commands: Sender<Command>,
+    waker: Arc<Waker>,
+    stuck: Receiver<Vec<String>>,
+    reactor: Mutex<Option<thread::Handle>>,
+    has_left: AtomicBool,
+}
+
+impl fmt::Debug for Node {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Node")
+            .field("id", self.id())
+            .field("quic", &self.quic_addr())
+            .finish_non_exhaustive()
+    }
+}
+
+/// How a leave went.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct LeaveReport {
+    /// These peers have confirmed that they know.
+    pub confirmed: Vec<NodeId>,
+    /// These have not in time; gossip tells them, or they find out by probing.
+    pub unconfirmed: Vec<NodeId>,
+}
+
+/// How a shutdown went.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ShutdownReport {
+    /// Every connected peer knows that this node left on purpose.
+    pub left: bool,
+    /// Threads that had not ended in time, for example a handler that is still at work. They hold
+    /// nothing that others wait for and end with what they do.
+    pub threads_stuck: Vec<String>,
 }
 
 impl Node {
-    pub fn builder(identity: Identity) -> Builder { unimplemented!() }
-    pub fn id(&self) -> &NodeId { unimplemented!() }
-    pub fn cluster(&self) -> &ClusterName { unimplemented!() }
-    pub fn quic_addr(&self) -> SocketAddr { unimplemented!() }
-    pub fn gossip_addr(&self) -> SocketAddr { unimplemented!() }
-    pub fn wait_ready(&self, ready: Ready, timeout: Duration) -> Result<(), NotReady> { unimplemented!() }
-    pub fn members(&self) -> Vec<MemberInfo> { unimplemented!() }
-    pub fn peers(&self) -> Vec<PeerInfo> { unimplemented!() }
-    pub fn connections(&self) -> Vec<ConnectionInfo> { unimplemented!() }
-    pub fn status(&self) -> Status { unimplemented!() }
-    pub fn events(&self) -> Events { unimplemented!() }
-    pub fn register(&self, name: &str) -> Result<App, RegisterError> { unimplemented!() }
-    /// Returns how many seeds answered.
-    pub fn join(&self, seeds: &[String], timeout: Duration) -> Result<usize, CommandError> { unimplemented!() }
-    /// Says goodbye; the node goes on running, alone, until shutdown.
-    pub fn leave(&self, timeout: Duration) -> Result<LeaveReport, CommandError> { unimplemented!() }
-    pub fn force_leave(&self, node: &NodeId) -> Result<(), CommandError> { unimplemented!() }
-    /// A health ping over the connection: its round-trip time.
-    pub fn ping(&self, node: &NodeId, timeout: Duration) -> Result<Duration, RequestError> { unimplemented!() }
-    pub fn shutdown(&self, timeout: Duration) -> ShutdownReport { unimplemented!() }
-    /// Stops at once, without a leave and without closing connections, as `kill -9` would.
-    pub fn abort(&self) { unimplemented!() }
+    /// Begins to describe a node that has this identity.
+    pub fn builder(identity: Identity) -> Builder {
+        Builder {
+            identity,
+            bind: SocketAddr::from(([127, 0, 0, 1], 0)),
+            gossip_bind: None,
+            advertise: None,
+            gossip_advertise: None,
+            seeds: Vec::new(),
+            tags: BTreeMap::new(),
+            profile: Profile::default(),
+            expected: (None, None),
+            transport: transport::Config::default(),
+            #[cfg(test)]
+            panic_at_start: false,
+        }
+    }
+
+    /// This node's name.
+    pub fn id(&self) -> &NodeId {
+        self.handle.identity.node()
+    }
+
+    /// The cluster's name.
+    pub fn cluster(&self) -> &ClusterName {
+        self.handle.identity.cluster()
+    }
+
+    /// Which life of the node this is.
+    pub fn boot_id(&self) -> BootId {
+        self.handle.context.boot
+    }
+
+    /// Where others reach this node's QUIC port: a seed for them.
+    pub fn quic_addr(&self) -> SocketAddr {
+        self.handle.quic_addr
+    }
+
+    /// Where others reach this node's gossip port.
+    pub fn gossip_addr(&self) -> SocketAddr {
+        self.handle.gossip_addr
+    }
+
+    /// Waits until `ready` holds. Always answers within `timeout`.
+    ///
+    /// # Errors
+    ///
+    /// [`NotReady::Timeout`] names what is missing; [`NotReady::Failed`] and
+    /// [`NotReady::Stopped`] come at once, because nothing will change any more.
+    pub fn wait_ready(&self, ready: Ready, timeout: Duration) -> Result<(), NotReady> {
+        self.handle.snapshot.wait(ready, Instant::now(), timeout)
+    }
+
+    /// Every member this node knows, itself included, in the order of their names.
+    pub fn members(&self) -> Vec<MemberInfo> {
+        self.handle.snapshot.members()
+    }
+
+    /// Every peer with an authenticated connection, in the order of their names.
+    pub fn peers(&self) -> Vec<PeerInfo> {
+        let peers = self.handle.snapshot.peers().into_iter();
+        peers
+            .map(|(node, connection)| PeerInfo {
+                node,
+                addr: connection.addr,
+                side: connection.side,
+                rtt: connection.info().rtt,
+            })
+            .collect()
+    }
+
+    /// Every connection, and a row for every member to which there is none.
+    pub fn connections(&self) -> Vec<ConnectionInfo> {
+        self.handle.snapshot.connections(Instant::now())
+    }
+
+    /// The node in one look.
+    pub fn status(&self) -> Status {
+        let mut members = MemberCounts::default();
+        for member in self.members() {
+            let count = match member.status {
+                MemberStatus::Alive => &mut members.alive,
+                MemberStatus::Suspect => &mut members.suspect,
+                MemberStatus::Dead => &mut members.dead,
+                MemberStatus::Left => &mut members.left,
+            };
+            *count += 1;
+        }
+        let mut connections = ConnectionCounts::default();
+        for connection in self.connections() {
+            let count = match connection.state {
+                ConnectionState::Handshaking => &mut connections.handshaking,
+                ConnectionState::Established => &mut connections.established,
+                ConnectionState::Draining => &mut connections.draining,
+                ConnectionState::Down => &mut connections.down,
+            };
+            *count += 1;
+        }
+        let handle = &self.handle;
+        let stage = handle.snapshot.stage();
+        let runs = !matches!(stage, Stage::Stopped | Stage::Failed(_));
+        Status {
+            node: self.id().clone(),
+            cluster: self.cluster().clone(),
+            version: env!("CARGO_PKG_VERSION"),
+            uptime: handle.context.started_at.elapsed(),
+            ready: stage == Stage::Started,
+            members,
+            connections,
+            health_score: handle.snapshot.health_score(),
+            threads: usize::from(runs) + handle.snapshot.links().len() + handle.workers.count(),
+        }
+    }
+
+    /// Subscribes to what happens from now on. Each subscriber has its own channel of 1,024 events;
+    /// a slow one holds nobody up and is told how many it missed.
+    pub fn events(&self) -> Events {
+        Events::new(self.handle.subscribers.subscribe())
+    }
+
+    /// Registers an application by name: 1 to 64 of letters, digits, `.`, `_` and `-`. The name is
+    /// free again when every clone of the returned [`App`] is dropped.
+    ///
+    /// # Errors
+    ///
+    /// [`RegisterError`]: the name is taken or malformed, or there are 64 applications.
+    pub fn register(&self, name: &str) -> Result<App, RegisterError> {
+        if !transport::framing::is_app_name(name) {
+            return Err(RegisterError::Invalid(name.chars().take(80).collect()));
+        }
+        let handle = &self.handle;
+        if matches!(handle.snapshot.stage(), Stage::Stopped | Stage::Failed(_)) {
+            return Err(RegisterError::Stopped);
+        }
+        let inbox = handle.registry.register(name).map_err(|refusal| match refusal {
+            inbox::Refusal::Taken => RegisterError::Taken(name.to_owned()),
+            inbox::Refusal::TooMany => RegisterError::TooMany(inbox::MAX_APPS),
+        })?;
+        Ok(App::new(
+            inbox,
+            Arc::clone(&handle.registry),
+            Arc::clone(&handle.snapshot),
+            Arc::clone(&handle.workers),
+        ))
+    }
+
+    /// Dials more seeds and waits until one answered or all have failed once. They stay seeds.
+    /// Returns how many have answered by then.
+    ///
+    /// # Errors
+    ///
+    /// [`CommandError::JoinFailed`] names why each failed.
+    pub fn join(
+        &self,
+        seeds: &[impl AsRef<str>],
+        timeout: Duration,
+    ) -> Result<usize, CommandError> {
+        let seeds: Vec<String> = seeds.iter().map(|seed| seed.as_ref().to_owned()).collect();
+        seeds.iter().try_for_each(|seed| check_seed(seed))?;
+        self.ask(timeout, |reply| Command::Join { seeds, reply })?
+    }
+
+    /// Tells every peer that this node leaves for good, and waits for their confirmation. The node
+    /// goes on running, alone, until it is shut down.
+    ///
+    /// # Errors
+    ///
+    /// [`CommandError::Stopped`] when it runs no more. That some peers have not confirmed in time is
+    /// no error but stands in the report.
+    pub fn leave(&self, timeout: Duration) -> Result<LeaveReport, CommandError> {
+        let deadline = Instant::now() + timeout;
+        // The reactor answers at the deadline at the latest; give its answer a moment to arrive.
+        let patience = timeout + Duration::from_secs(1);
+        let (confirmed, unconfirmed) =
+            self.ask(patience, |reply| Command::Leave { reply, deadline })?;
+        self.handle.has_left.store(true, Relaxed);
+        Ok(LeaveReport { confirmed, unconfirmed })
+    }
+
+    /// Declares that a dead member will not come back, so that nobody tries to reach it any more.
+    ///
+    /// # Errors
+    ///
+    /// [`CommandError::NotDead`] unless this node has found it dead.
+    pub fn force_leave(&self, node: &NodeId) -> Result<(), CommandError> {
+        self.ask(LEAVE_TIMEOUT, |reply| Command::ForceLeave { node: node.clone(), reply })?
+    }
+
+    /// Sends a health ping over the connection to a peer and waits for its answer: the round-trip
+    /// time between both connection threads.
+    ///
+    /// # Errors
+    ///
+    /// [`RequestError::NotConnected`] or [`RequestError::Timeout`].
+    pub fn ping(&self, node: &NodeId, timeout: Duration) -> Result<Duration, RequestError> {
+        let connection = self
+            .handle
+            .snapshot
+            .peer(node)
+            .ok_or_else(|| RequestError::NotConnected(node.clone()))?;
+        connection
+            .ping()
+            .recv_timeout(timeout)
+            .map_err(|_| RequestError::Timeout { peer: node.clone(), timeout })
+    }
+
+    fn ask<T>(
+        &self,
+        timeout: Duration,
+        command: impl FnOnce(Sender<T>) -> Command,
+    ) -> Result<T, CommandError> {
+        let deadline = Instant::now() + timeout;
+        let (reply, answer) = crossbeam_channel::bounded(1);
+        self.handle.tell(command(reply), deadline)?;
+        answer.recv_deadline(deadline).map_err(|error| match error {
+            crossbeam_channel::RecvTimeoutError::Timeout => CommandError::Timeout(timeout),
+            crossbeam_channel::RecvTimeoutError::Disconnected => CommandError::Stopped,
+        })
+    }
+
+    /// Leaves, lets requests under way finish, closes every connection, ends every thread, and
+    /// reports. A second call finds nothing left to do.
+    ///
+    /// `timeout` bounds all of it; a leave takes at most half of it, and at most 5 s.
+    pub fn shutdown(&self, timeout: Duration) -> ShutdownReport {
+        let deadline = Instant::now() + timeout;
+        let mut left = self.handle.has_left.load(Relaxed);
+        if !left && let Ok(report) = self.leave(LEAVE_TIMEOUT.min(timeout / 2)) {
+            left = report.unconfirmed.is_empty();
+        }
+        let threads_stuck = self.handle.stop(deadline, false);
+        ShutdownReport { left, threads_stuck }
+    }
+
+    /// Stops at once, without a leave and without a word on any connection, as `kill -9` would.
+    /// For tests of what the others make of it.
+    pub fn abort(&self) {
+        self.handle.stop(Instant::now() + DROP_TIMEOUT, true);
+    }
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct LeaveReport { pub confirmed: Vec<NodeId>, pub unconfirmed: Vec<NodeId> }
+impl Handle {
+    fn tell(&self, command: Command, deadline: Instant) -> Result<(), CommandError> {
+        use crossbeam_channel::SendTimeoutError::{Disconnected, Timeout};
+        let started = Instant::now();
+        self.commands.send_deadline(command, deadline).map_err(|error| match error {
+            Timeout(_) => CommandError::Timeout(started.elapsed()),
+            Disconnected(_) => CommandError::Stopped,
+        })?;
+        self.waker.wake();
+        Ok(())
+    }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct ShutdownReport { pub left: bool, pub threads_stuck: Vec<String> }
-
-/// One subscriber's bounded channel of events.
-pub struct Events {}
-impl Events {
-    pub fn recv(&self) -> Option<Event> { unimplemented!() }
-    pub fn recv_timeout(&self, timeout: Duration) -> Option<Event> { unimplemented!() }
-    pub fn try_recv(&self) -> Option<Event> { unimplemented!() }
-    pub fn receiver(&self) -> &Receiver<Event> { unimplemented!() }
+    /// Ends everything and returns the names of threads that did not end in time.
+    fn stop(&self, deadline: Instant, silently: bool) -> Vec<String> {
+        // One caller stops; others find nothing.
+        let Some(reactor) = self.reactor.lock().take() else { return Vec::new() };
+        if !silently {
+            for connection in self.snapshot.links() {
+                connection.await_idle(deadline.min(Instant::now() + DROP_TIMEOUT));
+            }
+        }
+        let mut stuck = Vec::new();
+        // An error means that the reactor is gone already, which is what is wanted.
+        let _ = self.tell(Command::Shutdown { silently }, deadline);
+        let is_here = reactor.thread().id() == std::thread::current().id();
+        match self.stuck.recv_deadline(deadline) {
+            Ok(threads) => stuck.extend(threads),
+            Err(crossbeam_channel::RecvTimeoutError::Disconnected) => {}
+            Err(crossbeam_channel::RecvTimeoutError::Timeout) => stuck.push("nd-reactor".into()),
+        }
+        if stuck.iter().all(|name| name != "nd-reactor") && !is_here {
+            // It has sent its last word and returns now; panics are caught inside.
+            let _ = reactor.join();
+        }
+        stuck.extend(self.workers.stop(deadline));
+        stuck
+    }
 }
 
-/// A registered application.
-#[derive(Clone)]
-pub struct App {}
-impl App {
-    pub fn name(&self) -> &str { unimplemented!() }
-    pub fn send(&self, to: &NodeId, payload: impl Into<Vec<u8>>, timeout: Duration) -> Result<(), SendError> { unimplemented!() }
-    pub fn send_many(&self, to: &[NodeId], payload: &[u8], timeout: Duration) -> Delivery { unimplemented!() }
-    pub fn broadcast(&self, payload: &[u8], timeout: Duration) -> Delivery { unimplemented!() }
-    pub fn request(&self, to: &NodeId, payload: impl Into<Vec<u8>>, timeout: Duration) -> Result<Vec<u8>, RequestError> { unimplemented!() }
-    /// Waits until the peer has acknowledged every message sent so far.
-    pub fn flush(&self, to: &NodeId, timeout: Duration) -> Result<(), SendErrorKind> { unimplemented!() }
-    pub fn messages(&self) -> &Receiver<Message> { unimplemented!() }
-    pub fn on_message(&self, workers: usize, handler: impl Fn(Message) + Send + Sync + 'static) -> Result<(), RegisterError> { unimplemented!() }
-    pub fn on_request(&self, workers: usize, handler: impl Fn(&Request) -> Result<Vec<u8>, String> + Send + Sync + 'static) -> Result<(), RegisterError> { unimplemented!() }
+impl Drop for Handle {
+    fn drop(&mut self) {
+        let is_running = self.reactor.lock().is_some();
+        if is_running {
+            let deadline = Instant::now() + DROP_TIMEOUT;
+            let (reply, answer) = crossbeam_channel::bounded(1);
+            let leave_until = Instant::now() + DROP_TIMEOUT / 2;
+            let leave = Command::Leave { reply, deadline: leave_until };
+            if !self.has_left.load(Relaxed) && self.tell(leave, deadline).is_ok() {
+                // Whoever has not confirmed by then finds out by itself.
+                let _ = answer.recv_deadline(leave_until + Duration::from_millis(100));
+            }
+            self.stop(deadline, false);
+        }
+        // The counters outlive the reactor only for this line.
+        log::debug!(target: "node",
+            gossip_received = self.counters.gossip_received.load(Relaxed),
+            gossip_sent = self.counters.gossip_sent.load(Relaxed);
+            "node dropped");
+    }
 }
-
-#[derive(Debug)]
-#[non_exhaustive]
-pub struct Message { pub from: NodeId, pub payload: Vec<u8> }
-#[derive(Debug)]
-#[non_exhaustive]
-pub struct Request { pub from: NodeId, pub payload: Vec<u8> }
-#[derive(Debug, Clone)]
-#[non_exhaustive]
-pub struct Delivery { pub ok: Vec<NodeId>, pub failed: Vec<(NodeId, SendErrorKind)> }

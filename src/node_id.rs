@@ -22,13 +22,17 @@ pub struct InvalidName {
 fn label(name: &str) -> Result<Arc<str>, InvalidName> {
     let bytes = name.as_bytes();
     let well_formed = (1..=MAX_LABEL_BYTES).contains(&bytes.len())
-        && bytes.iter().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-'))
+        && bytes
+            .iter()
+            .all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-'))
         && bytes.first() != Some(&b'-')
         && bytes.last() != Some(&b'-');
     if well_formed {
         Ok(Arc::from(name))
     } else {
-        Err(InvalidName { name: name.chars().take(80).collect() })
+        Err(InvalidName {
+            name: name.chars().take(80).collect(),
+        })
     }
 }
 
@@ -118,7 +122,9 @@ impl BootId {
 impl fmt::Display for BootId {
     /// The first four bytes in hexadecimal: enough to tell two lives of a node apart in a log.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0[..4].iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+        self.0[..4]
+            .iter()
+            .try_for_each(|byte| write!(f, "{byte:02x}"))
     }
 }
 
@@ -153,7 +159,18 @@ mod tests {
         for good in ["n", "n1", "db-7", "0", &"x".repeat(63)] {
             assert_eq!(NodeId::new(good).unwrap().as_str(), good);
         }
-        for bad in ["", "N1", "-a", "a-", "a.b", "a_b", "ä", "a b", "a\n", &"x".repeat(64)] {
+        for bad in [
+            "",
+            "N1",
+            "-a",
+            "a-",
+            "a.b",
+            "a_b",
+            "ä",
+            "a b",
+            "a\n",
+            &"x".repeat(64),
+        ] {
             assert!(NodeId::new(bad).is_err(), "{bad:?} was taken");
         }
     }

@@ -155,7 +155,10 @@ impl Record {
             return Err(RecordError::Field("protocol"));
         }
         Ok(Self {
-            cluster: wire.cluster.parse().map_err(|_| RecordError::Field("cluster"))?,
+            cluster: wire
+                .cluster
+                .parse()
+                .map_err(|_| RecordError::Field("cluster"))?,
             node: wire.node.parse().map_err(|_| RecordError::Field("node"))?,
             incarnation: wire.incarnation,
             boot: BootId::from_slice(&wire.boot).ok_or(RecordError::Field("boot"))?,
@@ -175,7 +178,9 @@ impl Record {
 
 /// How many of [`MAX_TAG_BYTES`] these tags take.
 pub fn tag_bytes(tags: &BTreeMap<String, String>) -> usize {
-    tags.iter().map(|(key, value)| key.len() + value.len() + 2).sum()
+    tags.iter()
+        .map(|(key, value)| key.len() + value.len() + 2)
+        .sum()
 }
 
 /// An address as 4 or 16 bytes of IP and 2 of port, in network order.
@@ -212,7 +217,9 @@ mod tests {
             boot: BootId([7; 16]),
             quic_addr: "[2001:db8::1]:65535".parse().unwrap(),
             gossip_addr: "[2001:db8::1]:65534".parse().unwrap(),
-            tags: (0..32).map(|i| (format!("key-{i:02}"), "v".repeat(8))).collect(),
+            tags: (0..32)
+                .map(|i| (format!("key-{i:02}"), "v".repeat(8)))
+                .collect(),
             left: true,
             protocol: (1, u32::MAX),
             version: "1".repeat(32),
@@ -233,7 +240,10 @@ mod tests {
     fn fields_outside_their_limits_are_named() {
         let mut record = largest();
         record.tags.insert("one".into(), "more".into());
-        assert_eq!(Record::decode(&record.encode()), Err(RecordError::Field("tags")));
+        assert_eq!(
+            Record::decode(&record.encode()),
+            Err(RecordError::Field("tags"))
+        );
         assert_eq!(Record::decode(&[]), Err(RecordError::Field("protocol")));
         assert_eq!(Record::decode(&[0xff; 40]), Err(RecordError::Malformed));
         assert_eq!(Record::decode(&[0; 901]), Err(RecordError::TooLarge(901)));
@@ -245,8 +255,14 @@ mod tests {
             let addr: SocketAddr = addr.parse().unwrap();
             assert_eq!(decode_addr(&encode_addr(addr)), Some(addr));
         }
-        assert_eq!(decode_addr(&encode_addr("127.0.0.1:0".parse().unwrap())), None);
-        assert_eq!(decode_addr(&encode_addr("0.0.0.0:5".parse().unwrap())), None);
+        assert_eq!(
+            decode_addr(&encode_addr("127.0.0.1:0".parse().unwrap())),
+            None
+        );
+        assert_eq!(
+            decode_addr(&encode_addr("0.0.0.0:5".parse().unwrap())),
+            None
+        );
         assert_eq!(decode_addr(&[1, 2, 3]), None);
     }
 }

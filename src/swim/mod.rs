@@ -1,1 +1,1772 @@
-//! Membership.
+//! Membership: who is in the cluster, and who of them is alive.
+//!
+//! This is SWIM (Das, Gupta, Motivala 2002) with the three parts of Lifeguard (Dadgar, Phillips,
+//! Currey 2017), as a state machine without socket, clock, thread or key: verified records and
+//! authenticated senders are inputs, datagrams and events are queues to be drained.
+//!
+//! # The algorithm
+//!
+//! **Probing.** Once per interval the next member of a shuffled list is pinged. If it does not
+//! answer within the time-out, a few others are asked to try and a ping goes over the QUIC
+//! connection; if nothing comes back before the interval ends, the probe has failed. A node that
+//! is itself slow notices (`awareness`) and gives its probes more time.
+//!
+//! **Suspicion.** A member that did not answer is suspected, and the cluster hears of it. Every
+//! member that hears of it **probes the suspect itself**, within half the shortest suspicion, and
+//! accuses it too if that fails. Each such confirmation shortens the wait, from `S_max` down to
+//! `S_min` (`suspicion`). A confirmation counts only when the accuser's own authenticated datagram
+//! brings it: a relayed accusation can raise a suspicion, but neither shorten nor end one, so one
+//! member cannot speak with many voices.
+//!
+//! **Death.** A member is dead when its time is up *and* this node's own latest probe of it failed.
+//! "Dead" from somebody else is one more accusation and nothing more: no verdict is ever taken over,
+//! so a member that one node cannot reach is not dead for those who can.
+//!
+//! **Refutation.** Whoever pings or answers a doubted member tells it so in the same datagram
+//! (Lifeguard's buddy). The accused has a record with a higher incarnation signed, which ends every
+//! doubt about the older ones. Unsigned statements hold for exactly the incarnation that is stored,
+//! so that no invented number can silence a member.
+//!
+//! **Records.** What a member is stands in the record that it signed: the higher incarnation holds.
+//! `left` comes only from the leaver's own record, or, for a member that is dead here already, from
+//! a signed forced leave. A dead or left member, or a new life (boot id) of one, comes back only
+//! with a higher incarnation; a node that meets a trace of its earlier life goes above it.
+//!
+//! **Dissemination.** News rides on every datagram and on rounds of gossip, each piece a limited
+//! number of times (`dissemination`). Now and then two members exchange everything they know over
+//! their connection; there, "dead" and "suspect" only raise a suspicion here, so that one stale
+//! member cannot kill. Gossip goes to the recently dead as well, so that they can refute.
+//!
+//! **Forgetting.** Dead and left members stay as tombstones long enough to outlive any message
+//! about them. A member that was gone when this node first heard of it is kept too, yet not passed
+//! on, or tombstones would circulate for ever.
+//!
+//! **Lateness.** When a timer fires much too late, this process stood still: answers lie unread in
+//! the socket. Then running probes end without a verdict and every suspicion gets the time back.
+//!
+//! # How long until a crash is known
+//!
+//! With `n` live members, `P` the probe interval, `S_min = mult · max(1, log₁₀ n) · P` and
+//! `S_max = max_mult · S_min`, all members healthy (each point of the health score of a prober adds
+//! one `P` to its probe):
+//!
+//! - some member has a failed probe after at most `(2(n − 1) − 1) · P + P = (2n − 2) · P`, the gap
+//!   between two turns in a list that is shuffled after each pass, and the probe itself; with many
+//!   members probing, 1.6 · P + P is expected, whatever `n`;
+//! - the others hear of it within `D`, a few gossip intervals;
+//! - each is done with its own probe after `S_min / 2 + P ≤ S_min`, and by then confirmations
+//!   have brought the wait to `S_min`; were they all lost, it would be `S_max`.
+//!
+//! So everyone knows after at most `(2n − 2) · P + D + S`, where `S = S_min` when no confirmations
+//! are possible (`n − 2 < mult − 2`) or when they arrive, and `S_max` at the very worst. With three
+//! members and the `lan` profile that is 4 s + 4 s + `D`, where `D` is below half a second without
+//! loss: 8.5 s; 6 s are expected. The `local` profile takes a second less, `wan` 20 s + 30 s.
+
+mod awareness;
+mod config;
+mod dissemination;
+mod members;
+mod message;
+mod probe;
+mod suspicion;
+mod timer;
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    node_id::{BootId, NodeId},
+    record::{MAX_TAG_BYTES, Record, VerifiedRecord, tag_bytes},
+    rng::Rng,
+    stats::MemberStatus,
+};
+
+use self::{
+    awareness::Awareness,
+    dissemination::{Kind, Queue},
+    members::{Member, Members, Standing},
+    probe::{MAX_CHECKS, MAX_RELAYS, Probe, Probes, Purpose, Relay, Way},
+    suspicion::Suspicion,
+    timer::{Timer, Timers},
+};
+
+pub use config::Config;
+pub use message::{
+    Accusation, Body, DecodeError, ForcedLeave, MAX_MESSAGE_BYTES, MAX_RECORDS,
+    MAX_SIGNATURE_BYTES, MAX_STATEMENTS, Message, Statement,
+};
+
+/// No record beyond this incarnation is believed; there must always be room above to refute.
+const MAX_INCARNATION: u64 = 1 << 62;
+
+/// How far a signed record may be ahead of the one that is stored: more than a clock in
+/// milliseconds would be, and far too little to reach [`MAX_INCARNATION`] by accident.
+const MAX_RECORD_STEP: u64 = 1 << 48;
+
+/// How far ahead of our own incarnation an unsigned accusation may be and still be refuted. A
+/// member refutes once per accusation, so honest ones are ahead by little (an earlier life of
+/// ours); a liar would need 2^42 datagrams to use the numbers up.
+const MAX_STATEMENT_STEP: u64 = 1 << 20;
+
+/// An act and a statement with the longest names always fit this much.
+const MIN_PAYLOAD_BYTES: usize = 512;
+
+/// Datagrams to one member in one round of gossip while there is news that was never sent: enough
+/// for a crowd that joins at once, and little beside what else is on the network.
+const MAX_BURST: usize = 4;
+
+/// How many members hear of a leave at once, in the datagram that this node sends before it goes.
+const LEAVE_FANOUT: usize = 32;
+
+/// After so many exchanges of ever higher incarnations with the same other life of this node, that
+/// life is no trace of the past but a second process with our name.
+const OUTBIDS_OF_A_RIVAL: u32 = 3;
+
+/// How often a rival is answered; both would otherwise flood the cluster with records.
+const RIVAL_PAUSE: Duration = Duration::from_secs(10);
+
+/// For how long a forgotten member is not taken back from those who forget it a little later.
+const RETIRED_FOR: Duration = Duration::from_secs(60 * 60);
+
+/// A datagram to send. The payload is plain; the caller seals it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Transmit {
+    /// Whom it is for.
+    pub to: NodeId,
+    /// Where to send it.
+    pub destination: SocketAddr,
+    /// At most [`Config::max_payload_bytes`].
+    pub payload: Vec<u8>,
+}
+
+/// What changed in the view of the cluster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// A member is seen for the first time, or is back from the dead or left.
+    Up {
+        /// The member.
+        node: NodeId,
+    },
+    /// A member is doubted.
+    Suspect {
+        /// The member.
+        node: NodeId,
+        /// Who doubts it.
+        by: NodeId,
+    },
+    /// A suspected member has refuted that.
+    Alive {
+        /// The member.
+        node: NodeId,
+    },
+    /// A suspected member did not refute in time.
+    Dead {
+        /// The member.
+        node: NodeId,
+        /// Who doubted it first.
+        by: NodeId,
+    },
+    /// A member left. It may have been dead before: this can follow `Dead`.
+    Left {
+        /// The member.
+        node: NodeId,
+        /// Who forced it out, unless it left by itself.
+        by: Option<NodeId>,
+    },
+    /// The record of a live member changed in more than its incarnation.
+    Updated {
+        /// The member.
+        node: NodeId,
+        /// One of its addresses is another.
+        addr_changed: bool,
+        /// It is another life of the node.
+        boot_changed: bool,
+    },
+    /// A tombstone was removed; the member is unknown again.
+    Forgotten {
+        /// The former member.
+        node: NodeId,
+    },
+    /// Two processes use one name: both of these lives of the node speak.
+    NameConflict {
+        /// The name, maybe our own.
+        node: NodeId,
+        /// The life that is not accepted.
+        boot: BootId,
+        /// Where it says it can be reached.
+        addr: SocketAddr,
+    },
+}
+
+/// Something the core needs done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    /// Sign this record of ours, with the digest of the current certificate in it, and answer with
+    /// [`Swim::handle_signed`].
+    Sign(Record),
+    /// Sign this forced leave and answer with [`Swim::handle_forced_leave`].
+    SignForcedLeave(ForcedLeave),
+    /// Exchange everything with a member over its connection, in both directions.
+    Sync {
+        /// The member.
+        with: NodeId,
+    },
+    /// If there is a connection to the node, send a ping over it that its reactor answers; on the
+    /// answer call [`Swim::handle_connection_ack`]. Without a connection, do nothing.
+    PingOverConnection {
+        /// The member.
+        node: NodeId,
+        /// The number of the probe.
+        seq: u32,
+    },
+}
+
+/// What one member tells another of a third, or of itself, in a sync.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SyncEntry {
+    /// The member's record.
+    pub record: Arc<VerifiedRecord>,
+    /// What the teller believes of it.
+    pub status: MemberStatus,
+}
+
+/// A member as this node sees it.
+#[derive(Debug, Clone, Copy)]
+pub struct MemberView<'a> {
+    /// Its record.
+    pub record: &'a Arc<VerifiedRecord>,
+    /// What this node believes of it.
+    pub status: MemberStatus,
+    /// Since when.
+    pub since: Instant,
+}
+
+/// Why a member cannot be forced out.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ForceLeaveError {
+    /// There is no such member.
+    #[error("no member {0}")]
+    UnknownMember(NodeId),
+    /// Only dead members can be forced out.
+    #[error("member {0} is {1}; only a dead member can be forced to leave")]
+    NotDead(NodeId, MemberStatus),
+}
+
+/// The tags do not fit a record; nothing changed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("tags take {0} bytes, more than {MAX_TAG_BYTES}")]
+pub struct TagsTooLarge(pub usize);
+
+/// Messages by type.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[expect(missing_docs, reason = "each counts the messages of its name")]
+pub struct MessageCounts {
+    pub ping: u64,
+    pub ping_req: u64,
+    pub ack: u64,
+    pub nack: u64,
+    pub gossip: u64,
+}
+
+impl MessageCounts {
+    fn count(&mut self, body: &Body) {
+        *match body {
+            Body::Ping { .. } => &mut self.ping,
+            Body::PingReq { .. } => &mut self.ping_req,
+            Body::Ack { .. } => &mut self.ack,
+            Body::Nack { .. } => &mut self.nack,
+            Body::Gossip => &mut self.gossip,
+        } += 1;
+    }
+}
+
+/// What the core has done and refused since it was made. Nothing here runs backwards.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Probes that the target answered itself.
+    pub probes_direct: u64,
+    /// Probes that were answered through a helper only.
+    pub probes_indirect: u64,
+    /// Probes that were answered over the connection only.
+    pub probes_connection: u64,
+    /// Probes that nothing answered.
+    pub probes_failed: u64,
+    /// Probes that ended without a verdict, because this process stood still or the target left.
+    pub probes_abandoned: u64,
+    /// Members that became suspect here.
+    pub suspicions: u64,
+    /// Members that became dead here.
+    pub deaths: u64,
+    /// Times this node had to say that it is alive.
+    pub refutations: u64,
+    /// Messages sent.
+    pub sent: MessageCounts,
+    /// Messages received.
+    pub received: MessageCounts,
+    /// Messages of senders that are not in the table.
+    pub unknown_senders: u64,
+    /// Pings meant for somebody else.
+    pub misdirected: u64,
+    /// Answers to no probe, or from nobody who was asked.
+    pub stray_answers: u64,
+    /// Statements about members that are not in the table.
+    pub unknown_members: u64,
+    /// Statements about an incarnation other than the stored one, and older records.
+    pub stale: u64,
+    /// Incarnations too far ahead to be true.
+    pub implausible: u64,
+    /// Records that contradict another of the same incarnation, or come from a life that ended.
+    pub conflicting_records: u64,
+    /// Members refused because the table is full.
+    pub table_full: u64,
+    /// Probes for others refused because there are too many.
+    pub relays_refused: u64,
+    /// News too large for a datagram; it spreads by sync alone.
+    pub oversized_news: u64,
+    /// Times that this process stood still.
+    pub late_timeouts: u64,
+}
+
+/// Where a record comes from.
+#[derive(Clone, Copy)]
+enum Source<'a> {
+    /// From its owner, over an authenticated connection.
+    Connection,
+    /// From a member's datagram or sync.
+    Member(&'a NodeId),
+}
+
+/// Another life of this node that does not give way.
+#[derive(Debug)]
+struct Rival {
+    boot: BootId,
+    outbids: u32,
+    answer_at: Instant,
+}
+
+/// The membership of one node. See the module for the algorithm.
+///
+/// Feed it with `handle_*` and the commands; after each of them drain `poll_transmit`,
+/// `poll_event` and `poll_action`, and call `handle_timeout` at `poll_timeout`. The output queues
+/// are not bounded by themselves: an input adds at most a few outputs per member.
+#[derive(Debug)]
+pub struct Swim {
+    config: Config,
+    rng: Rng,
+    id: NodeId,
+    own: Arc<VerifiedRecord>,
+    /// What our record shall become; equal to `own` when nothing waits for a signature.
+    desired: Record,
+    signing: bool,
+    /// Whom to sync with once our next record is signed.
+    sync_after_signing: Option<NodeId>,
+    /// The time to the next sync but one. A node that has just joined may have missed those that
+    /// join with it, so it syncs soon, then ever more rarely.
+    sync_pause: Duration,
+    rival: Option<Rival>,
+    members: Members,
+    /// Forgotten members and their last incarnation; at most `max_members`.
+    retired: BTreeMap<NodeId, u64>,
+    probes: Probes,
+    awareness: Awareness,
+    queue: Queue,
+    timers: Timers,
+    counters: Counters,
+    told_table_full: bool,
+    transmits: VecDeque<Transmit>,
+    events: VecDeque<Event>,
+    actions: VecDeque<Action>,
+}
+
+impl Swim {
+    /// A cluster of one. Others become known through [`handle_record`](Self::handle_record) and
+    /// [`handle_sync`](Self::handle_sync). `seed` decides every random choice.
+    pub fn new(config: Config, me: Arc<VerifiedRecord>, seed: u64, now: Instant) -> Self {
+        let config = Config {
+            max_payload_bytes: config
+                .max_payload_bytes
+                .clamp(MIN_PAYLOAD_BYTES, MAX_MESSAGE_BYTES),
+            ..config
+        };
+        let mut rng = Rng::new(seed);
+        let first_seq = rng.u64() as u32;
+        let id = me.record.node.clone();
+        let standing = if me.record.left {
+            Standing::Left
+        } else {
+            Standing::Alive
+        };
+        let mut members = Members::default();
+        members.insert_self(Member::new(Arc::clone(&me), standing, now));
+        let mut swim = Self {
+            awareness: Awareness::new(config.awareness_max),
+            rng,
+            id,
+            desired: me.record.clone(),
+            own: me,
+            signing: false,
+            sync_after_signing: None,
+            sync_pause: config.probe_interval,
+            rival: None,
+            members,
+            retired: BTreeMap::new(),
+            probes: Probes::new(first_seq),
+            queue: Queue::default(),
+            timers: Timers::default(),
+            counters: Counters::default(),
+            told_table_full: false,
+            transmits: VecDeque::new(),
+            events: VecDeque::new(),
+            actions: VecDeque::new(),
+            config,
+        };
+        // Nodes that start together must not probe in step.
+        let probe = swim.rng.between(Duration::ZERO, swim.config.probe_interval);
+        swim.timers.set(Timer::Probe, now + probe);
+        swim.spread_own(now);
+        swim
+    }
+
+    // ---- inputs
+
+    /// Takes a datagram's message. `from` is authenticated by the datagram's seal; `records` are
+    /// those of the message's records that verified, in any order.
+    pub fn handle_message(
+        &mut self,
+        now: Instant,
+        from: &NodeId,
+        from_addr: SocketAddr,
+        message: Message,
+        records: Vec<Arc<VerifiedRecord>>,
+    ) {
+        if *from == self.id {
+            return;
+        }
+        self.counters.received.count(&message.body);
+        for record in records {
+            self.on_record(now, record, Source::Member(from));
+        }
+        let Some(sender) = self.members.get(from) else {
+            self.counters.unknown_senders += 1;
+            return;
+        };
+        // Who is dead here has to refute before it may accuse others.
+        let credible = sender.is_live();
+        for statement in &message.statements {
+            match statement {
+                Statement::Suspect(accusation) | Statement::Dead(accusation) => {
+                    self.on_accusation(now, from, statement, accusation, credible);
+                }
+                // Comes by handle_forced_leave, once the caller has verified it.
+                Statement::ForcedLeave(_) => {}
+            }
+        }
+        self.on_body(now, from, from_addr, message.body);
+    }
+
+    /// Takes a peer's own record, learnt over an authenticated connection to it. This is the only
+    /// way back for a member that was forgotten.
+    pub fn handle_record(&mut self, now: Instant, record: Arc<VerifiedRecord>) {
+        self.on_record(now, record, Source::Connection);
+    }
+
+    /// Merges what another member knows. "Dead" and "suspect" raise a suspicion here; "left" is
+    /// believed when the record says so itself.
+    pub fn handle_sync(&mut self, now: Instant, from: &NodeId, entries: Vec<SyncEntry>) {
+        for SyncEntry { record, status } in entries {
+            let doubted = match status {
+                MemberStatus::Alive => false,
+                MemberStatus::Suspect | MemberStatus::Dead => !record.record.left,
+                MemberStatus::Left => !record.record.left,
+            };
+            if !doubted {
+                self.on_record(now, record, Source::Member(from));
+            } else if record.record.node == self.id {
+                let incarnation = record.record.incarnation;
+                self.on_record(now, record, Source::Member(from));
+                self.on_accused(now, incarnation);
+                if self.signing {
+                    self.sync_after_signing = Some(from.clone());
+                }
+            } else {
+                self.on_doubt_in_sync(now, from, record, status);
+            }
+        }
+    }
+
+    /// Takes a forced leave whose signature the caller has verified. It acts now if the member is
+    /// dead here, later if it dies at that incarnation, and never on a member that is alive.
+    pub fn handle_forced_leave(&mut self, now: Instant, forced: ForcedLeave) {
+        if forced.node == self.id {
+            self.on_accused(now, forced.incarnation);
+            return;
+        }
+        let Some(member) = self.members.get_mut(&forced.node) else {
+            self.counters.unknown_members += 1;
+            return;
+        };
+        if member.incarnation() != forced.incarnation {
+            self.counters.stale += 1;
+            return;
+        }
+        if matches!(member.standing, Standing::Left) {
+            return;
+        }
+        let node = forced.node.clone();
+        let dead = !member.is_live();
+        member.forced.get_or_insert(forced);
+        if dead {
+            self.force_out(now, &node);
+        }
+    }
+
+    /// Takes our newly signed record: the answer to [`Action::Sign`], or a record that the caller
+    /// made because the certificate changed, at our incarnation + 1.
+    pub fn handle_signed(&mut self, now: Instant, me: Arc<VerifiedRecord>) {
+        self.signing = false;
+        if me.record.node != self.id || me.record == self.own.record {
+            return;
+        }
+        if me.record.incarnation <= self.own.record.incarnation {
+            // Overtaken by another record of ours: ask for the same content above it.
+            self.desired = Record {
+                left: self.desired.left,
+                ..me.record.clone()
+            };
+            self.want_above(self.own.record.incarnation);
+            return;
+        }
+        let was_left = self.own.record.left;
+        if let Some(member) = self.members.get_mut(&self.id) {
+            member.record = Arc::clone(&me);
+        }
+        self.own = me;
+        if self.desired.incarnation > self.own.record.incarnation
+            || (self.desired.left && !self.own.record.left)
+        {
+            self.desired.certificate = self.own.record.certificate;
+            self.want_above(self.own.record.incarnation);
+        } else {
+            self.desired = self.own.record.clone();
+        }
+        if self.own.record.left && !was_left {
+            self.on_left_ourselves(now);
+        }
+        self.spread_own(now);
+        self.timers.set(Timer::Gossip, now);
+        if let Some(with) = self.sync_after_signing.take() {
+            self.actions.push_back(Action::Sync { with });
+        }
+    }
+
+    /// Takes the answer to [`Action::PingOverConnection`].
+    pub fn handle_connection_ack(&mut self, now: Instant, node: &NodeId, seq: u32) {
+        if self.probes.way(seq, node) == Some(Way::Direct) {
+            self.counters.probes_connection += 1;
+            self.on_answered(now, seq);
+        } else {
+            self.counters.stray_answers += 1;
+        }
+    }
+
+    /// Does what is due. Being late is harmless.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        if let Some(due) = self.timers.next() {
+            let late = now.saturating_duration_since(due);
+            // Less than this is well within what probes allow for.
+            if late > self.config.probe_timeout {
+                self.on_late(now, late);
+            }
+        }
+        while let Some(timer) = self.timers.pop_due(now) {
+            self.on_timer(now, timer);
+        }
+    }
+
+    // ---- commands
+
+    /// Leaves the cluster: has a record signed that says so, then tells the others. Probes are
+    /// still answered.
+    pub fn leave(&mut self, now: Instant) {
+        if self.desired.left {
+            return;
+        }
+        log::debug!(target: "swim", node:% = self.id; "leaving");
+        self.timers.cancel(&Timer::Sync);
+        self.timers.set(Timer::Gossip, now);
+        self.desired.left = true;
+        self.want_above(self.own.record.incarnation);
+    }
+
+    /// Replaces our tags.
+    ///
+    /// # Errors
+    ///
+    /// [`TagsTooLarge`] when they do not fit a record.
+    pub fn set_tags(
+        &mut self,
+        _now: Instant,
+        tags: BTreeMap<String, String>,
+    ) -> Result<(), TagsTooLarge> {
+        let bytes = tag_bytes(&tags);
+        if bytes > MAX_TAG_BYTES {
+            return Err(TagsTooLarge(bytes));
+        }
+        if self.desired.tags != tags {
+            self.desired.tags = tags;
+            self.want_above(self.own.record.incarnation);
+        }
+        Ok(())
+    }
+
+    /// Forces a dead member out, here and everywhere else where it is dead: has a statement signed,
+    /// which comes back through [`handle_forced_leave`](Self::handle_forced_leave).
+    ///
+    /// # Errors
+    ///
+    /// [`ForceLeaveError`] when there is no such member or it is not dead.
+    pub fn force_leave(&mut self, _now: Instant, node: &NodeId) -> Result<(), ForceLeaveError> {
+        let member = self
+            .members
+            .get(node)
+            .ok_or_else(|| ForceLeaveError::UnknownMember(node.clone()))?;
+        if member.status() != MemberStatus::Dead {
+            return Err(ForceLeaveError::NotDead(node.clone(), member.status()));
+        }
+        self.actions.push_back(Action::SignForcedLeave(ForcedLeave {
+            node: node.clone(),
+            incarnation: member.incarnation(),
+            issuer: self.id.clone(),
+            signature: Vec::new(),
+        }));
+        Ok(())
+    }
+
+    // ---- outputs
+
+    /// The next datagram to send.
+    pub fn poll_transmit(&mut self) -> Option<Transmit> {
+        self.transmits.pop_front()
+    }
+
+    /// The next change to tell.
+    pub fn poll_event(&mut self) -> Option<Event> {
+        self.events.pop_front()
+    }
+
+    /// The next thing to do.
+    pub fn poll_action(&mut self) -> Option<Action> {
+        self.actions.pop_front()
+    }
+
+    /// When to call [`handle_timeout`](Self::handle_timeout) at the latest.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        self.timers.next()
+    }
+
+    // ---- getters
+
+    /// Our record as last signed.
+    pub fn me(&self) -> &Arc<VerifiedRecord> {
+        &self.own
+    }
+
+    /// The numbers this core runs with.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// One member, or this node.
+    pub fn member(&self, node: &NodeId) -> Option<MemberView<'_>> {
+        self.members.get(node).map(view)
+    }
+
+    /// All members, this node included, in the order of their ids.
+    pub fn members(&self) -> impl Iterator<Item = MemberView<'_>> {
+        self.members.iter().map(|(_, member)| view(member))
+    }
+
+    /// Everything to tell in a sync: this node, members, and those whose death or leave this node
+    /// saw itself.
+    pub fn sync_entries(&self) -> Vec<SyncEntry> {
+        self.members
+            .iter()
+            .filter(|(_, member)| !member.hearsay)
+            .map(|(_, member)| SyncEntry {
+                record: Arc::clone(&member.record),
+                status: member.status(),
+            })
+            .collect()
+    }
+
+    /// How unwell this node itself seems to be; 0 is well.
+    pub fn health_score(&self) -> u32 {
+        self.awareness.score()
+    }
+
+    /// How many members are alive, this node included. Suspects are not counted.
+    pub fn alive_count(&self) -> usize {
+        self.members
+            .iter()
+            .filter(|(_, m)| m.status() == MemberStatus::Alive)
+            .count()
+    }
+
+    /// How many pieces of news have not been sent often enough yet.
+    pub fn pending_news(&self) -> usize {
+        self.queue.len()
+    }
+
+    /// What was done and refused so far.
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    // ---- the acts of the failure detector
+
+    fn on_body(&mut self, now: Instant, from: &NodeId, from_addr: SocketAddr, body: Body) {
+        match body {
+            Body::Ping { seq, target } if target == self.id => {
+                self.send(from, from_addr, &Body::Ack { seq });
+            }
+            Body::Ping { .. } => self.counters.misdirected += 1,
+            Body::PingReq { seq, target } => self.on_ping_req(now, from, from_addr, seq, target),
+            Body::Ack { seq } => self.on_ack(now, from, seq),
+            Body::Nack { seq } => {
+                if !self.probes.nack(seq, from) {
+                    self.counters.stray_answers += 1;
+                }
+            }
+            Body::Gossip => {}
+        }
+    }
+
+    fn on_ping_req(
+        &mut self,
+        now: Instant,
+        from: &NodeId,
+        from_addr: SocketAddr,
+        seq: u32,
+        target: NodeId,
+    ) {
+        if target == self.id {
+            self.send(from, from_addr, &Body::Ack { seq });
+            return;
+        }
+        let addr = self
+            .members
+            .get(&target)
+            .map(|member| member.record.record.gossip_addr);
+        let full = self.probes.relays.len() >= MAX_RELAYS;
+        self.counters.relays_refused += u64::from(full);
+        let Some(addr) = addr.filter(|_| !full) else {
+            // We cannot try, yet we are well, and that is what a nack says.
+            self.send(from, from_addr, &Body::Nack { seq });
+            return;
+        };
+        let own_seq = self.probes.seq();
+        let relay = Relay {
+            target: target.clone(),
+            requester: from.clone(),
+            requester_addr: from_addr,
+            seq,
+        };
+        self.probes.relays.insert(own_seq, relay);
+        // At 80 % of the time-out, so that the nack arrives while it is still waited for.
+        self.timers.set(
+            Timer::RelayNack(own_seq),
+            now + self.config.probe_timeout * 4 / 5,
+        );
+        self.timers
+            .set(Timer::RelayEnd(own_seq), now + self.config.probe_interval);
+        self.send(
+            &target.clone(),
+            addr,
+            &Body::Ping {
+                seq: own_seq,
+                target,
+            },
+        );
+    }
+
+    fn on_ack(&mut self, now: Instant, from: &NodeId, seq: u32) {
+        match self.probes.way(seq, from) {
+            Some(Way::Direct) => {
+                self.counters.probes_direct += 1;
+                self.on_answered(now, seq);
+                return;
+            }
+            Some(Way::Indirect) => {
+                self.counters.probes_indirect += 1;
+                self.on_answered(now, seq);
+                return;
+            }
+            None => {}
+        }
+        if self
+            .probes
+            .relays
+            .get(&seq)
+            .is_none_or(|relay| relay.target != *from)
+        {
+            self.counters.stray_answers += 1;
+            return;
+        }
+        if let Some(relay) = self.end_relay(seq) {
+            self.send(
+                &relay.requester,
+                relay.requester_addr,
+                &Body::Ack { seq: relay.seq },
+            );
+        }
+    }
+
+    fn end_relay(&mut self, seq: u32) -> Option<Relay> {
+        self.timers.cancel(&Timer::RelayNack(seq));
+        self.timers.cancel(&Timer::RelayEnd(seq));
+        self.probes.relays.remove(&seq)
+    }
+
+    fn on_probe_turn(&mut self, now: Instant) {
+        self.timers
+            .set(Timer::Probe, now + self.config.probe_interval);
+        // A probe that a low health score has lengthened takes the place of the next ones.
+        if self.probes.count(Purpose::Turn) > 0 {
+            return;
+        }
+        let probes = &self.probes;
+        let target = self.members.next_to_probe(&mut self.rng, |node, member| {
+            member.is_live() && !probes.is_probing(node)
+        });
+        if let Some(target) = target {
+            self.start_probe(now, target, Purpose::Turn);
+        }
+    }
+
+    fn on_check(&mut self, now: Instant, node: NodeId) {
+        let Some(member) = self.members.get(&node) else {
+            return;
+        };
+        let wanted = match &member.standing {
+            Standing::Suspect(_) => true,
+            Standing::Dead { .. } => member.hearsay,
+            Standing::Alive | Standing::Left => false,
+        };
+        if !wanted || self.probes.is_probing(&node) {
+            return;
+        }
+        if self.probes.count(Purpose::Check) >= MAX_CHECKS {
+            let again = self
+                .rng
+                .between(self.config.probe_timeout, self.config.probe_interval);
+            self.timers.set(Timer::Check(node), now + again);
+            return;
+        }
+        self.start_probe(now, node, Purpose::Check);
+    }
+
+    fn start_probe(&mut self, now: Instant, target: NodeId, purpose: Purpose) {
+        let Some(member) = self.members.get(&target) else {
+            return;
+        };
+        let (addr, incarnation) = (member.record.record.gossip_addr, member.incarnation());
+        let seq = self.probes.seq();
+        let probe = Probe {
+            target: target.clone(),
+            incarnation,
+            purpose,
+            helpers: BTreeSet::new(),
+            nacks: BTreeSet::new(),
+        };
+        self.probes.own.insert(seq, probe);
+        let end = self.awareness.scale(self.config.probe_interval);
+        self.timers
+            .set(Timer::ProbeDirect(seq), now + self.config.probe_timeout);
+        self.timers.set(Timer::ProbeEnd(seq), now + end);
+        self.send(&target.clone(), addr, &Body::Ping { seq, target });
+    }
+
+    fn on_probe_unanswered(&mut self, seq: u32) {
+        let Some(probe) = self.probes.own.get_mut(&seq) else {
+            return;
+        };
+        let target = probe.target.clone();
+        let helpers = self.members.choose(
+            self.config.indirect_probes,
+            &mut self.rng,
+            |node, member| *node != target && matches!(member.standing, Standing::Alive),
+        );
+        probe.helpers = helpers.iter().cloned().collect();
+        for helper in helpers {
+            let Some(member) = self.members.get(&helper) else {
+                continue;
+            };
+            let addr = member.record.record.gossip_addr;
+            self.send(
+                &helper,
+                addr,
+                &Body::PingReq {
+                    seq,
+                    target: target.clone(),
+                },
+            );
+        }
+        self.actions
+            .push_back(Action::PingOverConnection { node: target, seq });
+    }
+
+    fn on_answered(&mut self, now: Instant, seq: u32) {
+        let Some(probe) = self.end_probe(seq) else {
+            return;
+        };
+        self.awareness.improve();
+        let Some(member) = self.members.get_mut(&probe.target) else {
+            return;
+        };
+        match &mut member.standing {
+            Standing::Suspect(suspicion) => {
+                // It lives, but only it can convince the others. Look again until it has.
+                suspicion.own_probe_failed = false;
+                let interval = self.config.probe_interval;
+                let again = self.rng.between(interval * 2, interval * 4);
+                self.timers.set(Timer::Check(probe.target), now + again);
+            }
+            Standing::Dead { .. } if member.hearsay => self.on_back(now, &probe.target),
+            Standing::Dead { .. } | Standing::Alive | Standing::Left => {}
+        }
+    }
+
+    fn on_probe_failed(&mut self, now: Instant, seq: u32) {
+        let Some(probe) = self.end_probe(seq) else {
+            return;
+        };
+        self.counters.probes_failed += 1;
+        let asked = probe.helpers.len();
+        let silent = if asked == 0 {
+            1
+        } else {
+            asked - probe.nacks.len()
+        };
+        self.awareness
+            .worsen(u32::try_from(silent).unwrap_or(u32::MAX));
+        let node = probe.target;
+        log::debug!(target: "swim", node:% = node, asked, nacks = probe.nacks.len(),
+            health_score = self.awareness.score(); "probe failed");
+        let Some(member) = self.members.get_mut(&node) else {
+            return;
+        };
+        let incarnation = member.incarnation();
+        if incarnation != probe.incarnation {
+            return;
+        }
+        match &mut member.standing {
+            Standing::Alive => {
+                self.suspect(now, &node, self.id.clone(), true);
+                self.accuse(now, node, incarnation);
+            }
+            Standing::Suspect(suspicion) => {
+                suspicion.own_probe_failed = true;
+                let confirmed = suspicion.confirm(&self.id);
+                let deadline = suspicion.deadline();
+                if confirmed {
+                    self.accuse(now, node.clone(), incarnation);
+                }
+                if deadline <= now {
+                    self.die(now, &node);
+                } else {
+                    self.timers.set(Timer::Suspicion(node), deadline);
+                }
+            }
+            Standing::Dead { .. } | Standing::Left => {}
+        }
+    }
+
+    fn end_probe(&mut self, seq: u32) -> Option<Probe> {
+        self.timers.cancel(&Timer::ProbeDirect(seq));
+        self.timers.cancel(&Timer::ProbeEnd(seq));
+        self.probes.own.remove(&seq)
+    }
+
+    fn abandon_probes_of(&mut self, node: &NodeId) {
+        for seq in self.probes.of(node) {
+            self.end_probe(seq);
+            self.counters.probes_abandoned += 1;
+        }
+    }
+
+    // ---- suspicion, death, refutation
+
+    /// Somebody says that a member is suspect or dead, which comes to the same: a first-hand voice.
+    fn on_accusation(
+        &mut self,
+        now: Instant,
+        from: &NodeId,
+        statement: &Statement,
+        accusation: &Accusation,
+        credible: bool,
+    ) {
+        let Accusation {
+            node,
+            incarnation,
+            accuser,
+        } = accusation;
+        if *node == self.id {
+            self.on_accused(now, *incarnation);
+            return;
+        }
+        if !credible || *accuser == self.id {
+            return;
+        }
+        let Some(member) = self.members.get_mut(node) else {
+            self.counters.unknown_members += 1;
+            return;
+        };
+        if member.incarnation() != *incarnation {
+            self.counters.stale += 1;
+            return;
+        }
+        match &mut member.standing {
+            Standing::Alive => {
+                self.suspect(now, node, accuser.clone(), false);
+                self.spread_statement(now, node, statement);
+            }
+            // Relaying this would be useless: it only counts at first hand.
+            Standing::Suspect(suspicion) => {
+                if from == accuser && suspicion.confirm(accuser) {
+                    let deadline = suspicion.deadline();
+                    self.timers.set(Timer::Suspicion(node.clone()), deadline);
+                }
+            }
+            Standing::Dead { .. } | Standing::Left => {}
+        }
+    }
+
+    /// Begins to doubt a member that is alive.
+    fn suspect(&mut self, now: Instant, node: &NodeId, by: NodeId, own_probe_failed: bool) {
+        let n = self.members.live();
+        let min = self.config.suspicion_min(n);
+        let max = self.config.suspicion_max(n);
+        let wanted = self.config.confirmations(n);
+        let mut suspicion = Suspicion::new(by.clone(), now, min, max, wanted);
+        suspicion.own_probe_failed = own_probe_failed;
+        self.timers
+            .set(Timer::Suspicion(node.clone()), suspicion.deadline());
+        if !own_probe_failed {
+            let check = self.rng.between(Duration::ZERO, min / 2);
+            self.timers.set(Timer::Check(node.clone()), now + check);
+        }
+        self.members
+            .set_standing(node, Standing::Suspect(suspicion), now);
+        self.counters.suspicions += 1;
+        log::debug!(target: "swim", node:% = node, by:% = by; "member is suspect");
+        self.events.push_back(Event::Suspect {
+            node: node.clone(),
+            by,
+        });
+    }
+
+    /// Says that a member did not answer us.
+    fn accuse(&mut self, now: Instant, node: NodeId, incarnation: u64) {
+        let accusation = Accusation {
+            node,
+            incarnation,
+            accuser: self.id.clone(),
+        };
+        let node = accusation.node.clone();
+        self.spread_statement(now, &node, &Statement::Suspect(accusation));
+    }
+
+    fn on_suspicion_over(&mut self, now: Instant, node: NodeId) {
+        let Some(member) = self.members.get(&node) else {
+            return;
+        };
+        let Standing::Suspect(suspicion) = &member.standing else {
+            return;
+        };
+        if suspicion.own_probe_failed {
+            self.die(now, &node);
+        } else if !self.probes.is_probing(&node) {
+            // Nobody dies on hearsay: when this probe fails, its end finds the time is up.
+            self.timers.set(Timer::Check(node), now);
+        }
+    }
+
+    fn die(&mut self, now: Instant, node: &NodeId) {
+        let Some(member) = self.members.get(node) else {
+            return;
+        };
+        let Standing::Suspect(suspicion) = &member.standing else {
+            return;
+        };
+        let by = suspicion.accuser().clone();
+        let incarnation = member.incarnation();
+        let forced = member.forced.is_some();
+        self.bury(now, node, Standing::Dead { by: by.clone() });
+        self.counters.deaths += 1;
+        log::debug!(target: "swim", node:% = node, by:% = by; "member is dead");
+        self.events.push_back(Event::Dead {
+            node: node.clone(),
+            by,
+        });
+        self.queue.remove(node, Kind::Record);
+        let accuser = self.id.clone();
+        let dead = Statement::Dead(Accusation {
+            node: node.clone(),
+            incarnation,
+            accuser,
+        });
+        self.spread_statement(now, node, &dead);
+        if forced {
+            self.force_out(now, node);
+        }
+    }
+
+    fn force_out(&mut self, now: Instant, node: &NodeId) {
+        let Some(member) = self.members.get(node) else {
+            return;
+        };
+        let Some(forced) = member.forced.clone() else {
+            return;
+        };
+        // Nobody here was ever told that a member by hearsay was up.
+        let known = !member.hearsay;
+        self.bury(now, node, Standing::Left);
+        log::debug!(target: "swim", node:% = node, by:% = forced.issuer; "member is forced out");
+        if known {
+            let by = Some(forced.issuer.clone());
+            self.events.push_back(Event::Left {
+                node: node.clone(),
+                by,
+            });
+        }
+        self.spread_statement(now, node, &Statement::ForcedLeave(forced));
+    }
+
+    /// Gives a member up and starts the life of its tombstone.
+    fn bury(&mut self, now: Instant, node: &NodeId, standing: Standing) {
+        self.forget_doubts(node);
+        self.abandon_probes_of(node);
+        self.members.set_standing(node, standing, now);
+        self.timers
+            .set(Timer::Reap(node.clone()), now + self.config.tombstone);
+    }
+
+    fn forget_doubts(&mut self, node: &NodeId) {
+        self.timers.cancel(&Timer::Suspicion(node.clone()));
+        self.timers.cancel(&Timer::Check(node.clone()));
+        self.queue.remove(node, Kind::Statement);
+    }
+
+    fn on_reap(&mut self, now: Instant, node: NodeId) {
+        let Some(member) = self.members.get(&node) else {
+            return;
+        };
+        let incarnation = member.incarnation();
+        self.forget_doubts(&node);
+        self.queue.remove(&node, Kind::Record);
+        self.abandon_probes_of(&node);
+        self.members.remove(&node);
+        if self.retired.len() < self.config.max_members {
+            self.retired.insert(node.clone(), incarnation);
+            self.timers
+                .set(Timer::Unretire(node.clone()), now + RETIRED_FOR);
+        }
+        self.events.push_back(Event::Forgotten { node });
+    }
+
+    fn tell_up(&mut self, now: Instant, node: NodeId) {
+        self.events.push_back(Event::Up { node });
+        self.wake_sync(now);
+    }
+
+    /// Somebody doubts us at `incarnation`.
+    fn on_accused(&mut self, now: Instant, incarnation: u64) {
+        if self.own.record.left || incarnation < self.own.record.incarnation {
+            self.spread_own_again(now);
+            return;
+        }
+        if incarnation
+            > self
+                .own
+                .record
+                .incarnation
+                .saturating_add(MAX_STATEMENT_STEP)
+        {
+            self.counters.implausible += 1;
+            return;
+        }
+        self.refute(incarnation);
+    }
+
+    /// Has a record of ours signed above `incarnation`, unless one is on its way.
+    fn refute(&mut self, incarnation: u64) {
+        if self.desired.incarnation > incarnation {
+            return;
+        }
+        self.counters.refutations += 1;
+        self.awareness.worsen(1);
+        log::debug!(target: "swim", incarnation; "refuting");
+        self.want_above(incarnation);
+    }
+
+    /// Has what is desired signed, above `incarnation`, which is ours or higher.
+    fn want_above(&mut self, incarnation: u64) {
+        if self.desired.incarnation <= incarnation {
+            self.desired.incarnation = incarnation.saturating_add(1);
+        } else if self.signing {
+            // The record being signed has this number and other content already.
+            self.desired.incarnation = self.desired.incarnation.saturating_add(1);
+        }
+        if !self.signing {
+            self.signing = true;
+            self.actions.push_back(Action::Sign(self.desired.clone()));
+        }
+    }
+
+    // ---- records
+
+    fn on_record(&mut self, now: Instant, record: Arc<VerifiedRecord>, source: Source<'_>) {
+        if record.record.cluster != self.own.record.cluster {
+            return;
+        }
+        let incarnation = record.record.incarnation;
+        if incarnation > MAX_INCARNATION {
+            self.counters.implausible += 1;
+            return;
+        }
+        if record.record.node == self.id {
+            self.on_record_about_us(now, &record.record, source);
+            return;
+        }
+        let Some(member) = self.members.get(&record.record.node) else {
+            self.on_stranger(now, record, source, Standing::Alive);
+            return;
+        };
+        if incarnation > member.incarnation() {
+            self.on_newer(now, record);
+        } else {
+            self.on_known(now, &record, source);
+        }
+    }
+
+    /// A record of a member that is not in the table. `standing` is what the source believes.
+    fn on_stranger(
+        &mut self,
+        now: Instant,
+        record: Arc<VerifiedRecord>,
+        source: Source<'_>,
+        standing: Standing,
+    ) {
+        let node = record.record.node.clone();
+        if let Some(retired) = self.retired.get(&node) {
+            let live = matches!(source, Source::Connection);
+            if record.record.incarnation <= *retired && !live {
+                self.counters.stale += 1;
+                return;
+            }
+        }
+        if self.members.len() >= self.config.max_members {
+            self.counters.table_full += 1;
+            if !std::mem::replace(&mut self.told_table_full, true) {
+                log::warn!(target: "swim", node:% = node, max_members = self.config.max_members;
+                    "member table is full; new members are refused");
+            }
+            return;
+        }
+        self.retired.remove(&node);
+        self.timers.cancel(&Timer::Unretire(node.clone()));
+        let standing = if record.record.left {
+            Standing::Left
+        } else {
+            standing
+        };
+        let mut member = Member::new(Arc::clone(&record), standing, now);
+        let live = member.is_live();
+        member.hearsay = !live;
+        self.members.insert(member, &mut self.rng);
+        if live {
+            log::debug!(target: "swim", node:% = node; "member is up");
+            self.spread_record(now, &record);
+            self.tell_up(now, node);
+        } else {
+            self.timers
+                .set(Timer::Reap(node), now + self.config.tombstone);
+        }
+    }
+
+    /// A record that is not newer than the one stored.
+    fn on_known(&mut self, now: Instant, record: &Arc<VerifiedRecord>, source: Source<'_>) {
+        let node = &record.record.node;
+        let Some(member) = self.members.get(node) else {
+            return;
+        };
+        let older = record.record.incarnation < member.incarnation();
+        if older {
+            self.counters.stale += 1;
+        } else if record.record != member.record.record {
+            self.counters.conflicting_records += 1;
+        }
+        let same = record.record == member.record.record;
+        let (doubted, hearsay) = (member.status() != MemberStatus::Alive, member.hearsay);
+        match source {
+            Source::Connection if same && hearsay && !record.record.left => {
+                self.on_back(now, node);
+            }
+            // It is there, and it cannot know what is said of it here. A sync tells it.
+            Source::Connection if doubted || !same => {
+                self.actions.push_back(Action::Sync { with: node.clone() });
+            }
+            // Somebody knows better than whoever told us that it was gone. Look for ourselves.
+            Source::Member(_) if same && hearsay && !record.record.left => {
+                let check = Timer::Check(node.clone());
+                if !self.timers.is_set(&check) && !self.probes.is_probing(node) {
+                    let soon = self.rng.between(Duration::ZERO, self.config.probe_interval);
+                    self.timers.set(check, now + soon);
+                }
+            }
+            Source::Connection | Source::Member(_) => {}
+        }
+    }
+
+    /// A record above the stored incarnation.
+    fn on_newer(&mut self, now: Instant, record: Arc<VerifiedRecord>) {
+        let claim = &record.record;
+        let node = claim.node.clone();
+        if !self.is_acceptable(&record) {
+            return;
+        }
+        let Some(member) = self.members.get_mut(&node) else {
+            return;
+        };
+        let before = member.status();
+        let stored = &member.record.record;
+        let boot_changed = stored.boot != claim.boot;
+        let addr_changed =
+            stored.quic_addr != claim.quic_addr || stored.gossip_addr != claim.gossip_addr;
+        let changed = Record {
+            incarnation: claim.incarnation,
+            ..stored.clone()
+        } != *claim;
+        if boot_changed {
+            member.superseded = Some(stored.boot);
+            member.conflict_told = false;
+        }
+        member.record = Arc::clone(&record);
+        member.forced = None;
+        let hearsay = member.hearsay;
+        member.hearsay = hearsay && claim.left;
+        self.forget_doubts(&node);
+        self.spread_record(now, &record);
+        if claim.left {
+            self.bury(now, &node, Standing::Left);
+            if before != MemberStatus::Left && !hearsay {
+                log::debug!(target: "swim", node:% = node; "member left");
+                self.events.push_back(Event::Left { node, by: None });
+            }
+            return;
+        }
+        self.timers.cancel(&Timer::Reap(node.clone()));
+        if before != MemberStatus::Alive {
+            self.members.set_standing(&node, Standing::Alive, now);
+        }
+        match before {
+            MemberStatus::Dead | MemberStatus::Left => {
+                log::debug!(target: "swim", node:% = node; "member is back");
+                self.tell_up(now, node);
+                return;
+            }
+            MemberStatus::Suspect => {
+                self.events.push_back(Event::Alive { node: node.clone() });
+                self.wake_sync(now);
+            }
+            MemberStatus::Alive => {}
+        }
+        if changed {
+            self.events.push_back(Event::Updated {
+                node,
+                addr_changed,
+                boot_changed,
+            });
+        }
+    }
+
+    /// Whether a newer record of a known member may replace the stored one.
+    fn is_acceptable(&mut self, record: &VerifiedRecord) -> bool {
+        let claim = &record.record;
+        let Some(member) = self.members.get_mut(&claim.node) else {
+            return false;
+        };
+        if claim.incarnation > member.incarnation().saturating_add(MAX_RECORD_STEP) {
+            self.counters.implausible += 1;
+            return false;
+        }
+        if member.superseded == Some(claim.boot) {
+            self.counters.conflicting_records += 1;
+            if !std::mem::replace(&mut member.conflict_told, true) {
+                self.events.push_back(Event::NameConflict {
+                    node: claim.node.clone(),
+                    boot: claim.boot,
+                    addr: claim.quic_addr,
+                });
+            }
+            return false;
+        }
+        true
+    }
+
+    /// A member that was gone by hearsay shows that it is there.
+    fn on_back(&mut self, now: Instant, node: &NodeId) {
+        let Some(member) = self.members.get_mut(node) else {
+            return;
+        };
+        member.hearsay = false;
+        let record = Arc::clone(&member.record);
+        self.forget_doubts(node);
+        self.timers.cancel(&Timer::Reap(node.clone()));
+        self.members.set_standing(node, Standing::Alive, now);
+        self.spread_record(now, &record);
+        log::debug!(target: "swim", node:% = node; "member is up");
+        self.tell_up(now, node.clone());
+    }
+
+    /// A record of a member that the other side of a sync believes to be suspect or gone.
+    fn on_doubt_in_sync(
+        &mut self,
+        now: Instant,
+        from: &NodeId,
+        record: Arc<VerifiedRecord>,
+        status: MemberStatus,
+    ) {
+        let node = record.record.node.clone();
+        let incarnation = record.record.incarnation;
+        let gone = status != MemberStatus::Suspect;
+        let Some(member) = self.members.get(&node) else {
+            let foreign = record.record.cluster != self.own.record.cluster;
+            if gone && !foreign && incarnation <= MAX_INCARNATION {
+                let standing = Standing::Dead { by: from.clone() };
+                self.on_stranger(now, record, Source::Member(from), standing);
+                return;
+            }
+            self.on_record(now, record, Source::Member(from));
+            self.suspect_at(now, &node, incarnation, from);
+            return;
+        };
+        if gone && !member.is_live() {
+            // Gone on both sides: nothing to doubt, but the newer record makes the better grave.
+            let newer = incarnation > member.incarnation() && self.is_acceptable(&record);
+            if let Some(member) = self.members.get_mut(&node).filter(|_| newer) {
+                member.record = record;
+            }
+            return;
+        }
+        self.on_record(now, record, Source::Member(from));
+        self.suspect_at(now, &node, incarnation, from);
+    }
+
+    /// Doubts a member that is alive here with exactly this incarnation.
+    fn suspect_at(&mut self, now: Instant, node: &NodeId, incarnation: u64, by: &NodeId) {
+        let alive = self.members.get(node).is_some_and(|member| {
+            matches!(member.standing, Standing::Alive) && member.incarnation() == incarnation
+        });
+        if alive {
+            self.suspect(now, node, by.clone(), false);
+        }
+    }
+
+    /// A record of this node that somebody else has.
+    fn on_record_about_us(&mut self, now: Instant, claim: &Record, source: Source<'_>) {
+        if *claim == self.own.record {
+            return;
+        }
+        if claim.incarnation < self.own.record.incarnation {
+            self.spread_own_again(now);
+            return;
+        }
+        if claim.incarnation > self.own.record.incarnation.saturating_add(MAX_RECORD_STEP) {
+            self.counters.implausible += 1;
+            return;
+        }
+        if self.desired.incarnation > claim.incarnation {
+            return;
+        }
+        if claim.boot != self.own.record.boot {
+            if !self.may_answer_rival(now, claim) {
+                return;
+            }
+            // Our datagrams carry a boot id that the other side does not accept yet.
+            if let Source::Member(from) = source {
+                self.sync_after_signing = Some(from.clone());
+            }
+        }
+        self.refute(claim.incarnation);
+    }
+
+    /// Counts how often another life of ours goes above us; a trace of the past does so once or
+    /// twice, a process that lives does it each time.
+    fn may_answer_rival(&mut self, now: Instant, claim: &Record) -> bool {
+        let rival = match &mut self.rival {
+            Some(rival) if rival.boot == claim.boot => rival,
+            other => other.insert(Rival {
+                boot: claim.boot,
+                outbids: 0,
+                answer_at: now,
+            }),
+        };
+        if rival.outbids >= OUTBIDS_OF_A_RIVAL && now < rival.answer_at {
+            return false;
+        }
+        rival.outbids = rival.outbids.saturating_add(1);
+        rival.answer_at = now + RIVAL_PAUSE;
+        if rival.outbids == OUTBIDS_OF_A_RIVAL {
+            self.events.push_back(Event::NameConflict {
+                node: self.id.clone(),
+                boot: claim.boot,
+                addr: claim.quic_addr,
+            });
+        }
+        true
+    }
+
+    fn on_left_ourselves(&mut self, now: Instant) {
+        self.members.set_standing(&self.id, Standing::Left, now);
+        self.timers.cancel(&Timer::Probe);
+        self.timers.cancel(&Timer::Sync);
+        let seqs: Vec<u32> = self.probes.own.keys().copied().collect();
+        for seq in seqs {
+            self.end_probe(seq);
+            self.counters.probes_abandoned += 1;
+        }
+        let encoded = message::encode_record(&self.own.signed);
+        let targets = self
+            .members
+            .choose(LEAVE_FANOUT, &mut self.rng, |_, member| member.is_live());
+        for node in targets {
+            let Some(member) = self.members.get(&node) else {
+                continue;
+            };
+            let destination = member.record.record.gossip_addr;
+            self.counters.sent.count(&Body::Gossip);
+            self.transmits.push_back(Transmit {
+                to: node,
+                destination,
+                payload: encoded.clone(),
+            });
+        }
+    }
+
+    // ---- news
+
+    fn spread_own(&mut self, now: Instant) {
+        let own = Arc::clone(&self.own);
+        self.spread_record(now, &own);
+    }
+
+    /// Spreads our record once more for somebody who has an older one, unless it is on its way.
+    fn spread_own_again(&mut self, now: Instant) {
+        if !self.queue.contains(&self.id, Kind::Record) {
+            self.spread_own(now);
+        }
+    }
+
+    fn spread_record(&mut self, now: Instant, record: &VerifiedRecord) {
+        let encoded = message::encode_record(&record.signed);
+        self.spread(now, record.record.node.clone(), Kind::Record, encoded);
+    }
+
+    fn spread_statement(&mut self, now: Instant, node: &NodeId, statement: &Statement) {
+        let encoded = message::encode_statement(statement);
+        self.spread(now, node.clone(), Kind::Statement, encoded);
+    }
+
+    fn spread(&mut self, now: Instant, node: NodeId, kind: Kind, encoded: Vec<u8>) {
+        if encoded.len() > self.config.max_payload_bytes {
+            self.counters.oversized_news += 1;
+            self.queue.remove(&node, kind);
+            return;
+        }
+        self.queue.push(node, kind, encoded);
+        if !self.timers.is_set(&Timer::Gossip) {
+            let wait = self
+                .rng
+                .between(Duration::ZERO, self.config.gossip_interval);
+            self.timers.set(Timer::Gossip, now + wait);
+        }
+    }
+
+    fn on_gossip_turn(&mut self, now: Instant) {
+        if self.queue.is_empty() {
+            return;
+        }
+        let to_dead = self.config.gossip_to_dead;
+        let targets =
+            self.members.choose(
+                self.config.gossip_nodes,
+                &mut self.rng,
+                |_, member| match member.standing {
+                    Standing::Alive | Standing::Suspect(_) => true,
+                    Standing::Dead { .. } => now.saturating_duration_since(member.since) < to_dead,
+                    Standing::Left => false,
+                },
+            );
+        // Alone, there is nobody to wait for; the first member that joins starts this again.
+        if targets.is_empty() {
+            return;
+        }
+        for node in targets {
+            let Some(member) = self.members.get(&node) else {
+                continue;
+            };
+            let destination = member.record.record.gossip_addr;
+            for burst in 0..MAX_BURST {
+                if self.queue.is_empty() || (burst > 0 && !self.queue.has_unsent()) {
+                    break;
+                }
+                self.send(&node, destination, &Body::Gossip);
+            }
+        }
+        if !self.queue.is_empty() {
+            self.timers
+                .set(Timer::Gossip, now + self.config.gossip_interval);
+        }
+    }
+
+    /// Sends an act, with what is said of the receiver if it is doubted (Lifeguard, Buddy), and as
+    /// much news as fits.
+    fn send(&mut self, to: &NodeId, destination: SocketAddr, body: &Body) {
+        let mut payload = Vec::new();
+        message::encode_body(body, &mut payload);
+        if let Some(statement) = self.statement_about(to) {
+            payload.extend(message::encode_statement(&statement));
+        }
+        let max_transmits = self.config.retransmits(self.members.live());
+        self.queue
+            .fill(&mut payload, self.config.max_payload_bytes, max_transmits);
+        self.counters.sent.count(body);
+        self.transmits.push_back(Transmit {
+            to: to.clone(),
+            destination,
+            payload,
+        });
+    }
+
+    fn statement_about(&self, node: &NodeId) -> Option<Statement> {
+        let member = self.members.get(node)?;
+        let accusation = |accuser: &NodeId| Accusation {
+            node: node.clone(),
+            incarnation: member.incarnation(),
+            accuser: accuser.clone(),
+        };
+        match &member.standing {
+            Standing::Alive => None,
+            Standing::Suspect(suspicion) => {
+                Some(Statement::Suspect(accusation(suspicion.accuser())))
+            }
+            Standing::Dead { by } => Some(Statement::Dead(accusation(by))),
+            Standing::Left => member.forced.clone().map(Statement::ForcedLeave),
+        }
+    }
+
+    // ---- time
+
+    fn on_timer(&mut self, now: Instant, timer: Timer) {
+        match timer {
+            Timer::ProbeEnd(seq) => self.on_probe_failed(now, seq),
+            Timer::ProbeDirect(seq) => self.on_probe_unanswered(seq),
+            Timer::RelayNack(seq) => {
+                if let Some(relay) = self.probes.relays.get(&seq) {
+                    let (to, addr) = (relay.requester.clone(), relay.requester_addr);
+                    let seq = relay.seq;
+                    self.send(&to, addr, &Body::Nack { seq });
+                }
+            }
+            Timer::RelayEnd(seq) => {
+                self.end_relay(seq);
+            }
+            // Who has left judges nobody any more.
+            Timer::Suspicion(_) | Timer::Check(_) | Timer::Probe | Timer::Sync
+                if self.own.record.left => {}
+            Timer::Suspicion(node) => self.on_suspicion_over(now, node),
+            Timer::Check(node) => self.on_check(now, node),
+            Timer::Probe => self.on_probe_turn(now),
+            Timer::Gossip => self.on_gossip_turn(now),
+            Timer::Sync => self.on_sync_turn(now),
+            Timer::Reap(node) => self.on_reap(now, node),
+            Timer::Unretire(node) => {
+                self.retired.remove(&node);
+            }
+        }
+    }
+
+    /// Starts the syncs with the first member there is to sync with.
+    fn wake_sync(&mut self, now: Instant) {
+        if !self.own.record.left && !self.timers.is_set(&Timer::Sync) {
+            let wait = self.rng.between(self.sync_pause / 2, self.sync_pause);
+            self.timers.set(Timer::Sync, now + wait);
+        }
+    }
+
+    fn on_sync_turn(&mut self, now: Instant) {
+        let partner = self
+            .members
+            .choose(1, &mut self.rng, |_, member| {
+                matches!(member.standing, Standing::Alive)
+            })
+            .pop();
+        let Some(with) = partner else {
+            // Alone; whoever comes up wakes this.
+            self.sync_pause = self.config.probe_interval;
+            return;
+        };
+        let every = self.config.sync_every(self.members.live());
+        self.timers.set(Timer::Sync, now + self.sync_pause);
+        self.sync_pause = (self.sync_pause * 2).min(every);
+        self.actions.push_back(Action::Sync { with });
+    }
+
+    /// This process stood still for `late`: what it did not hear in that time proves nothing.
+    fn on_late(&mut self, now: Instant, late: Duration) {
+        self.counters.late_timeouts += 1;
+        self.awareness.worsen(1);
+        log::debug!(target: "swim", late:? = late; "this process stood still");
+        let seqs: Vec<u32> = self.probes.own.keys().copied().collect();
+        for seq in seqs {
+            if let Some(probe) = self.end_probe(seq) {
+                self.counters.probes_abandoned += 1;
+                // A suspect still needs its own probe.
+                if probe.purpose == Purpose::Check {
+                    let soon = self.rng.between(Duration::ZERO, self.config.probe_interval);
+                    self.timers.set(Timer::Check(probe.target), now + soon);
+                }
+            }
+        }
+        let suspects: Vec<NodeId> = self
+            .members
+            .iter()
+            .filter(|(_, member)| matches!(member.standing, Standing::Suspect(_)))
+            .map(|(node, _)| node.clone())
+            .collect();
+        for node in suspects {
+            let Some(member) = self.members.get_mut(&node) else {
+                continue;
+            };
+            let Standing::Suspect(suspicion) = &mut member.standing else {
+                continue;
+            };
+            suspicion.extend(late);
+            let deadline = suspicion.deadline();
+            self.timers.set(Timer::Suspicion(node), deadline);
+        }
+    }
+}
+
+fn view(member: &Member) -> MemberView<'_> {
+    MemberView {
+        record: &member.record,
+        status: member.status(),
+        since: member.since,
+    }
+}

@@ -1,0 +1,359 @@
+//! Applications on a node: messages, requests, and the threads that handle them.
+
+use std::{
+    fmt,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+    thread::ThreadId,
+    time::{Duration, Instant},
+};
+
+use crossbeam_channel::{Receiver, Sender, select};
+use parking_lot::Mutex;
+
+use crate::{
+    error::{RegisterError, RequestError, SendError, SendErrorKind},
+    inbox::{Answer, Inbox, Message, PendingRequest, Registry, Request},
+    node_id::NodeId,
+    snapshot::{Snapshot, Stage},
+    thread::{self, panic_message},
+    transport::Connection,
+};
+
+/// Handler threads of one application.
+const MAX_WORKERS: usize = 256;
+
+/// What became of a message to several peers.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Delivery {
+    /// The connections to these have taken it over.
+    pub ok: Vec<NodeId>,
+    /// These have not, and why.
+    pub failed: Vec<(NodeId, SendErrorKind)>,
+}
+
+/// The handler threads of a node, to be ended with it.
+#[derive(Default)]
+pub(crate) struct Workers {
+    running: Mutex<Vec<Worker>>,
+    started: AtomicUsize,
+}
+
+struct Worker {
+    handle: thread::Handle,
+    /// Dropped to tell the thread to end.
+    stop: Sender<()>,
+}
+
+impl Workers {
+    fn start(&self, body: impl FnOnce(Receiver<()>) + Send + 'static) -> std::io::Result<()> {
+        let (stop, stopped) = crossbeam_channel::bounded(0);
+        let number = self.started.fetch_add(1, Relaxed) + 1;
+        let handle = thread::spawn(&format!("nd-work-{}", number % 10_000_000), move || {
+            body(stopped);
+        })?;
+        self.running.lock().push(Worker { handle, stop });
+        Ok(())
+    }
+
+    pub(crate) fn count(&self) -> usize {
+        self.running.lock().len()
+    }
+
+    /// Tells all to end and waits until `deadline` for those that work. Returns the names of those
+    /// that are busy still; they end with what they do.
+    pub(crate) fn stop(&self, deadline: Instant) -> Vec<String> {
+        let running = std::mem::take(&mut *self.running.lock());
+        let here: ThreadId = std::thread::current().id();
+        let (handles, stops): (Vec<_>, Vec<_>) =
+            running.into_iter().map(|worker| (worker.handle, worker.stop)).unzip();
+        drop(stops);
+        let mut stuck = Vec::new();
+        for handle in handles {
+            // A handler that shuts its own node down cannot wait for itself.
+            let is_here = handle.thread().id() == here;
+            while !is_here && !handle.is_finished() && now() < deadline {
+                std::thread::park_timeout(Duration::from_millis(2));
+            }
+            let name = handle.thread().name().unwrap_or_default().to_owned();
+            if handle.is_finished() {
+                // Panics of handlers are caught; there is nothing to learn from the result.
+                let _ = handle.join();
+            } else if !is_here {
+                stuck.push(name);
+            }
+        }
+        stuck
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "callers wait against the real clock")]
+fn now() -> Instant {
+    Instant::now()
+}
+
+/// An application of a node, by its name: to send and request as this application, and to receive
+/// what the same application on other nodes sends. Cheap to clone; all clones are the same
+/// application.
+///
+/// Messages wait in an inbox of 1 MiB. When it is full, the streams that fill it are not read any
+/// more and their senders wait; other applications, requests and membership go on.
+#[derive(Clone)]
+pub struct App {
+    inbox: Arc<Inbox>,
+    snapshot: Arc<Snapshot>,
+    workers: Arc<Workers>,
+    /// Gives the name back when the last clone is gone.
+    _registration: Arc<Registration>,
+}
+
+struct Registration {
+    registry: Arc<Registry>,
+    name: Arc<str>,
+}
+
+impl Drop for Registration {
+    fn drop(&mut self) {
+        self.registry.unregister(&self.name);
+    }
+}
+
+impl fmt::Debug for App {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("App").field(&self.inbox.name).finish()
+    }
+}
+
+impl App {
+    pub(crate) fn new(
+        inbox: Arc<Inbox>,
+        registry: Arc<Registry>,
+        snapshot: Arc<Snapshot>,
+        workers: Arc<Workers>,
+    ) -> Self {
+        let name = Arc::clone(&inbox.name);
+        let registration = Arc::new(Registration { registry, name });
+        Self { inbox, snapshot, workers, _registration: registration }
+    }
+
+    /// The application's name.
+    pub fn name(&self) -> &str {
+        &self.inbox.name
+    }
+
+    fn connection(&self, to: &NodeId) -> Result<Arc<Connection>, SendErrorKind> {
+        if let Some(connection) = self.snapshot.peer(to) {
+            return Ok(connection);
+        }
+        match self.snapshot.stage() {
+            Stage::Stopped | Stage::Failed(_) => Err(SendErrorKind::Stopped),
+            Stage::Joining(_) | Stage::Started | Stage::Leaving => {
+                Err(SendErrorKind::NotConnected(to.clone()))
+            }
+        }
+    }
+
+    /// Sends a message to the same application on `to`.
+    ///
+    /// `Ok` means that the connection has taken it over: it is delivered in order with this
+    /// application's other messages to that peer, at most once, as long as the connection lives.
+    /// [`flush`](Self::flush) waits for the acknowledgement;
+    /// [`Disconnected`](crate::EventKind::Disconnected) tells how many were never acknowledged.
+    /// `timeout` bounds how long a slow peer may hold the caller up.
+    ///
+    /// # Errors
+    ///
+    /// [`SendError`] with the payload, when the message was not taken.
+    pub fn send(
+        &self,
+        to: &NodeId,
+        payload: impl Into<Vec<u8>>,
+        timeout: Duration,
+    ) -> Result<(), SendError> {
+        let payload = payload.into();
+        self.send_bytes(to, &payload, now() + timeout)
+            .map_err(|kind| SendError { kind, payload })
+    }
+
+    fn send_bytes(
+        &self,
+        to: &NodeId,
+        payload: &[u8],
+        deadline: Instant,
+    ) -> Result<(), SendErrorKind> {
+        self.connection(to)?.send(&self.inbox.name, payload, deadline)
+    }
+
+    /// Sends a message to several peers and tells what became of each. An empty list sends nothing.
+    /// `timeout` is for all together.
+    pub fn send_many(&self, to: &[NodeId], payload: &[u8], timeout: Duration) -> Delivery {
+        let deadline = now() + timeout;
+        let mut delivery = Delivery::default();
+        for node in to {
+            match self.send_bytes(node, payload, deadline) {
+                Ok(()) => delivery.ok.push(node.clone()),
+                Err(kind) => delivery.failed.push((node.clone(), kind)),
+            }
+        }
+        delivery
+    }
+
+    /// Sends a message to every connected peer and tells what became of each.
+    pub fn broadcast(&self, payload: &[u8], timeout: Duration) -> Delivery {
+        let peers: Vec<NodeId> = self.snapshot.peers().into_keys().collect();
+        self.send_many(&peers, payload, timeout)
+    }
+
+    /// Waits until `to` has acknowledged that every message sent so far is in its inbox.
+    ///
+    /// # Errors
+    ///
+    /// [`SendErrorKind::Timeout`] when it has not, [`SendErrorKind::Disconnected`] when it no longer
+    /// can.
+    pub fn flush(&self, to: &NodeId, timeout: Duration) -> Result<(), SendErrorKind> {
+        self.connection(to)?.flush(&self.inbox.name, now() + timeout)
+    }
+
+    /// Sends a request to the same application on `to` and waits for the reply.
+    ///
+    /// # Errors
+    ///
+    /// [`RequestError`] says whether the request may have been carried out all the same.
+    pub fn request(
+        &self,
+        to: &NodeId,
+        payload: impl AsRef<[u8]>,
+        timeout: Duration,
+    ) -> Result<Vec<u8>, RequestError> {
+        let deadline = now() + timeout;
+        let connection = self.connection(to).map_err(|kind| match kind {
+            SendErrorKind::Stopped => RequestError::Stopped,
+            _ => RequestError::NotConnected(to.clone()),
+        })?;
+        let reply = connection.request(&self.inbox.name, payload.as_ref(), deadline, timeout)?;
+        reply.wait(deadline, timeout)
+    }
+
+    /// The messages for this application, for `recv` and for `crossbeam_channel::select!`. Clones
+    /// of the receiver share the messages. A message counts against the inbox until it is dropped.
+    pub fn messages(&self) -> &Receiver<Message> {
+        &self.inbox.messages.1
+    }
+
+    /// Handles messages on `workers` threads of their own. With more than one, messages of one peer
+    /// may be handled at the same time.
+    ///
+    /// A handler that panics is logged and counted, and goes on with the next message.
+    ///
+    /// # Errors
+    ///
+    /// [`RegisterError::Thread`] when the system refuses a thread.
+    pub fn on_message(
+        &self,
+        workers: usize,
+        handler: impl Fn(Message) + Send + Sync + 'static,
+    ) -> Result<(), RegisterError> {
+        let handler = Arc::new(handler);
+        for _ in 0..workers.clamp(1, MAX_WORKERS) {
+            let (inbox, handler) = (Arc::clone(&self.inbox), Arc::clone(&handler));
+            self.start(move |stopped| {
+                work(&stopped, &inbox.messages.1, |message| {
+                    contain(&inbox, || handler(message));
+                });
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Answers requests on `workers` threads of their own: at most so many at the same time. What
+    /// the handler returns is the reply; an `Err` reaches the requester as
+    /// [`RequestError::Remote`], and so does a panic, which is logged and counted.
+    ///
+    /// # Errors
+    ///
+    /// [`RegisterError::Thread`] when the system refuses a thread.
+    pub fn on_request(
+        &self,
+        workers: usize,
+        handler: impl Fn(&Request) -> Result<Vec<u8>, String> + Send + Sync + 'static,
+    ) -> Result<(), RegisterError> {
+        let handler = Arc::new(handler);
+        for _ in 0..workers.clamp(1, MAX_WORKERS) {
+            let (inbox, handler) = (Arc::clone(&self.inbox), Arc::clone(&handler));
+            self.start(move |stopped| {
+                work(&stopped, &inbox.requests.1, |pending| {
+                    answer(&inbox, pending, |request| handler(request));
+                });
+            })?;
+        }
+        self.inbox.takes_requests.store(true, Relaxed);
+        Ok(())
+    }
+
+    fn start(&self, body: impl FnOnce(Receiver<()>) + Send + 'static) -> Result<(), RegisterError> {
+        self.workers.start(body).map_err(|error| RegisterError::Thread(error.to_string()))
+    }
+
+    /// How often a handler of this application has panicked.
+    pub fn handler_panics(&self) -> u64 {
+        self.inbox.handler_panics.load(Relaxed)
+    }
+
+    /// Bytes of messages that wait in the inbox or are held by the application.
+    pub fn inbox_bytes(&self) -> usize {
+        self.inbox.message_budget.held()
+    }
+}
+
+/// Hands out items until told to stop.
+fn work<T>(stopped: &Receiver<()>, items: &Receiver<T>, mut handle: impl FnMut(T)) {
+    loop {
+        // Stop wins over more work: `select!` alone would toss a coin.
+        if stopped.try_recv() == Err(crossbeam_channel::TryRecvError::Disconnected) {
+            return;
+        }
+        select! {
+            recv(items) -> item => match item {
+                Ok(item) => handle(item),
+                Err(_) => return,
+            },
+            recv(stopped) -> _ => return,
+        }
+    }
+}
+
+fn answer(
+    inbox: &Inbox,
+    pending: PendingRequest,
+    handler: impl FnOnce(&Request) -> Result<Vec<u8>, String>,
+) {
+    let PendingRequest { request, id, expires_at, replier, permit } = pending;
+    let answer = if now() >= expires_at {
+        Answer::Expired
+    } else {
+        match contain(inbox, || handler(&request)) {
+            Some(Ok(payload)) => Answer::Ok(payload),
+            Some(Err(message)) => Answer::Error(message),
+            None => Answer::Error("the handler panicked".to_owned()),
+        }
+    };
+    drop((request, permit));
+    replier.reply(&inbox.name, id, answer);
+}
+
+/// Runs user code. `None` when it panicked.
+fn contain<T>(inbox: &Inbox, body: impl FnOnce() -> T) -> Option<T> {
+    match catch_unwind(AssertUnwindSafe(body)) {
+        Ok(value) => Some(value),
+        Err(panic) => {
+            inbox.handler_panics.fetch_add(1, Relaxed);
+            log::error!(target: "node", app = &*inbox.name, panic = panic_message(panic.as_ref()).as_str();
+                "a handler panicked");
+            None
+        }
+    }
+}

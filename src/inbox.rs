@@ -1,0 +1,245 @@
+//! Where messages and requests wait for the application: bounded in bytes, and what happens when
+//! an inbox is full.
+//!
+//! An inbox counts the bytes of everything in it and of everything its application still holds.
+//! When they reach the limit, the stream that the next message came on is not read any more, so
+//! that the sender feels it; when bytes are given back, the connections that wait are woken. A
+//! connection's other streams go on.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
+    time::Instant,
+};
+
+use crossbeam_channel::{Receiver, Sender};
+use parking_lot::{Mutex, RwLock};
+
+use crate::{node_id::NodeId, waker::Waker};
+
+/// How many bytes of messages, and as many again of requests, one application holds at most.
+pub(crate) const MAX_INBOX_BYTES: usize = 1 << 20;
+
+/// What an item costs beside its payload, so that empty messages are bounded too.
+const ITEM_OVERHEAD_BYTES: usize = 256;
+
+/// How many applications a node may have: three streams each fit the 256 streams of a peer.
+pub(crate) const MAX_APPS: usize = 64;
+
+/// A count of bytes with a limit, and those who wait for it to fall.
+#[derive(Debug, Default)]
+pub(crate) struct Budget {
+    state: Mutex<BudgetState>,
+}
+
+#[derive(Debug, Default)]
+struct BudgetState {
+    held: usize,
+    waiting: Vec<Weak<Waker>>,
+}
+
+impl Budget {
+    /// Takes room for a payload, or notes `waker` to be woken when there may be room. A single
+    /// item larger than the whole limit is taken when there is nothing else.
+    pub(crate) fn take(self: &Arc<Self>, payload: usize, waker: &Arc<Waker>) -> Option<Permit> {
+        let bytes = payload + ITEM_OVERHEAD_BYTES;
+        let mut state = self.state.lock();
+        if state.held > 0 && state.held + bytes > MAX_INBOX_BYTES {
+            // One entry a connection: it asks again only after it was woken.
+            state.waiting.retain(|other| other.strong_count() > 0);
+            if !state.waiting.iter().any(|other| other.as_ptr() == Arc::as_ptr(waker)) {
+                state.waiting.push(Arc::downgrade(waker));
+            }
+            return None;
+        }
+        state.held += bytes;
+        Some(Permit { budget: Arc::clone(self), bytes })
+    }
+
+    fn give_back(&self, bytes: usize) {
+        let waiting = {
+            let mut state = self.state.lock();
+            state.held -= bytes;
+            std::mem::take(&mut state.waiting)
+        };
+        for waker in waiting.iter().filter_map(Weak::upgrade) {
+            waker.wake();
+        }
+    }
+
+    /// Bytes held now.
+    pub(crate) fn held(&self) -> usize {
+        self.state.lock().held
+    }
+}
+
+/// Room in a budget, given back when dropped.
+#[derive(Debug)]
+pub(crate) struct Permit {
+    budget: Arc<Budget>,
+    bytes: usize,
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.budget.give_back(self.bytes);
+    }
+}
+
+/// A message from a peer.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Message {
+    /// Who sent it; its certificate proves it.
+    pub from: NodeId,
+    /// What it sent.
+    pub payload: Vec<u8>,
+    /// Its room in the inbox, until the message is dropped.
+    pub(crate) permit: Permit,
+}
+
+/// A request from a peer, as a handler sees it.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Request {
+    /// Who asks; its certificate proves it.
+    pub from: NodeId,
+    /// What it asks.
+    pub payload: Vec<u8>,
+}
+
+/// How a request was answered.
+#[derive(Debug)]
+pub(crate) enum Answer {
+    Ok(Vec<u8>),
+    Error(String),
+    Expired,
+}
+
+/// Carries an answer back to the connection that the request came on.
+pub(crate) trait Replier: Send + Sync {
+    fn reply(&self, app: &str, id: u64, answer: Answer);
+}
+
+/// A request that waits for a handler.
+pub(crate) struct PendingRequest {
+    pub(crate) request: Request,
+    pub(crate) id: u64,
+    /// When its sender gives up.
+    pub(crate) expires_at: Instant,
+    pub(crate) replier: Arc<dyn Replier>,
+    pub(crate) permit: Permit,
+}
+
+/// One application's inbox.
+pub(crate) struct Inbox {
+    pub(crate) name: Arc<str>,
+    pub(crate) message_budget: Arc<Budget>,
+    pub(crate) request_budget: Arc<Budget>,
+    pub(crate) messages: (Sender<Message>, Receiver<Message>),
+    pub(crate) requests: (Sender<PendingRequest>, Receiver<PendingRequest>),
+    /// Whether a request handler is registered.
+    pub(crate) takes_requests: AtomicBool,
+    pub(crate) received: AtomicU64,
+    pub(crate) handler_panics: AtomicU64,
+}
+
+impl Inbox {
+    #[expect(clippy::disallowed_methods, reason = "both are bounded in bytes by their budgets")]
+    fn new(name: &str) -> Self {
+        Self {
+            name: Arc::from(name),
+            message_budget: Arc::default(),
+            request_budget: Arc::default(),
+            messages: crossbeam_channel::unbounded(),
+            requests: crossbeam_channel::unbounded(),
+            takes_requests: AtomicBool::new(false),
+            received: AtomicU64::new(0),
+            handler_panics: AtomicU64::new(0),
+        }
+    }
+
+    pub(crate) fn deliver(&self, from: NodeId, payload: Vec<u8>, permit: Permit) {
+        self.received.fetch_add(1, Relaxed);
+        // The receiver lives in this very struct, so that the channel is never disconnected.
+        let _ = self.messages.0.send(Message { from, payload, permit });
+    }
+
+    pub(crate) fn deliver_request(&self, pending: PendingRequest) {
+        self.received.fetch_add(1, Relaxed);
+        let _ = self.requests.0.send(pending);
+    }
+}
+
+/// The applications of a node.
+#[derive(Default)]
+pub(crate) struct Registry {
+    apps: RwLock<BTreeMap<String, Arc<Inbox>>>,
+}
+
+/// Why a name was not registered.
+pub(crate) enum Refusal {
+    Taken,
+    TooMany,
+}
+
+impl Registry {
+    pub(crate) fn register(&self, name: &str) -> Result<Arc<Inbox>, Refusal> {
+        let mut apps = self.apps.write();
+        if apps.contains_key(name) {
+            return Err(Refusal::Taken);
+        }
+        if apps.len() >= MAX_APPS {
+            return Err(Refusal::TooMany);
+        }
+        let inbox = Arc::new(Inbox::new(name));
+        apps.insert(name.to_owned(), Arc::clone(&inbox));
+        Ok(inbox)
+    }
+
+    pub(crate) fn unregister(&self, name: &str) {
+        self.apps.write().remove(name);
+    }
+
+    pub(crate) fn get(&self, name: &str) -> Option<Arc<Inbox>> {
+        self.apps.read().get(name).cloned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_budget_wakes_those_who_wait_when_bytes_come_back() {
+        let budget = Arc::new(Budget::default());
+        let waker = Arc::new(Waker::new().unwrap());
+        let whole = budget.take(MAX_INBOX_BYTES * 4, &waker).expect("an empty inbox takes anything");
+        assert!(budget.take(0, &waker).is_none());
+        assert!(budget.take(0, &waker).is_none());
+        assert_eq!(budget.state.lock().waiting.len(), 1);
+        drop(whole);
+        assert_eq!(budget.held(), 0);
+        let mut permits = Vec::new();
+        while let Some(permit) = budget.take(0, &waker) {
+            permits.push(permit);
+        }
+        assert_eq!(permits.len(), MAX_INBOX_BYTES / ITEM_OVERHEAD_BYTES);
+    }
+
+    #[test]
+    fn a_name_is_registered_once_and_again_after_it_was_given_back() {
+        let registry = Registry::default();
+        assert!(registry.register("a").is_ok());
+        assert!(matches!(registry.register("a"), Err(Refusal::Taken)));
+        registry.unregister("a");
+        assert!(registry.register("a").is_ok());
+        for i in 1..MAX_APPS {
+            assert!(registry.register(&format!("b{i}")).is_ok());
+        }
+        assert!(matches!(registry.register("c"), Err(Refusal::TooMany)));
+    }
+}

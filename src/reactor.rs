@@ -1,0 +1,1259 @@
+//! The one thread that decides: it owns the gossip socket, the QUIC listener and both cores.
+//!
+//! A turn: read gossip first, so that no flood of handshakes can drown the failure detector; then
+//! what the workers say, commands, and a bounded number of listener datagrams; then the cores'
+//! timers. Every input goes to a core at once, and after each the cores' outputs are carried out
+//! until both are quiet: [`Swim`] tells who is alive, [`Mesh`] whom to be connected to, and each
+//! fact travels from the one to the other here and nowhere else. Then the turn's changes are
+//! published, and the thread sleeps until a socket, the waker or the next deadline.
+//!
+//! Nothing here waits for anything but that sleep: names are looked up elsewhere, handshakes run on
+//! their own threads, and no lock of a connection is ever taken.
+
+#![expect(clippy::disallowed_methods, reason = "time and the wall clock enter here")]
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    net::{SocketAddr, UdpSocket},
+    os::fd::AsFd,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::{Duration, Instant, SystemTime},
+};
+
+use crossbeam_channel::{Receiver, Sender};
+
+use crate::{
+    close::{CloseCode, CloseReason},
+    control::{Control, SyncFrame},
+    error::CommandError,
+    event::EventKind,
+    mesh::{self, Mesh},
+    node_id::{ConnectionId, NodeId},
+    record::{SignedRecord, VerifiedRecord},
+    resolver::Resolver,
+    snapshot::{DialRow, Snapshot, Stage},
+    stats::{MemberInfo, MemberStatus, Side},
+    subscribers::Subscribers,
+    swim::{self, Swim},
+    thread::panic_message,
+    transport::{Command as WorkerCommand, Context, Datagram, Endpoint, Notice, millis},
+    trust::{
+        Header, Identity, KeyId, Keyring, KeyringOffer, OpenError, Opener, Sealer, Verdict,
+        Verifier,
+    },
+    waker::{Interest, Waker, sleep},
+};
+
+/// Gossip datagrams, notices, and listener datagrams handled in one turn.
+const GOSSIP_BUDGET: usize = 256;
+const NOTICE_BUDGET: usize = 1_024;
+const LISTENER_BUDGET: usize = 64;
+
+/// The largest gossip datagram that is read; ours have 1,200 bytes.
+const MAX_GOSSIP_BYTES: usize = 2_048;
+
+/// How long after the first join round the first sync may take before the node starts without it.
+const JOIN_SYNC_PATIENCE: Duration = Duration::from_secs(2);
+
+/// How often an unknown key of one member may cause a sync, and of all members together.
+const KEY_SYNC_INTERVAL: Duration = Duration::from_secs(10);
+const MAX_KEY_SYNCS_PER_SECOND: u32 = 8;
+
+/// Members that one sync may carry.
+const MAX_SYNC_ENTRIES: usize = 16_384;
+
+/// Syncs with members that are under way at once; each may hold a whole member table.
+const MAX_SYNCS: usize = 128;
+
+/// A line about refused datagrams or handshakes is written at most once in so long.
+const REFUSAL_LINE_INTERVAL: Duration = Duration::from_secs(60);
+
+/// With more members than this, the published copy is renewed at most every `PUBLISH_INTERVAL`.
+const SMALL_CLUSTER: usize = 256;
+const PUBLISH_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Connections that do not end within this time after they were closed at shutdown are left alone.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(2);
+
+/// What the handle asks of the reactor.
+pub(crate) enum Command {
+    Join { seeds: Vec<String>, reply: Sender<Result<usize, CommandError>> },
+    Leave { reply: Sender<(Vec<NodeId>, Vec<NodeId>)>, deadline: Instant },
+    ForceLeave { node: NodeId, reply: Sender<Result<(), CommandError>> },
+    /// Close everything and end. `silently`: as a killed process would.
+    Shutdown { silently: bool },
+    #[cfg(test)]
+    Panic,
+}
+
+/// Counters of the gossip path.
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    pub(crate) gossip_received: AtomicU64,
+    pub(crate) gossip_sent: AtomicU64,
+    pub(crate) gossip_refused: AtomicU64,
+    pub(crate) gossip_unsent: AtomicU64,
+    pub(crate) records_refused: AtomicU64,
+    pub(crate) syncs: AtomicU64,
+}
+
+/// What the reactor is built from.
+pub(crate) struct Parts {
+    pub(crate) identity: Identity,
+    pub(crate) context: Arc<Context>,
+    pub(crate) endpoint: Endpoint,
+    pub(crate) gossip: UdpSocket,
+    pub(crate) swim: Swim,
+    pub(crate) mesh: Mesh,
+    pub(crate) seeds: Vec<String>,
+    pub(crate) notices: Receiver<Notice>,
+    pub(crate) commands: Receiver<Command>,
+    pub(crate) snapshot: Arc<Snapshot>,
+    pub(crate) subscribers: Arc<Subscribers>,
+    pub(crate) counters: Arc<Counters>,
+    pub(crate) stuck: Sender<Vec<String>>,
+    #[cfg(test)]
+    pub(crate) panic_at_start: bool,
+}
+
+/// A leave that waits for confirmations.
+struct Leaving {
+    waiting: BTreeSet<NodeId>,
+    confirmed: Vec<NodeId>,
+    incarnation: Option<u64>,
+    replies: Vec<(Instant, Sender<(Vec<NodeId>, Vec<NodeId>)>)>,
+}
+
+/// What a peer has sent of a sync so far.
+#[derive(Default)]
+struct Incoming {
+    entries: Vec<(SignedRecord, MemberStatus)>,
+}
+
+struct Reactor {
+    parts: Parts,
+    waker: Arc<Waker>,
+    resolver: Resolver,
+    verifier: Verifier,
+    keyring: Keyring,
+    sealer: Sealer,
+    opener: Opener,
+    random: ring::rand::SystemRandom,
+    /// The first join round, until it is over; and until when its sync may take.
+    first_round: Option<u64>,
+    first_sync_until: Option<Instant>,
+    seed_state: BTreeMap<String, String>,
+    joins: BTreeMap<u64, Sender<Result<usize, CommandError>>>,
+    /// Syncs that peers are sending; those this node asked for are answered with nothing.
+    syncs: BTreeMap<(ConnectionId, u64), Incoming>,
+    key_syncs: BTreeMap<NodeId, Instant>,
+    key_sync_second: (Option<Instant>, u32),
+    /// Messages nobody acknowledged, on connections of a peer that is still or again connected.
+    unacknowledged: BTreeMap<NodeId, u64>,
+    leaving: Option<Leaving>,
+    shutdown: Option<Instant>,
+    next_refusal_line: Option<Instant>,
+    refusal_lines: BTreeMap<SocketAddr, Instant>,
+    members_dirty: bool,
+    dials_dirty: bool,
+    links_dirty: bool,
+    published_at: Option<Instant>,
+}
+
+/// The body of the reactor's thread. Whatever happens, the node's end is published.
+pub(crate) fn run(parts: Parts) {
+    let snapshot = Arc::clone(&parts.snapshot);
+    let subscribers = Arc::clone(&parts.subscribers);
+    let outcome = catch_unwind(AssertUnwindSafe(|| Reactor::new(parts).drive()));
+    match outcome {
+        Ok(()) => snapshot.set_stage(Stage::Stopped),
+        Err(panic) => {
+            let why = panic_message(panic.as_ref());
+            log::error!(target: "reactor", panic:% = why; "the reactor panicked; the node stops");
+            // The workers notice that nobody listens any more and are closed by their peers or by
+            // their idle time-out; what matters here is that nobody waits for this node in vain.
+            for connection in snapshot.links() {
+                connection.command(WorkerCommand::Close(CloseCode::Internal));
+            }
+            snapshot.set_stage(Stage::Failed(format!("reactor panicked: {why}")));
+        }
+    }
+    subscribers.close();
+}
+
+impl Reactor {
+    fn new(parts: Parts) -> Self {
+        let context = &parts.context;
+        let waker = Arc::clone(&context.reactor);
+        Self {
+            resolver: Resolver::new(Arc::clone(&waker)),
+            verifier: Verifier::new(&parts.identity),
+            keyring: Keyring::new(),
+            sealer: Sealer::new(&context.cluster, &context.node, context.boot),
+            opener: Opener::new(&context.cluster),
+            random: ring::rand::SystemRandom::new(),
+            waker,
+            first_round: None,
+            first_sync_until: None,
+            seed_state: BTreeMap::new(),
+            joins: BTreeMap::new(),
+            syncs: BTreeMap::new(),
+            key_syncs: BTreeMap::new(),
+            key_sync_second: (None, 0),
+            unacknowledged: BTreeMap::new(),
+            leaving: None,
+            shutdown: None,
+            next_refusal_line: None,
+            refusal_lines: BTreeMap::new(),
+            members_dirty: true,
+            dials_dirty: true,
+            links_dirty: true,
+            published_at: None,
+            parts,
+        }
+    }
+
+    fn drive(&mut self) {
+        #[cfg(test)]
+        assert!(!self.parts.panic_at_start, "asked to panic while it starts");
+        let now = Instant::now();
+        log::debug!(target: "node", node:% = self.parts.context.node; "start: join round begins");
+        let seeds = std::mem::take(&mut self.parts.seeds);
+        for seed in &seeds {
+            self.seed_state.insert(seed.clone(), format!("seed {seed}: no answer yet"));
+        }
+        self.publish_joining();
+        self.first_round = Some(self.parts.mesh.join(now, seeds));
+        self.settle(now);
+        loop {
+            let now = Instant::now();
+            self.parts.context.reactor_turned(now);
+            let is_busy = self.read_gossip(now)
+                | self.take_notices(now)
+                | self.take_commands(now)
+                | self.read_listener(now);
+            self.on_time(now);
+            self.settle(now);
+            self.publish(now);
+            if self.is_over(now) {
+                self.end();
+                return;
+            }
+            if !is_busy && !self.sleep(now) {
+                self.end();
+                return;
+            }
+        }
+    }
+
+    fn sleep(&self, now: Instant) -> bool {
+        let deadline = [
+            self.parts.swim.poll_timeout(),
+            self.parts.mesh.poll_timeout(),
+            self.first_sync_until,
+            self.shutdown,
+            self.leaving.as_ref().and_then(|l| l.replies.iter().map(|(at, _)| *at).min()),
+            self.members_dirty
+                .then(|| self.published_at.map(|at| at + PUBLISH_INTERVAL))
+                .flatten(),
+        ];
+        let deadline = deadline.into_iter().flatten().min();
+        let fds = [
+            (self.waker.as_fd(), Interest::Read),
+            (self.parts.gossip.as_fd(), Interest::Read),
+            (self.parts.endpoint.socket().as_fd(), Interest::Read),
+        ];
+        let slept = sleep(&fds, now, deadline);
+        self.waker.clear();
+        slept
+            .inspect_err(|error| {
+                log::error!(target: "reactor", error:%; "poll failed; the node stops");
+            })
+            .is_ok()
+    }
+
+    // ---- gossip in
+
+    /// Reads gossip. `true` when there may be more.
+    fn read_gossip(&mut self, now: Instant) -> bool {
+        let mut buffer = [0; MAX_GOSSIP_BYTES];
+        for _ in 0..GOSSIP_BUDGET {
+            match self.parts.gossip.recv_from(&mut buffer) {
+                Ok((length, from)) => {
+                    self.parts.counters.gossip_received.fetch_add(1, Relaxed);
+                    self.handle_gossip(now, from, &buffer[..length]);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
+                // An ICMP answer to something sent before, or an interruption: read on.
+                Err(_) => {}
+            }
+        }
+        true
+    }
+
+    fn handle_gossip(&mut self, now: Instant, from: SocketAddr, datagram: &[u8]) {
+        match self.open_gossip(now, from, datagram) {
+            Ok((sender, message)) => {
+                log::trace!(target: "swim", from:% = sender; "{} bytes", datagram.len());
+                let records = self.verify(now, &message.records);
+                let forced: Vec<_> = message.forced_leaves().cloned().collect();
+                self.parts.swim.handle_message(now, &sender, from, message, records);
+                for leave in forced {
+                    let is_signed = self
+                        .verifier
+                        .verify_statement(&leave.issuer, &leave.signed_bytes(), &leave.signature)
+                        .is_ok();
+                    if is_signed {
+                        self.parts.swim.handle_forced_leave(now, leave);
+                    } else {
+                        self.parts.counters.records_refused.fetch_add(1, Relaxed);
+                    }
+                }
+                self.settle(now);
+            }
+            Err(why) => {
+                self.parts.counters.gossip_refused.fetch_add(1, Relaxed);
+                log::trace!(target: "swim", addr:% = from, error = why.as_str(); "gossip refused");
+                self.refusal_line(now);
+            }
+        }
+    }
+
+    fn open_gossip(
+        &mut self,
+        now: Instant,
+        from: SocketAddr,
+        datagram: &[u8],
+    ) -> Result<(NodeId, swim::Message), String> {
+        let header = Header::parse(datagram).map_err(|error| error.to_string())?;
+        let sender = NodeId::new(header.node).map_err(|error| error.to_string())?;
+        if sender == self.parts.context.node {
+            return Err("datagram in this node's own name".into());
+        }
+        // Only members have records, so only members cost a key derivation.
+        let member = self.parts.swim.member(&sender).ok_or("sender is no member")?;
+        let boot = member.record.record.boot;
+        let gossip_addr = member.record.record.gossip_addr;
+        let payload = match self.opener.open(&self.keyring, &header, datagram, boot) {
+            Ok(payload) => payload,
+            Err(error @ OpenError::UnknownKey(_)) => {
+                if from == gossip_addr {
+                    self.sync_for_key(now, &sender);
+                }
+                return Err(error.to_string());
+            }
+            Err(error) => return Err(error.to_string()),
+        };
+        let message = swim::Message::decode(&payload).map_err(|e| e.to_string())?;
+        Ok((sender, message))
+    }
+
+    /// A member seals with a key that is not known here: it is asked for it, at a limited rate.
+    fn sync_for_key(&mut self, now: Instant, node: &NodeId) {
+        let is_recent = |at: &Instant| now < *at + KEY_SYNC_INTERVAL;
+        self.key_syncs.retain(|_, at| is_recent(at));
+        let (second, count) = &mut self.key_sync_second;
+        if second.is_none_or(|at| now >= at + Duration::from_secs(1)) {
+            (*second, *count) = (Some(now), 0);
+        }
+        if self.key_syncs.contains_key(node) || *count >= MAX_KEY_SYNCS_PER_SECOND {
+            return;
+        }
+        *count += 1;
+        self.key_syncs.insert(node.clone(), now);
+        self.start_sync(node);
+    }
+
+    /// At most one line a minute, whatever strangers send.
+    fn refusal_line(&mut self, now: Instant) {
+        if self.next_refusal_line.is_some_and(|at| now < at) {
+            return;
+        }
+        self.next_refusal_line = Some(now + REFUSAL_LINE_INTERVAL);
+        log::debug!(target: "reactor",
+            gossip = self.parts.counters.gossip_refused.load(Relaxed),
+            quic = self.parts.context.counters.refused_datagrams.load(Relaxed);
+            "datagrams refused so far");
+    }
+
+    /// The records that verify. One whose certificate is unknown tells at least where to dial.
+    fn verify(&mut self, now: Instant, records: &[SignedRecord]) -> Vec<Arc<VerifiedRecord>> {
+        let mut verified = Vec::new();
+        for signed in records {
+            match self.verifier.verify(signed) {
+                Verdict::Verified(record) => verified.push(record),
+                Verdict::Waiting(record) => {
+                    if !record.left {
+                        self.parts.mesh.handle_hint(now, &record.node, record.quic_addr);
+                    }
+                }
+                Verdict::Refused(why) => {
+                    self.parts.counters.records_refused.fetch_add(1, Relaxed);
+                    log::debug!(target: "swim", error:% = why; "record refused");
+                }
+            }
+        }
+        verified
+    }
+
+    // ---- the listener
+
+    /// Reads the listener. `true` when there may be more.
+    fn read_listener(&mut self, now: Instant) -> bool {
+        let mut buffer = [0; MAX_GOSSIP_BYTES];
+        for _ in 0..LISTENER_BUDGET {
+            match self.parts.endpoint.socket().recv_from(&mut buffer) {
+                Ok((length, from)) => {
+                    let bytes = buffer[..length].to_vec();
+                    self.handle_datagram(now, Datagram { from, bytes });
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
+                Err(_) => {}
+            }
+        }
+        true
+    }
+
+    fn handle_datagram(&mut self, now: Instant, datagram: Datagram) {
+        let Parts { endpoint, mesh, .. } = &mut self.parts;
+        let routed = endpoint.handle_datagram(now, datagram, || mesh.allocate());
+        match routed {
+            crate::transport::endpoint::Routed::Accepted => self.links_dirty = true,
+            crate::transport::endpoint::Routed::Refused => self.refusal_line(now),
+            crate::transport::endpoint::Routed::Connection
+            | crate::transport::endpoint::Routed::Answered => {}
+        }
+    }
+
+    // ---- workers
+
+    /// Takes what the workers say. `true` when there may be more.
+    fn take_notices(&mut self, now: Instant) -> bool {
+        for _ in 0..NOTICE_BUDGET {
+            let Ok(notice) = self.parts.notices.try_recv() else { return false };
+            self.handle_notice(now, notice);
+            self.settle(now);
+        }
+        true
+    }
+
+    fn handle_notice(&mut self, now: Instant, notice: Notice) {
+        match notice {
+            Notice::Up { connection, peer, boot, side, addr, certificate, keyring_digest } => {
+                self.on_up(now, connection, &peer, &certificate, side, &keyring_digest);
+                self.parts.mesh.handle_up(now, connection, &peer, boot, side, addr);
+            }
+            Notice::Used { connection } => self.parts.mesh.handle_used(now, connection),
+            Notice::Control { connection, frame } => self.handle_control(now, connection, frame),
+            Notice::Sync { connection, stream, frame } => {
+                self.handle_sync_frame(now, connection, stream, frame);
+            }
+            Notice::SyncEnd { connection, stream } => {
+                self.handle_sync_end(now, connection, stream);
+            }
+            Notice::Stray { datagram } => self.handle_datagram(now, datagram),
+            Notice::Down { connection, reason, unacknowledged } => {
+                self.on_down(now, connection, &reason, unacknowledged);
+                self.parts.mesh.handle_down(now, connection, &reason);
+            }
+            Notice::Gone { connection } => {
+                self.parts.endpoint.handle_gone(now, connection);
+                self.links_dirty = true;
+            }
+        }
+        self.dials_dirty = true;
+    }
+
+    fn on_up(
+        &mut self,
+        now: Instant,
+        connection: ConnectionId,
+        peer: &NodeId,
+        certificate: &[u8],
+        side: Side,
+        keyring_digest: &[u8],
+    ) {
+        self.parts.endpoint.handle_up(connection);
+        let was_alive =
+            self.parts.swim.member(peer).is_some_and(|m| m.status == MemberStatus::Alive);
+        match self.verifier.insert_proven(certificate) {
+            Ok(fingerprint) => {
+                for record in self.verifier.take_verified(&fingerprint) {
+                    self.parts.swim.handle_record(now, record);
+                }
+            }
+            Err(error) => {
+                log::warn!(target: "swim", peer:%, error:%; "certificate not remembered");
+            }
+        }
+        let own = self.parts.swim.me().signed.clone();
+        self.tell(connection, Control::Record(own));
+        self.tell(connection, Control::KeysHeld(encode_ids(&self.keyring)));
+        // One of both asks, and the answer carries everything the other way. The dialler may be a
+        // joiner, who knows nothing yet.
+        let digest = self.keyring.digest();
+        if side == Side::Dialed && (!was_alive || digest.as_slice() != keyring_digest) {
+            self.start_sync_on(connection);
+        }
+    }
+
+    fn on_down(
+        &mut self,
+        now: Instant,
+        connection: ConnectionId,
+        reason: &CloseReason,
+        unacknowledged: u64,
+    ) {
+        self.syncs.retain(|(id, _), _| *id != connection);
+        let Some(link) = self.parts.endpoint.connection(connection) else { return };
+        let (peer, addr, side) = (link.peer().cloned(), link.addr, link.side);
+        match &peer {
+            Some(peer) => {
+                log::debug!(target: "transport", peer:%, addr:%, side = side.as_str(), reason:%;
+                    "connection closed");
+                if unacknowledged > 0 {
+                    *self.unacknowledged.entry(peer.clone()).or_default() += unacknowledged;
+                }
+            }
+            None => {
+                log::debug!(target: "transport", addr:%, side = side.as_str(), reason:%;
+                    "handshake ended");
+            }
+        }
+        let is_alarming =
+            matches!(reason, CloseReason::Tls { .. } | CloseReason::WrongIdentity(_));
+        if is_alarming {
+            self.identity_line(now, addr, side, reason);
+        }
+        self.parts.endpoint.handle_down(now, connection);
+        if let Some(peer) = peer
+            && let Some(leaving) = &mut self.leaving
+            && leaving.waiting.contains(&peer)
+            && self.parts.snapshot.peer(&peer).is_some_and(|current| current.id == connection)
+        {
+            leaving.waiting.remove(&peer);
+        }
+        self.links_dirty = true;
+    }
+
+    /// A person should look at a refused certificate; once a minute and host is enough.
+    fn identity_line(&mut self, now: Instant, addr: SocketAddr, side: Side, why: &CloseReason) {
+        // Diallers come from ever new ports: the host is what counts.
+        let key = match side {
+            Side::Dialed => addr,
+            Side::Accepted => SocketAddr::new(addr.ip(), 0),
+        };
+        self.refusal_lines.retain(|_, until| now < *until);
+        if self.refusal_lines.contains_key(&key) || self.refusal_lines.len() >= 1_024 {
+            return;
+        }
+        self.refusal_lines.insert(key, now + REFUSAL_LINE_INTERVAL);
+        log::warn!(target: "transport", addr:%, side = side.as_str(), error:% = why;
+            "peer and this node do not accept each other");
+    }
+
+    fn tell(&self, connection: ConnectionId, frame: Control) {
+        if !self.parts.endpoint.command(connection, WorkerCommand::Control(frame)) {
+            log::debug!(target: "reactor", connection:%; "control frame not taken");
+        }
+    }
+
+    fn tell_peers(&self, frame: &Control) {
+        for connection in self.parts.snapshot.peers().values() {
+            self.tell(connection.id, frame.clone());
+        }
+    }
+
+    fn handle_control(&mut self, now: Instant, connection: ConnectionId, frame: Control) {
+        let Some(peer) = self.peer_of(connection) else { return };
+        match frame {
+            Control::Record(signed) => {
+                let left_at = match self.verifier.verify(&signed) {
+                    Verdict::Verified(record) => {
+                        let left = record.record.left && record.record.node == peer;
+                        let incarnation = record.record.incarnation;
+                        self.parts.swim.handle_record(now, record);
+                        left.then_some(incarnation)
+                    }
+                    Verdict::Waiting(record) => {
+                        self.parts.mesh.handle_hint(now, &record.node, record.quic_addr);
+                        None
+                    }
+                    Verdict::Refused(why) => {
+                        self.parts.counters.records_refused.fetch_add(1, Relaxed);
+                        log::debug!(target: "swim", peer:%, error:% = why; "record refused");
+                        None
+                    }
+                };
+                if let Some(incarnation) = left_at {
+                    self.tell(connection, Control::LeaveAck { incarnation });
+                }
+            }
+            Control::LeaveAck { incarnation } => {
+                if let Some(leaving) = &mut self.leaving
+                    && leaving.incarnation.is_some_and(|own| own <= incarnation)
+                    && leaving.waiting.remove(&peer)
+                {
+                    leaving.confirmed.push(peer);
+                }
+            }
+            Control::Probe { seq } => self.tell(connection, Control::ProbeAck { seq }),
+            Control::ProbeAck { seq } => {
+                self.parts.swim.handle_connection_ack(now, &peer, seq);
+            }
+            Control::Keyring(bytes) => self.merge_keyring(&peer, &bytes),
+            Control::KeysHeld(bytes) => {
+                self.keyring.confirm(&peer, &decode_ids(&bytes));
+                self.select_key();
+            }
+            // The worker keeps these to itself.
+            Control::Hello(_)
+            | Control::Ready
+            | Control::Use
+            | Control::Ping { .. }
+            | Control::Pong { .. }
+            | Control::MessageAck { .. }
+            | Control::Drained
+            | Control::Unknown => {}
+        }
+    }
+
+    fn peer_of(&self, connection: ConnectionId) -> Option<NodeId> {
+        self.parts.endpoint.connection(connection)?.peer().cloned()
+    }
+
+    // ---- keys
+
+    fn merge_keyring(&mut self, peer: &NodeId, bytes: &[u8]) {
+        let Ok(offer) = KeyringOffer::decode(bytes) else {
+            log::debug!(target: "swim", peer:%; "malformed keyring");
+            return;
+        };
+        match self.keyring.merge(&offer) {
+            Ok(merged) => {
+                if merged.changed {
+                    log::debug!(target: "swim", peer:%, keys = self.keyring.keys().len();
+                        "keyring grew");
+                    self.on_keyring_changed();
+                }
+            }
+            Err(error) => log::debug!(target: "swim", peer:%, error:%; "keyring not merged"),
+        }
+    }
+
+    /// Tells everybody what this node holds now. Rings only grow towards the same eight keys, so
+    /// that this ends.
+    fn on_keyring_changed(&mut self) {
+        *self.parts.context.keyring_digest.lock() = self.keyring.digest().to_vec();
+        self.tell_peers(&Control::Keyring(self.keyring.encode()));
+        self.tell_peers(&Control::KeysHeld(encode_ids(&self.keyring)));
+        self.select_key();
+    }
+
+    fn select_key(&mut self) {
+        let before = self.keyring.send_key().map(|key| key.id());
+        let me = &self.parts.context.node;
+        let alive = self.parts.swim.members().filter(|member| {
+            member.status == MemberStatus::Alive && member.record.record.node != *me
+        });
+        let alive: Vec<&NodeId> = alive.map(|member| &member.record.record.node).collect();
+        let selected = self.keyring.select(alive.into_iter());
+        if let Some(key) = selected.filter(|_| selected != before) {
+            log::debug!(target: "swim", key:%; "gossip is sealed with another key now");
+        }
+    }
+
+    /// A cluster begins with a key that its first node makes.
+    fn ensure_key(&mut self) {
+        if !self.keyring.is_empty() {
+            return;
+        }
+        match self.keyring.create(&self.random) {
+            Ok(key) => {
+                log::debug!(target: "swim", key:%; "no gossip key was there; made one");
+                self.on_keyring_changed();
+            }
+            Err(error) => log::error!(target: "swim", error:%; "cannot make a gossip key"),
+        }
+    }
+
+    // ---- sync
+
+    fn start_sync(&mut self, node: &NodeId) {
+        if let Some(connection) = self.parts.snapshot.peer(node) {
+            self.start_sync_on(connection.id);
+        }
+    }
+
+    fn start_sync_on(&mut self, connection: ConnectionId) {
+        self.parts.counters.syncs.fetch_add(1, Relaxed);
+        let frames = self.sync_frames();
+        log::debug!(target: "swim", connection:%, frames = frames.len(); "sync");
+        self.parts.endpoint.command(connection, WorkerCommand::StartSync(frames));
+    }
+
+    fn sync_frames(&self) -> Vec<Vec<u8>> {
+        let mut frames = vec![SyncFrame::Keyring(self.keyring.encode()).encode()];
+        for swim::SyncEntry { record, status } in self.parts.swim.sync_entries() {
+            let certificates = self.verifier.certificates();
+            let certificate = certificates.der(&record.record.certificate).unwrap_or_default();
+            let entry = SyncFrame::Entry {
+                record: record.signed.clone(),
+                status,
+                certificate: certificate.to_vec(),
+            };
+            frames.push(entry.encode());
+        }
+        frames
+    }
+
+    fn handle_sync_frame(
+        &mut self,
+        now: Instant,
+        connection: ConnectionId,
+        stream: u64,
+        frame: SyncFrame,
+    ) {
+        let Some(peer) = self.peer_of(connection) else { return };
+        let key = (connection, stream);
+        if self.syncs.len() >= MAX_SYNCS && !self.syncs.contains_key(&key) {
+            // Too many at once: its frames are not kept, and the answer still goes out.
+            return;
+        }
+        match frame {
+            SyncFrame::Keyring(bytes) => {
+                self.syncs.entry(key).or_default();
+                self.merge_keyring(&peer, &bytes);
+            }
+            SyncFrame::Entry { record, status, certificate } => {
+                if !certificate.is_empty() {
+                    match self.verifier.insert_claimed(&certificate, SystemTime::now()) {
+                        Ok(fingerprint) => {
+                            for record in self.verifier.take_verified(&fingerprint) {
+                                self.parts.swim.handle_record(now, record);
+                            }
+                        }
+                        Err(error) => {
+                            log::debug!(target: "swim", peer:%, error:%; "certificate refused");
+                        }
+                    }
+                }
+                let sync = self.syncs.entry(key).or_default();
+                if sync.entries.len() < MAX_SYNC_ENTRIES {
+                    sync.entries.push((record, status));
+                }
+            }
+            SyncFrame::Unknown => {}
+        }
+    }
+
+    fn handle_sync_end(&mut self, now: Instant, connection: ConnectionId, stream: u64) {
+        let sync = self.syncs.remove(&(connection, stream)).unwrap_or_default();
+        let Some(peer) = self.peer_of(connection) else { return };
+        let mut entries = Vec::new();
+        for (signed, status) in sync.entries {
+            let verified = self.verify(now, std::slice::from_ref(&signed));
+            entries.extend(verified.into_iter().map(|record| swim::SyncEntry { record, status }));
+        }
+        log::debug!(target: "swim", peer:%, members = entries.len(); "sync received");
+        self.parts.swim.handle_sync(now, &peer, entries);
+        // Streams that the peer opened are answered; those that we opened are the answer.
+        let dialed = self
+            .parts
+            .endpoint
+            .connection(connection)
+            .is_some_and(|link| link.side == Side::Dialed);
+        let opened_by_dialer = stream & 1 == 0;
+        if dialed != opened_by_dialer {
+            let frames = self.sync_frames();
+            self.parts.endpoint.command(connection, WorkerCommand::AnswerSync { stream, frames });
+        }
+        if self.first_sync_until.is_some() {
+            self.finish_first_round();
+        }
+    }
+
+    // ---- commands
+
+    /// Takes commands. Never more than wait, so that it cannot starve the rest.
+    fn take_commands(&mut self, now: Instant) -> bool {
+        while let Ok(command) = self.parts.commands.try_recv() {
+            match command {
+                Command::Join { seeds, reply } => {
+                    let round = self.parts.mesh.join(now, seeds);
+                    self.joins.insert(round, reply);
+                }
+                Command::Leave { reply, deadline } => self.leave(now, reply, deadline),
+                Command::ForceLeave { node, reply } => {
+                    let outcome = self.parts.swim.force_leave(now, &node).map_err(|e| match e {
+                        swim::ForceLeaveError::UnknownMember(node) => {
+                            CommandError::UnknownMember(node.to_string())
+                        }
+                        swim::ForceLeaveError::NotDead(node, status) => {
+                            CommandError::NotDead { node, status: status.as_str() }
+                        }
+                    });
+                    let _ = reply.try_send(outcome);
+                }
+                Command::Shutdown { silently } => self.begin_shutdown(now, silently),
+                #[cfg(test)]
+                Command::Panic => panic!("asked to panic"),
+            }
+            self.settle(now);
+        }
+        false
+    }
+
+    fn leave(
+        &mut self,
+        now: Instant,
+        reply: Sender<(Vec<NodeId>, Vec<NodeId>)>,
+        deadline: Instant,
+    ) {
+        if let Some(leaving) = &mut self.leaving {
+            leaving.replies.push((deadline, reply));
+            return;
+        }
+        log::info!(target: "node", node:% = self.parts.context.node; "leaving");
+        self.parts.snapshot.set_stage(Stage::Leaving);
+        self.emit(EventKind::Leaving);
+        self.leaving = Some(Leaving {
+            waiting: self.parts.snapshot.peers().into_keys().collect(),
+            confirmed: Vec::new(),
+            incarnation: None,
+            replies: vec![(deadline, reply)],
+        });
+        self.parts.mesh.stop(now);
+        self.parts.swim.leave(now);
+    }
+
+    fn answer_leave(&mut self, now: Instant) {
+        let Some(leaving) = &mut self.leaving else { return };
+        let is_done = leaving.waiting.is_empty() && leaving.incarnation.is_some();
+        leaving.replies.retain(|(deadline, reply)| {
+            if !is_done && now < *deadline {
+                return true;
+            }
+            let unconfirmed = leaving.waiting.iter().cloned().collect();
+            let _ = reply.try_send((leaving.confirmed.clone(), unconfirmed));
+            false
+        });
+    }
+
+    fn begin_shutdown(&mut self, now: Instant, silently: bool) {
+        if self.shutdown.is_some() {
+            return;
+        }
+        log::debug!(target: "node", node:% = self.parts.context.node; "closing connections");
+        self.parts.endpoint.stop_accepting();
+        self.parts.mesh.stop(now);
+        self.shutdown = Some(now + CLOSE_PATIENCE);
+        let ids: Vec<ConnectionId> = self.parts.endpoint.connections().map(|c| c.id).collect();
+        for id in ids {
+            let command = if silently {
+                WorkerCommand::Abandon
+            } else {
+                WorkerCommand::Close(CloseCode::Shutdown)
+            };
+            self.parts.endpoint.command(id, command);
+        }
+    }
+
+    fn is_over(&self, now: Instant) -> bool {
+        self.shutdown.is_some_and(|until| now >= until || self.parts.endpoint.len() == 0)
+    }
+
+    fn end(&mut self) {
+        let stuck = self.parts.endpoint.thread_names();
+        if !stuck.is_empty() {
+            log::warn!(target: "node", threads = stuck.len(); "connection threads did not end");
+        }
+        let _ = self.parts.stuck.try_send(stuck);
+        for (_, reply) in std::mem::take(&mut self.joins) {
+            let _ = reply.try_send(Err(CommandError::Stopped));
+        }
+        let peers = self.parts.snapshot.peers();
+        for node in peers.keys() {
+            self.parts.snapshot.set_peer(node, None);
+        }
+        self.parts.snapshot.publish_links(Vec::new());
+    }
+
+    // ---- time and the cores' outputs
+
+    fn on_time(&mut self, now: Instant) {
+        while let Some((seed, result)) = self.resolver.poll() {
+            self.parts.mesh.handle_resolved(now, &seed, result);
+            self.settle(now);
+        }
+        if self.parts.swim.poll_timeout().is_some_and(|at| at <= now) {
+            self.parts.swim.handle_timeout(now);
+            self.settle(now);
+        }
+        if self.parts.mesh.poll_timeout().is_some_and(|at| at <= now) {
+            self.parts.mesh.handle_timeout(now);
+            self.settle(now);
+        }
+        if self.first_sync_until.is_some_and(|until| until <= now) {
+            self.finish_first_round();
+        }
+        self.answer_leave(now);
+    }
+
+    /// Carries out what the cores ask for, until neither asks for anything.
+    fn settle(&mut self, now: Instant) {
+        loop {
+            let mut is_quiet = true;
+            while let Some(action) = self.parts.swim.poll_action() {
+                is_quiet = false;
+                self.do_for_swim(now, action);
+            }
+            while let Some(event) = self.parts.swim.poll_event() {
+                is_quiet = false;
+                self.on_member(now, event);
+            }
+            while let Some(action) = self.parts.mesh.poll_action() {
+                is_quiet = false;
+                self.do_for_mesh(now, action);
+            }
+            while let Some(event) = self.parts.mesh.poll_event() {
+                is_quiet = false;
+                self.on_peer(now, event);
+            }
+            if is_quiet {
+                break;
+            }
+            self.dials_dirty = true;
+        }
+        while let Some(transmit) = self.parts.swim.poll_transmit() {
+            self.send_gossip(&transmit);
+        }
+    }
+
+    fn send_gossip(&mut self, transmit: &swim::Transmit) {
+        let Some(key) = self.keyring.send_key() else {
+            // Before the first key there is nobody to whom a datagram could be opened.
+            self.parts.counters.gossip_unsent.fetch_add(1, Relaxed);
+            return;
+        };
+        let datagram = self.sealer.seal(key, &transmit.payload);
+        match self.parts.gossip.send_to(&datagram, transmit.destination) {
+            Ok(_) => {
+                self.parts.counters.gossip_sent.fetch_add(1, Relaxed);
+            }
+            Err(error) => {
+                self.parts.counters.gossip_unsent.fetch_add(1, Relaxed);
+                log::trace!(target: "swim", to:% = transmit.to, error:%; "gossip not sent");
+            }
+        }
+    }
+
+    fn do_for_swim(&mut self, now: Instant, action: swim::Action) {
+        match action {
+            swim::Action::Sign(record) => match self.parts.identity.sign(record) {
+                Ok(signed) => {
+                    let record = signed.record.clone();
+                    self.parts.swim.handle_signed(now, Arc::clone(&signed));
+                    if record.left {
+                        self.announce_leave(record.incarnation, &signed.signed);
+                    }
+                    self.members_dirty = true;
+                }
+                Err(error) => {
+                    log::error!(target: "swim", error:%; "cannot sign this node's record");
+                }
+            },
+            swim::Action::SignForcedLeave(mut forced) => {
+                match self.parts.identity.sign_statement(&forced.signed_bytes()) {
+                    Ok(signature) => {
+                        forced.signature = signature;
+                        self.parts.swim.handle_forced_leave(now, forced);
+                    }
+                    Err(error) => {
+                        log::error!(target: "swim", error:%; "cannot sign a forced leave");
+                    }
+                }
+            }
+            swim::Action::Sync { with } => self.start_sync(&with),
+            swim::Action::PingOverConnection { node, seq } => {
+                if let Some(connection) = self.parts.snapshot.peer(&node) {
+                    self.tell(connection.id, Control::Probe { seq });
+                }
+            }
+        }
+    }
+
+    fn announce_leave(&mut self, incarnation: u64, signed: &SignedRecord) {
+        if let Some(leaving) = &mut self.leaving {
+            leaving.incarnation = Some(incarnation);
+        }
+        self.tell_peers(&Control::Record(signed.clone()));
+    }
+
+    fn on_member(&mut self, now: Instant, event: swim::Event) {
+        self.members_dirty = true;
+        match event {
+            swim::Event::Up { node } => {
+                log::info!(target: "swim", node:%; "member up");
+                self.tell_mesh(now, &node);
+                self.emit(EventKind::MemberUp { node });
+                self.on_membership();
+            }
+            swim::Event::Suspect { node, by } => {
+                log::debug!(target: "swim", node:%, by:%; "member suspected");
+                let reason = format!("suspected by {by}");
+                self.emit(EventKind::MemberSuspect { node, reason });
+            }
+            swim::Event::Alive { node } => {
+                log::debug!(target: "swim", node:%; "suspicion refuted");
+                self.emit(EventKind::MemberAlive { node });
+            }
+            swim::Event::Dead { node, by } => {
+                log::info!(target: "swim", node:%, by:%; "member dead");
+                self.parts.mesh.member_dead(now, &node);
+                let reason = format!("suspected by {by} and not refuted in time");
+                self.emit(EventKind::MemberDead { node, reason });
+                self.on_membership();
+            }
+            swim::Event::Left { node, by } => {
+                log::info!(target: "swim", node:%; "member left");
+                self.parts.mesh.member_left(now, &node);
+                let reason = by.map_or_else(|| "left".to_owned(), |by| format!("forced out by {by}"));
+                self.emit(EventKind::MemberLeft { node, reason });
+                self.on_membership();
+            }
+            swim::Event::Updated { node, boot_changed, .. } => {
+                if boot_changed {
+                    // A new life holds no key until it says so.
+                    self.keyring.forget(&node);
+                }
+                log::debug!(target: "swim", node:%; "member updated");
+                self.tell_mesh(now, &node);
+                self.emit(EventKind::MemberUpdated { node });
+            }
+            swim::Event::Forgotten { node } => {
+                log::debug!(target: "swim", node:%; "member forgotten");
+                self.parts.mesh.member_forgotten(now, &node);
+                self.opener.forget(&node);
+                self.keyring.forget(&node);
+                let swim = &self.parts.swim;
+                let me = &self.parts.context.node;
+                self.verifier.retain(|other| other == me || swim.member(other).is_some());
+            }
+            swim::Event::NameConflict { node, boot, addr } => {
+                log::warn!(target: "swim", node:%, boot:%, addr:%;
+                    "two processes use one node name");
+            }
+        }
+    }
+
+    fn tell_mesh(&mut self, now: Instant, node: &NodeId) {
+        let Some(member) = self.parts.swim.member(node) else { return };
+        let (addr, boot) = (member.record.record.quic_addr, member.record.record.boot);
+        self.parts.mesh.member_up(now, node, addr, boot);
+    }
+
+    /// The number of members decides how often each connection is pinged, and who must have
+    /// confirmed a gossip key.
+    fn on_membership(&mut self) {
+        let config = &self.parts.context.config;
+        let peers = u64::try_from(self.parts.swim.alive_count()).unwrap_or(u64::MAX);
+        let interval = millis(config.ping_interval).max(peers.saturating_mul(10));
+        self.parts.context.ping_interval_ms.store(interval, Relaxed);
+        self.select_key();
+    }
+
+    fn do_for_mesh(&mut self, now: Instant, action: mesh::Action) {
+        match action {
+            mesh::Action::Resolve { seed } => self.resolver.resolve(seed),
+            mesh::Action::Dial { connection, node, addr, seed } => {
+                log::debug!(target: "mesh", connection:%, addr:%,
+                    node = node.as_ref().map_or("unknown", NodeId::as_str),
+                    seed = seed.as_deref().unwrap_or("none"); "dialling");
+                if let Err(why) = self.parts.endpoint.dial(connection, node.as_ref(), addr) {
+                    log::debug!(target: "mesh", addr:%, error = why.as_str(); "cannot dial");
+                    self.parts.mesh.handle_down(now, connection, &CloseReason::Io(why));
+                }
+                self.links_dirty = true;
+            }
+            mesh::Action::Use { connection } => {
+                self.parts.endpoint.command(connection, WorkerCommand::Use);
+            }
+            mesh::Action::Drain { connection } => {
+                self.parts.endpoint.command(connection, WorkerCommand::Drain);
+            }
+            mesh::Action::Close { connection, code } => {
+                self.parts.endpoint.command(connection, WorkerCommand::Close(code));
+            }
+        }
+    }
+
+    fn on_peer(&mut self, now: Instant, event: mesh::Event) {
+        match event {
+            mesh::Event::Connected { node, connection } => {
+                let Some(link) = self.parts.endpoint.connection(connection).cloned() else { return };
+                let name = format!(
+                    "{node}.{}.{}",
+                    self.parts.context.cluster,
+                    crate::node_id::NAME_SUFFIX
+                );
+                log::info!(target: "transport", peer:% = node, addr:% = link.addr,
+                    side = link.side.as_str(), certificate = name.as_str(); "connected");
+                self.parts.snapshot.set_peer(&node, Some(link));
+                self.emit(EventKind::Connected { node });
+            }
+            mesh::Event::Replaced { node, connection } => {
+                let Some(link) = self.parts.endpoint.connection(connection).cloned() else { return };
+                log::debug!(target: "mesh", peer:% = node, connection:%; "connection replaced");
+                if let Some(old) = self.parts.snapshot.peer(&node) {
+                    link.replaces(old);
+                }
+                self.parts.snapshot.set_peer(&node, Some(link));
+            }
+            mesh::Event::Disconnected { node, reason } => {
+                log::info!(target: "transport", peer:% = node, reason:%; "disconnected");
+                self.parts.snapshot.set_peer(&node, None);
+                let unacknowledged = self.unacknowledged.remove(&node).unwrap_or(0);
+                let reason = reason.to_string();
+                self.emit(EventKind::Disconnected { node, reason, unacknowledged });
+            }
+            mesh::Event::SeedReached { seed, node, .. } => {
+                log::debug!(target: "mesh", seed = seed.as_str(), node:%; "seed reached");
+                self.seed_state.insert(seed.clone(), format!("seed {seed}: is {node}, syncing"));
+                self.publish_joining();
+            }
+            mesh::Event::SeedFailed { seed, reason } => {
+                log::debug!(target: "mesh", seed = seed.as_str(), error = reason.as_str();
+                    "seed not reached");
+                if self.seed_state.contains_key(&seed) {
+                    self.seed_state.insert(seed.clone(), format!("seed {seed}: {reason}"));
+                    self.publish_joining();
+                }
+            }
+            mesh::Event::JoinRoundOver { round, reached, failed } => {
+                self.on_join_round(now, round, reached, failed);
+            }
+            mesh::Event::SelfDial { addr } => {
+                log::debug!(target: "mesh", addr:%; "that is this node itself; never dialled again");
+            }
+            mesh::Event::SupersededBoot { node } => {
+                log::warn!(target: "mesh", node:%;
+                    "an earlier life of this node came back: two processes have one identity");
+            }
+        }
+    }
+
+    fn on_join_round(
+        &mut self,
+        now: Instant,
+        round: u64,
+        reached: usize,
+        failed: Vec<String>,
+    ) {
+        log::debug!(target: "node", round, reached, failed = failed.len(); "join round over");
+        if let Some(reply) = self.joins.remove(&round) {
+            let outcome = if reached == 0 && !failed.is_empty() {
+                Err(CommandError::JoinFailed(failed))
+            } else {
+                Ok(reached)
+            };
+            let _ = reply.try_send(outcome);
+        }
+        if self.first_round != Some(round) {
+            return;
+        }
+        self.first_round = None;
+        // A seed that was reached is about to hand over the members and the keys.
+        let is_syncing = reached > 0 && self.keyring.is_empty();
+        self.first_sync_until = Some(if is_syncing { now + JOIN_SYNC_PATIENCE } else { now });
+        if !is_syncing {
+            self.finish_first_round();
+        }
+    }
+
+    fn finish_first_round(&mut self) {
+        self.first_sync_until = None;
+        self.ensure_key();
+        self.seed_state.clear();
+        if self.leaving.is_none() && self.shutdown.is_none() {
+            self.parts.snapshot.set_stage(Stage::Started);
+        }
+        log::info!(target: "node", node:% = self.parts.context.node,
+            members = self.parts.swim.alive_count(); "ready");
+        self.emit(EventKind::Ready);
+    }
+
+    // ---- telling
+
+    fn emit(&self, kind: EventKind) {
+        self.parts.subscribers.publish(SystemTime::now(), &kind);
+    }
+
+    fn publish_joining(&self) {
+        if self.first_round.is_some() || self.first_sync_until.is_some() {
+            let seeds = self.seed_state.values().cloned().collect();
+            self.parts.snapshot.set_stage(Stage::Joining(seeds));
+        }
+    }
+
+    fn publish(&mut self, now: Instant) {
+        if self.links_dirty {
+            self.links_dirty = false;
+            let links = self.parts.endpoint.connections().cloned().collect();
+            self.parts.snapshot.publish_links(links);
+        }
+        let is_large = self.parts.swim.alive_count() > SMALL_CLUSTER;
+        if is_large && self.published_at.is_some_and(|at| now < at + PUBLISH_INTERVAL) {
+            return;
+        }
+        if self.dials_dirty {
+            self.dials_dirty = false;
+            let rows = self.parts.mesh.peers(now).map(|peer| {
+                let row = DialRow {
+                    dials: peer.dials,
+                    last_error: peer.last_error,
+                    next_dial: peer.next_dial,
+                };
+                (peer.node, row)
+            });
+            self.parts.snapshot.publish_dials(rows.collect());
+        }
+        if self.members_dirty {
+            self.members_dirty = false;
+            self.published_at = Some(now);
+            let me = &self.parts.context.node;
+            let members = self.parts.swim.members().map(|member| {
+                let record = &member.record.record;
+                MemberInfo {
+                    node: record.node.clone(),
+                    status: member.status,
+                    quic_addr: record.quic_addr,
+                    gossip_addr: record.gossip_addr,
+                    incarnation: record.incarnation,
+                    boot: record.boot,
+                    tags: record.tags.clone(),
+                    version: record.version.clone(),
+                    is_self: record.node == *me,
+                    connected: false,
+                    rtt: None,
+                }
+            });
+            let health_score = self.parts.swim.health_score();
+            self.parts.snapshot.publish_members(members.collect(), health_score);
+        }
+    }
+}
+
+fn encode_ids(ring: &Keyring) -> Vec<u8> {
+    ring.ids().iter().flat_map(|id| id.0).collect()
+}
+
+/// Whatever is no whole id at the end is left out; `Keyring::confirm` bounds the rest.
+fn decode_ids(bytes: &[u8]) -> Vec<KeyId> {
+    bytes.chunks_exact(8).map(|id| KeyId(id.try_into().unwrap_or_default())).collect()
+}

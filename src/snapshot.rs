@@ -1,0 +1,284 @@
+//! What the reactor lets others see: the last state of members, connections and readiness.
+//!
+//! The reactor owns the truth and publishes copies; readers never wait for it and never make it
+//! wait. Whoever waits for the node to become ready sleeps here.
+
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use parking_lot::{Condvar, Mutex, RwLock};
+
+use crate::{
+    error::NotReady,
+    node_id::NodeId,
+    stats::{ConnectionInfo, MemberInfo, MemberStatus},
+    transport::Connection,
+};
+
+/// What to wait for with [`Node::wait_ready`](crate::Node::wait_ready).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Ready {
+    /// The sockets are bound and the first join round is over: a seed answered, or each failed
+    /// once, or there is none.
+    Started,
+    /// At least so many peers are connected.
+    Peers(usize),
+    /// At least so many members are alive, this node included.
+    Members(usize),
+    /// Every alive member is connected, after [`Started`](Self::Started).
+    FullMesh,
+}
+
+/// Where the node is in its life.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Stage {
+    /// The first join round is under way; what is known of the seeds.
+    Joining(Vec<String>),
+    /// The first join round is over.
+    Started,
+    /// A leave has begun.
+    Leaving,
+    /// It failed and will not recover.
+    Failed(String),
+    /// It was shut down.
+    Stopped,
+}
+
+#[derive(Debug)]
+struct Readiness {
+    stage: Stage,
+    alive: usize,
+    connected: usize,
+    /// Alive members without a connection, and why.
+    missing: Vec<String>,
+}
+
+/// How a member's dials go, for `conns`.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct DialRow {
+    pub(crate) dials: u64,
+    pub(crate) last_error: Option<String>,
+    pub(crate) next_dial: Option<Instant>,
+}
+
+/// The published state.
+pub(crate) struct Snapshot {
+    readiness: Mutex<Readiness>,
+    changed: Condvar,
+    members: RwLock<Arc<Vec<MemberInfo>>>,
+    dials: RwLock<Arc<BTreeMap<NodeId, DialRow>>>,
+    links: RwLock<Vec<Arc<Connection>>>,
+    /// The connection in use to each peer.
+    peers: RwLock<BTreeMap<NodeId, Arc<Connection>>>,
+    health_score: std::sync::atomic::AtomicU32,
+}
+
+impl Snapshot {
+    pub(crate) fn new() -> Self {
+        Self {
+            readiness: Mutex::new(Readiness {
+                stage: Stage::Joining(Vec::new()),
+                alive: 1,
+                connected: 0,
+                missing: Vec::new(),
+            }),
+            changed: Condvar::new(),
+            members: RwLock::default(),
+            dials: RwLock::default(),
+            links: RwLock::default(),
+            peers: RwLock::default(),
+            health_score: std::sync::atomic::AtomicU32::new(0),
+        }
+    }
+
+    // For the reactor.
+
+    pub(crate) fn set_stage(&self, stage: Stage) {
+        let mut readiness = self.readiness.lock();
+        // The end is the end: a late join round does not revive a stopped node.
+        let is_final = matches!(readiness.stage, Stage::Failed(_) | Stage::Stopped);
+        if !is_final {
+            readiness.stage = stage;
+        }
+        drop(readiness);
+        self.changed.notify_all();
+    }
+
+    pub(crate) fn publish_members(&self, members: Vec<MemberInfo>, health_score: u32) {
+        let alive = members.iter().filter(|m| m.status == MemberStatus::Alive).count();
+        *self.members.write() = Arc::new(members);
+        self.health_score.store(health_score, std::sync::atomic::Ordering::Relaxed);
+        self.readiness.lock().alive = alive;
+        self.recount();
+    }
+
+    pub(crate) fn publish_links(&self, links: Vec<Arc<Connection>>) {
+        *self.links.write() = links;
+    }
+
+    pub(crate) fn publish_dials(&self, dials: BTreeMap<NodeId, DialRow>) {
+        *self.dials.write() = Arc::new(dials);
+        self.recount();
+    }
+
+    pub(crate) fn set_peer(&self, node: &NodeId, connection: Option<Arc<Connection>>) {
+        let mut peers = self.peers.write();
+        match connection {
+            Some(connection) => peers.insert(node.clone(), connection),
+            None => peers.remove(node),
+        };
+        drop(peers);
+        self.recount();
+    }
+
+    fn recount(&self) {
+        let peers = self.peers.read();
+        let members = Arc::clone(&self.members.read());
+        let dials = Arc::clone(&self.dials.read());
+        let missing = members
+            .iter()
+            .filter(|m| m.status == MemberStatus::Alive && !m.is_self)
+            .filter(|m| !peers.contains_key(&m.node))
+            .map(|m| {
+                let error = dials.get(&m.node).and_then(|row| row.last_error.as_deref());
+                format!("no connection to {}: {}", m.node, error.unwrap_or("none was made yet"))
+            })
+            .collect();
+        let connected = peers.len();
+        drop(peers);
+        let mut readiness = self.readiness.lock();
+        readiness.connected = connected;
+        readiness.missing = missing;
+        drop(readiness);
+        self.changed.notify_all();
+    }
+
+    // For everybody.
+
+    pub(crate) fn stage(&self) -> Stage {
+        self.readiness.lock().stage.clone()
+    }
+
+    pub(crate) fn health_score(&self) -> u32 {
+        self.health_score.load(std::sync::atomic::Ordering::Relaxed)
+    }
+
+    pub(crate) fn peer(&self, node: &NodeId) -> Option<Arc<Connection>> {
+        self.peers.read().get(node).cloned()
+    }
+
+    pub(crate) fn peers(&self) -> BTreeMap<NodeId, Arc<Connection>> {
+        self.peers.read().clone()
+    }
+
+    pub(crate) fn links(&self) -> Vec<Arc<Connection>> {
+        self.links.read().clone()
+    }
+
+    pub(crate) fn dials(&self) -> Arc<BTreeMap<NodeId, DialRow>> {
+        Arc::clone(&self.dials.read())
+    }
+
+    pub(crate) fn members(&self) -> Vec<MemberInfo> {
+        let peers = self.peers();
+        let mut members = self.members.read().as_ref().clone();
+        for member in &mut members {
+            let info = peers.get(&member.node).map(|connection| connection.info());
+            member.connected = info.is_some();
+            member.rtt = info.and_then(|info| info.rtt);
+        }
+        members
+    }
+
+    /// Every connection, and a row for every member that should have one and has none.
+    pub(crate) fn connections(&self, now: Instant) -> Vec<ConnectionInfo> {
+        let dials = self.dials();
+        let mut rows: Vec<ConnectionInfo> = self
+            .links()
+            .iter()
+            .map(|connection| connection.info())
+            .filter(|info| info.state != crate::stats::ConnectionState::Down)
+            .collect();
+        for member in self.members.read().iter() {
+            let is_linked = rows.iter().any(|row| row.peer.as_ref() == Some(&member.node));
+            if member.is_self || member.status == MemberStatus::Left || is_linked {
+                continue;
+            }
+            rows.push(ConnectionInfo {
+                peer: Some(member.node.clone()),
+                ..ConnectionInfo::empty(member.quic_addr, crate::stats::ConnectionState::Down)
+            });
+        }
+        for row in &mut rows {
+            if let Some(dial) = row.peer.as_ref().and_then(|peer| dials.get(peer)) {
+                row.dials = dial.dials;
+                row.last_error.clone_from(&dial.last_error);
+                row.next_dial = dial.next_dial.map(|at| at.saturating_duration_since(now));
+            }
+        }
+        rows.sort_by(|a, b| (&a.peer, a.addr).cmp(&(&b.peer, b.addr)));
+        rows
+    }
+
+    /// Waits until `ready` holds.
+    pub(crate) fn wait(
+        &self,
+        ready: Ready,
+        started: Instant,
+        timeout: Duration,
+    ) -> Result<(), NotReady> {
+        let deadline = started + timeout;
+        let mut readiness = self.readiness.lock();
+        loop {
+            match &readiness.stage {
+                Stage::Failed(why) => return Err(NotReady::Failed(why.clone())),
+                Stage::Stopped => return Err(NotReady::Stopped),
+                Stage::Joining(_) | Stage::Started | Stage::Leaving => {}
+            }
+            let missing = readiness.missing(ready);
+            if missing.is_empty() {
+                return Ok(());
+            }
+            if self.changed.wait_until(&mut readiness, deadline).timed_out() {
+                let missing = readiness.missing(ready);
+                if missing.is_empty() {
+                    return Ok(());
+                }
+                return Err(NotReady::Timeout { waited: timeout, missing });
+            }
+        }
+    }
+}
+
+impl Readiness {
+    /// What does not hold yet, a sentence each.
+    fn missing(&self, ready: Ready) -> Vec<String> {
+        let joining = match &self.stage {
+            Stage::Joining(seeds) if seeds.is_empty() => {
+                vec!["the first join round is under way".to_owned()]
+            }
+            Stage::Joining(seeds) => seeds.clone(),
+            Stage::Started | Stage::Leaving | Stage::Failed(_) | Stage::Stopped => Vec::new(),
+        };
+        match ready {
+            Ready::Started => joining,
+            Ready::Peers(count) if self.connected < count => {
+                let mut missing = vec![format!("{} of {count} peers connected", self.connected)];
+                missing.extend(self.missing.iter().cloned());
+                missing.extend(joining);
+                missing
+            }
+            Ready::Members(count) if self.alive < count => {
+                let mut missing = vec![format!("{} of {count} members alive", self.alive)];
+                missing.extend(joining);
+                missing
+            }
+            Ready::Peers(_) | Ready::Members(_) => Vec::new(),
+            Ready::FullMesh => joining.into_iter().chain(self.missing.iter().cloned()).collect(),
+        }
+    }
+}

@@ -1,0 +1,199 @@
+//! News on its way: what to append to outgoing datagrams, and when it has been said often enough.
+//!
+//! There is at most one record and one statement about each member, and a newer one replaces the
+//! older, so the queue is bounded by twice the member table. Each piece is sent a limited number
+//! of times; what was sent least goes first, then what is largest, then what is newest.
+
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet},
+};
+
+use crate::node_id::NodeId;
+
+use super::message::{MAX_RECORDS, MAX_STATEMENTS};
+
+/// How many pieces that do not fit are passed over to fill one datagram. Without a limit a queue of
+/// thousands of large records would be walked for every small answer.
+const MAX_PASSED_OVER: usize = 32;
+
+/// Which of the two pieces of news about a member.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Kind {
+    Record,
+    Statement,
+}
+
+type Key = (NodeId, Kind);
+type Rank = (u32, Reverse<usize>, Reverse<u64>);
+
+#[derive(Debug)]
+struct Piece {
+    rank: Rank,
+    encoded: Vec<u8>,
+}
+
+/// The pieces of news that still have to be sent.
+#[derive(Debug, Default)]
+pub(super) struct Queue {
+    pieces: BTreeMap<Key, Piece>,
+    order: BTreeSet<(Rank, Key)>,
+    serial: u64,
+}
+
+impl Queue {
+    /// Adds a piece of news, in place of the last one of its kind about that member.
+    pub(super) fn push(&mut self, node: NodeId, kind: Kind, encoded: Vec<u8>) {
+        self.remove(&node, kind);
+        self.serial += 1;
+        let rank = (0, Reverse(encoded.len()), Reverse(self.serial));
+        self.insert((node, kind), Piece { rank, encoded });
+    }
+
+    pub(super) fn remove(&mut self, node: &NodeId, kind: Kind) {
+        let key = (node.clone(), kind);
+        if let Some(piece) = self.pieces.remove(&key) {
+            self.order.remove(&(piece.rank, key));
+        }
+    }
+
+    pub(super) fn contains(&self, node: &NodeId, kind: Kind) -> bool {
+        self.pieces.contains_key(&(node.clone(), kind))
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.pieces.is_empty()
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.pieces.len()
+    }
+
+    /// Whether there is news that was never sent.
+    pub(super) fn has_unsent(&self) -> bool {
+        self.order
+            .first()
+            .is_some_and(|((transmits, _, _), _)| *transmits == 0)
+    }
+
+    /// Appends news to a datagram until it has `max_bytes`. What has been sent `max_transmits`
+    /// times is done. Returns how many pieces were appended.
+    pub(super) fn fill(
+        &mut self,
+        out: &mut Vec<u8>,
+        max_bytes: usize,
+        max_transmits: u32,
+    ) -> usize {
+        // One statement may stand in the datagram already.
+        let (mut records, mut statements, mut passed_over) = (0, 1, 0);
+        let mut taken = Vec::new();
+        for (_, key) in &self.order {
+            let Some(piece) = self.pieces.get(key) else {
+                continue;
+            };
+            let (count, max) = match key.1 {
+                Kind::Record => (&mut records, MAX_RECORDS),
+                Kind::Statement => (&mut statements, MAX_STATEMENTS),
+            };
+            if out.len() + piece.encoded.len() > max_bytes || *count == max {
+                passed_over += 1;
+                if passed_over == MAX_PASSED_OVER {
+                    break;
+                }
+                continue;
+            }
+            *count += 1;
+            out.extend_from_slice(&piece.encoded);
+            taken.push(key.clone());
+        }
+        let appended = taken.len();
+        for key in taken {
+            self.count_transmit(key, max_transmits);
+        }
+        appended
+    }
+
+    fn count_transmit(&mut self, key: Key, max_transmits: u32) {
+        let Some(mut piece) = self.pieces.remove(&key) else {
+            return;
+        };
+        self.order.remove(&(piece.rank, key.clone()));
+        piece.rank.0 += 1;
+        if piece.rank.0 < max_transmits {
+            self.insert(key, piece);
+        }
+    }
+
+    fn insert(&mut self, key: Key, piece: Piece) {
+        self.order.insert((piece.rank, key.clone()));
+        self.pieces.insert(key, piece);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(name: &str) -> NodeId {
+        name.parse().unwrap()
+    }
+
+    fn filled(queue: &mut Queue, max_bytes: usize) -> Vec<u8> {
+        let mut out = Vec::new();
+        queue.fill(&mut out, max_bytes, 3);
+        out
+    }
+
+    #[test]
+    fn what_was_sent_least_goes_first_then_what_is_largest_then_what_is_newest() {
+        let mut queue = Queue::default();
+        queue.push(id("a"), Kind::Record, vec![1]);
+        assert_eq!(filled(&mut queue, 9), [1]);
+        queue.push(id("b"), Kind::Record, vec![2]);
+        queue.push(id("c"), Kind::Record, vec![3]);
+        queue.push(id("d"), Kind::Record, vec![4, 4]);
+        assert_eq!(filled(&mut queue, 9), [4, 4, 3, 2, 1]);
+    }
+
+    #[test]
+    fn a_datagram_is_never_overfilled_and_smaller_news_takes_the_room_left() {
+        let mut queue = Queue::default();
+        queue.push(id("a"), Kind::Record, vec![1; 5]);
+        queue.push(id("b"), Kind::Statement, vec![2; 4]);
+        queue.push(id("c"), Kind::Statement, vec![3; 2]);
+        assert_eq!(filled(&mut queue, 7), [1, 1, 1, 1, 1, 3, 3]);
+        assert_eq!(filled(&mut queue, 7), [2, 2, 2, 2, 3, 3]);
+    }
+
+    #[test]
+    fn news_is_sent_a_limited_number_of_times() {
+        let mut queue = Queue::default();
+        queue.push(id("a"), Kind::Record, vec![1]);
+        for _ in 0..3 {
+            assert_eq!(filled(&mut queue, 9), [1]);
+        }
+        assert!(queue.is_empty());
+        assert_eq!(filled(&mut queue, 9), []);
+    }
+
+    #[test]
+    fn newer_news_replaces_older_news_of_its_kind_about_the_same_member() {
+        let mut queue = Queue::default();
+        queue.push(id("a"), Kind::Record, vec![1]);
+        queue.push(id("a"), Kind::Statement, vec![2, 2]);
+        queue.push(id("a"), Kind::Record, vec![3]);
+        assert_eq!(queue.len(), 2);
+        assert!(queue.has_unsent());
+        assert_eq!(filled(&mut queue, 9), [2, 2, 3]);
+        assert!(!queue.has_unsent());
+    }
+
+    #[test]
+    fn a_message_never_has_more_news_than_a_reader_accepts() {
+        let mut queue = Queue::default();
+        for i in 0..200 {
+            queue.push(id(&format!("n{i}")), Kind::Statement, vec![1]);
+        }
+        assert_eq!(queue.fill(&mut Vec::new(), 100_000, 3), MAX_STATEMENTS - 1);
+    }
+}

@@ -1,0 +1,220 @@
+//! Encrypted, mutually authenticated QUIC connections, one thread each.
+//!
+//! A connection is a `quiche::Connection` and its streams behind one lock, a UDP socket of its own,
+//! and a worker thread that sleeps in `ppoll` on that socket, an eventfd and quiche's next
+//! deadline. An application thread that sends takes the lock, writes to the stream and puts the
+//! datagrams on the socket itself; it wakes the worker only to bring a deadline forward. Everything
+//! that arrives is handled by the worker.
+//!
+//! The reactor owns the listener and decides which connections there are; it reaches a worker by a
+//! bounded queue of [`Command`]s and hears from it by [`Notice`]s. It never takes a connection's
+//! lock.
+//!
+//! A connection's life: TLS handshake, in which both ends judge the other's certificate; the
+//! dialler's HELLO, the acceptor's HELLO, the dialler's READY; now both know each other and it is
+//! *up*. Application data flows when the lower node id has said USE on it. It ends by a close from
+//! either end, silence, a reset, or a fault; [`CloseReason`](crate::CloseReason) is the one
+//! classification, taken from the connection's state and not from the error of some call.
+//!
+//! This layer knows nothing of membership: it dials where it is told and reports who answered.
+
+pub(crate) mod connection;
+pub(crate) mod endpoint;
+pub mod framing;
+mod streams;
+mod tls;
+mod token;
+pub(crate) mod udp;
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
+};
+
+use crossbeam_channel::Sender;
+use parking_lot::Mutex;
+
+pub(crate) use connection::Connection;
+pub(crate) use endpoint::Endpoint;
+pub(crate) use tls::quic_config;
+
+use crate::{
+    close::{CloseCode, CloseReason},
+    control::{Control, SyncFrame},
+    inbox::Registry,
+    node_id::{BootId, ClusterName, ConnectionId, NodeId},
+    stats::Side,
+    waker::Waker,
+};
+
+/// Settings of the QUIC transport.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// One deadline for dialling, the TLS handshake and the exchange of HELLO. Default 5 s.
+    pub dial_timeout: Duration,
+    /// A connection on which nothing is heard for so long is over. At least three pings. Default
+    /// 15 s.
+    pub idle_timeout: Duration,
+    /// Time between health pings on a connection. Default 1 s; the reactor stretches it to 10 ms
+    /// a peer, so that a node sends at most a hundred pings a second.
+    pub ping_interval: Duration,
+    /// How long a replaced connection may take to finish what is under way. Default 1 s.
+    pub drain_timeout: Duration,
+    /// UDP payload bytes of the datagrams we send. Default 1,200, which every path carries
+    /// (RFC 9000 §14).
+    pub max_datagram_bytes: usize,
+    /// Bytes a peer may send on a stream before the application reads. Default 1 MiB.
+    pub stream_window: u64,
+    /// Bytes a peer may send on all streams before they are read. Default 4 MiB.
+    pub connection_window: u64,
+    /// What `stream_window` may grow to, by what was read. Default 4 MiB.
+    pub max_stream_window: u64,
+    /// What `connection_window` may grow to, by what was read. Default 16 MiB.
+    pub max_connection_window: u64,
+    /// Bidirectional streams a peer may have open. Default 1,024.
+    pub max_bidi_streams: u64,
+    /// Unidirectional streams a peer may have open. Default 256.
+    pub max_uni_streams: u64,
+    /// The largest message. Default 16 MiB.
+    pub max_message_bytes: usize,
+    /// Requests to one peer that wait for a reply. Default 1,024.
+    pub max_requests_in_flight: usize,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            dial_timeout: Duration::from_secs(5),
+            idle_timeout: Duration::from_secs(15),
+            ping_interval: Duration::from_secs(1),
+            drain_timeout: Duration::from_secs(1),
+            max_datagram_bytes: 1_200,
+            stream_window: 1 << 20,
+            connection_window: 4 << 20,
+            max_stream_window: 4 << 20,
+            max_connection_window: 16 << 20,
+            max_bidi_streams: 1_024,
+            max_uni_streams: 256,
+            max_message_bytes: 16 << 20,
+            max_requests_in_flight: 1_024,
+        }
+    }
+}
+
+/// Counters of the transport; relaxed, because nobody decides by them.
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    /// Datagrams for the listener that were no QUIC of ours.
+    pub(crate) refused_datagrams: AtomicU64,
+    /// Datagrams for a connection whose queue was full.
+    pub(crate) dropped_injections: AtomicU64,
+    /// Datagrams of others that a connection's own socket got and the listener was given.
+    pub(crate) strays: AtomicU64,
+    pub(crate) retries: AtomicU64,
+    pub(crate) resets_sent: AtomicU64,
+    pub(crate) messages_for_nobody: AtomicU64,
+    pub(crate) messages_unacknowledged: AtomicU64,
+    pub(crate) replies_dropped: AtomicU64,
+    pub(crate) requests_expired: AtomicU64,
+    pub(crate) worker_panics: AtomicU64,
+}
+
+/// What all connections of a node share.
+pub(crate) struct Context {
+    pub(crate) node: NodeId,
+    pub(crate) cluster: ClusterName,
+    pub(crate) boot: BootId,
+    pub(crate) config: Config,
+    /// quiche wants it mutable to accept and to connect.
+    pub(crate) quic: Mutex<quiche::Config>,
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) notices: Sender<Notice>,
+    pub(crate) reactor: Arc<Waker>,
+    /// When this node started, and when its reactor last turned, in milliseconds since.
+    pub(crate) started_at: Instant,
+    pub(crate) reactor_turned_ms: AtomicU64,
+    /// The digest of the keyring, for HELLO; the reactor keeps it current.
+    pub(crate) keyring_digest: Mutex<Vec<u8>>,
+    /// Milliseconds between pings now.
+    pub(crate) ping_interval_ms: AtomicU64,
+    pub(crate) counters: Counters,
+}
+
+impl Context {
+    fn reactor_age_ms(&self, now: Instant) -> u64 {
+        millis(now.saturating_duration_since(self.started_at))
+            .saturating_sub(self.reactor_turned_ms.load(Relaxed))
+    }
+
+    /// The reactor shows that it is alive.
+    pub(crate) fn reactor_turned(&self, now: Instant) {
+        let age = millis(now.saturating_duration_since(self.started_at));
+        self.reactor_turned_ms.store(age, Relaxed);
+    }
+}
+
+pub(crate) fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// A datagram on its way from one thread to another.
+#[derive(Debug)]
+pub(crate) struct Datagram {
+    pub(crate) from: SocketAddr,
+    pub(crate) bytes: Vec<u8>,
+}
+
+/// What a worker tells the reactor.
+#[derive(Debug)]
+pub(crate) enum Notice {
+    /// Both ends know each other.
+    Up {
+        connection: ConnectionId,
+        peer: NodeId,
+        boot: BootId,
+        side: Side,
+        addr: SocketAddr,
+        /// The peer's leaf certificate, judged by TLS.
+        certificate: Vec<u8>,
+        keyring_digest: Vec<u8>,
+    },
+    /// The peer said USE.
+    Used { connection: ConnectionId },
+    /// A control frame that is not the worker's own business.
+    Control { connection: ConnectionId, frame: Control },
+    /// One frame of a sync.
+    Sync { connection: ConnectionId, stream: u64, frame: SyncFrame },
+    /// The peer's half of a sync is complete.
+    SyncEnd { connection: ConnectionId, stream: u64 },
+    /// A datagram that belongs to another connection, or opens one.
+    Stray { datagram: Datagram },
+    /// The connection is over; nothing but `Gone` follows.
+    Down { connection: ConnectionId, reason: CloseReason, unacknowledged: u64 },
+    /// The worker thread ends.
+    Gone { connection: ConnectionId },
+}
+
+/// What the reactor tells a worker.
+#[derive(Debug)]
+pub(crate) enum Command {
+    /// A datagram for this connection that came by the listener.
+    Inject(Datagram),
+    /// Send a control frame.
+    Control(Control),
+    /// Say USE and let application data flow.
+    Use,
+    /// Finish what is under way, then close as a duplicate.
+    Drain,
+    /// Close with a code.
+    Close(CloseCode),
+    /// Open a sync with these frames.
+    StartSync(Vec<Vec<u8>>),
+    /// Answer the peer's sync on that stream.
+    AnswerSync { stream: u64, frames: Vec<Vec<u8>> },
+    /// Vanish without a word, as a killed process would.
+    Abandon,
+}

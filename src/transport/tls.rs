@@ -1,0 +1,67 @@
+//! TLS and QUIC settings of a node.
+//!
+//! quiche's own `verify_peer` neither enforces client certificates nor forgets the system's
+//! authorities, so the TLS context is built here and given to it whole: TLS 1.3, the cluster's
+//! authority alone, a certificate demanded of both ends, no tickets (a resumed session would not
+//! be judged again) and no early data.
+
+use boring::ssl::{SslContextBuilder, SslMethod, SslOptions, SslVerifyMode, SslVersion};
+
+use crate::{transport::Config, trust::Identity};
+
+/// The protocol's name in the TLS handshake (ALPN, RFC 7301).
+pub(crate) const ALPN: &[u8] = b"nodosum/1";
+
+/// Builds the settings for both dialling and accepting.
+///
+/// # Errors
+///
+/// What BoringSSL or quiche refused, in words.
+pub(crate) fn quic_config(identity: &Identity, config: &Config) -> Result<quiche::Config, String> {
+    let tls = tls_context(identity).map_err(|error| error.to_string())?;
+    let mut quic = quiche::Config::with_boring_ssl_ctx_builder(quiche::PROTOCOL_VERSION, tls)
+        .map_err(|error| error.to_string())?;
+    quic.set_application_protos(&[ALPN]).map_err(|error| error.to_string())?;
+    let idle_ms = u64::try_from(config.idle_timeout.as_millis()).unwrap_or(u64::MAX);
+    quic.set_max_idle_timeout(idle_ms);
+    quic.set_max_recv_udp_payload_size(config.max_datagram_bytes.max(MAX_RECEIVED_DATAGRAM_BYTES));
+    quic.set_max_send_udp_payload_size(config.max_datagram_bytes);
+    quic.set_initial_max_data(config.connection_window);
+    quic.set_initial_max_stream_data_bidi_local(config.stream_window);
+    quic.set_initial_max_stream_data_bidi_remote(config.stream_window);
+    quic.set_initial_max_stream_data_uni(config.stream_window);
+    quic.set_max_connection_window(config.max_connection_window);
+    quic.set_max_stream_window(config.max_stream_window);
+    quic.set_initial_max_streams_bidi(config.max_bidi_streams);
+    quic.set_initial_max_streams_uni(config.max_uni_streams);
+    // One connection id and one path for life: routing and stateless reset stay simple.
+    quic.set_active_connection_id_limit(2);
+    quic.set_disable_active_migration(true);
+    quic.set_initial_congestion_window_packets(32);
+    quic.enable_pacing(false);
+    quic.grease(false);
+    Ok(quic)
+}
+
+/// What a peer may send us: an Ethernet frame's worth, whatever we send ourselves.
+pub(crate) const MAX_RECEIVED_DATAGRAM_BYTES: usize = 1_500;
+
+fn tls_context(identity: &Identity) -> Result<SslContextBuilder, boring::error::ErrorStack> {
+    let mut tls = SslContextBuilder::new(SslMethod::tls())?;
+    tls.set_min_proto_version(Some(SslVersion::TLS1_3))?;
+    tls.set_max_proto_version(Some(SslVersion::TLS1_3))?;
+    tls.set_options(SslOptions::NO_TICKET);
+    tls.set_verify(SslVerifyMode::PEER | SslVerifyMode::FAIL_IF_NO_PEER_CERT);
+    tls.set_cert_store_builder(identity.trust_store()?);
+    let [leaf, intermediates @ ..] = identity.chain() else {
+        // `Identity` is never made without a leaf; TLS without a certificate fails its handshake.
+        return Ok(tls);
+    };
+    tls.set_certificate(leaf)?;
+    for intermediate in intermediates {
+        tls.add_extra_chain_cert(intermediate.clone())?;
+    }
+    tls.set_private_key(identity.private_key())?;
+    tls.check_private_key()?;
+    Ok(tls)
+}

@@ -1,0 +1,92 @@
+//! Several real nodes in one process: forming, messages, requests, ends.
+#![expect(clippy::disallowed_methods, reason = "real nodes run against the real clock")]
+#![cfg(feature = "ca")]
+
+#[path = "support/cluster.rs"]
+mod support;
+
+use std::time::Duration;
+
+use nodosum::{EventKind, MemberStatus, Ready};
+use support::{Lab, PATIENCE, await_event, full_mesh, id};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+#[test]
+fn three_nodes_find_each_other_and_exchange_requests_in_every_direction() {
+    let lab = Lab::new("three");
+    let nodes = lab.start(3);
+    let apps: Vec<_> = nodes
+        .iter()
+        .map(|node| {
+            let app = node.register("echo").unwrap();
+            app.on_request(2, |request| Ok(request.payload.clone())).unwrap();
+            app
+        })
+        .collect();
+    for (i, app) in apps.iter().enumerate() {
+        for (j, other) in nodes.iter().enumerate() {
+            if i != j {
+                let payload = format!("from {i} to {j}");
+                let reply = app.request(other.id(), &payload, 10 * SECOND);
+                assert_eq!(reply.as_deref(), Ok(payload.as_bytes()));
+            }
+        }
+    }
+    for node in &nodes {
+        node.wait_ready(Ready::FullMesh, SECOND).unwrap();
+        assert_eq!(node.status().members.alive, 3);
+        assert_eq!(node.peers().len(), 2);
+    }
+    for node in &nodes {
+        let report = node.shutdown(10 * SECOND);
+        assert!(report.threads_stuck.is_empty(), "{report:?}");
+    }
+}
+
+#[test]
+fn a_node_without_seeds_becomes_ready_at_once() {
+    let lab = Lab::new("alone");
+    let node = lab.builder("n1").start().unwrap();
+    node.wait_ready(Ready::Started, PATIENCE).unwrap();
+    assert!(node.status().ready);
+}
+
+#[test]
+fn a_killed_node_is_found_dead_and_a_leaving_one_left() {
+    let lab = Lab::new("ends");
+    let nodes = lab.start(3);
+    let events = nodes[0].events();
+    let report = nodes[1].shutdown(10 * SECOND);
+    assert!(report.left, "{report:?}");
+    await_event(&events, "member_left of n2", |kind| {
+        matches!(kind, EventKind::MemberLeft { node, .. } if *node == id("n2"))
+    });
+    nodes[2].abort();
+    await_event(&events, "member_dead of n3", |kind| {
+        matches!(kind, EventKind::MemberDead { node, .. } if *node == id("n3"))
+    });
+    let members = nodes[0].members();
+    let status = |name: &str| members.iter().find(|m| m.node == id(name)).map(|m| m.status);
+    assert_eq!(status("n2"), Some(MemberStatus::Left));
+    assert_eq!(status("n3"), Some(MemberStatus::Dead));
+}
+
+#[test]
+fn messages_arrive_in_order_and_are_acknowledged() {
+    let lab = Lab::new("order");
+    let nodes = lab.start(2);
+    full_mesh(&nodes, PATIENCE);
+    let sender = nodes[0].register("log").unwrap();
+    let receiver = nodes[1].register("log").unwrap();
+    let to = nodes[1].id();
+    for i in 0..1_000_u32 {
+        sender.send(to, i.to_be_bytes(), 10 * SECOND).unwrap();
+    }
+    sender.flush(to, 10 * SECOND).unwrap();
+    for i in 0..1_000_u32 {
+        let message = receiver.messages().recv_timeout(10 * SECOND).unwrap();
+        assert_eq!(message.from, id("n1"));
+        assert_eq!(message.payload, i.to_be_bytes());
+    }
+}
