@@ -95,19 +95,46 @@ pub(crate) struct Run {
     #[arg(long, value_name = "NAME", env = "NODOSUM_CLUSTER", hide_env = true)]
     pub(crate) cluster: Option<ClusterName>,
     /// QUIC; the address others use as a seed. Port 0 picks one
-    #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:7946", env = "NODOSUM_BIND", hide_env = true)]
+    #[arg(
+        long,
+        value_name = "IP:PORT",
+        default_value = "127.0.0.1:7946",
+        env = "NODOSUM_BIND",
+        hide_env = true
+    )]
     pub(crate) bind: SocketAddr,
     /// Membership datagrams [default: the port after --bind]
-    #[arg(long, value_name = "IP:PORT", env = "NODOSUM_GOSSIP_BIND", hide_env = true)]
+    #[arg(
+        long,
+        value_name = "IP:PORT",
+        env = "NODOSUM_GOSSIP_BIND",
+        hide_env = true
+    )]
     pub(crate) gossip_bind: Option<SocketAddr>,
     /// Where others reach --bind [default: --bind]
-    #[arg(long, value_name = "IP:PORT", env = "NODOSUM_ADVERTISE", hide_env = true)]
+    #[arg(
+        long,
+        value_name = "IP:PORT",
+        env = "NODOSUM_ADVERTISE",
+        hide_env = true
+    )]
     pub(crate) advertise: Option<SocketAddr>,
     /// Where others reach --gossip-bind
-    #[arg(long, value_name = "IP:PORT", env = "NODOSUM_GOSSIP_ADVERTISE", hide_env = true)]
+    #[arg(
+        long,
+        value_name = "IP:PORT",
+        env = "NODOSUM_GOSSIP_ADVERTISE",
+        hide_env = true
+    )]
     pub(crate) gossip_advertise: Option<SocketAddr>,
     /// QUIC address of a member to join through; may be repeated
-    #[arg(long = "seed", value_name = "HOST:PORT", env = "NODOSUM_SEED", hide_env = true, value_delimiter = ',')]
+    #[arg(
+        long = "seed",
+        value_name = "HOST:PORT",
+        env = "NODOSUM_SEED",
+        hide_env = true,
+        value_delimiter = ','
+    )]
     pub(crate) seeds: Vec<String>,
     /// Directory with ca.pem, node.pem and node.key
     #[arg(long, value_name = "DIR", env = "NODOSUM_TLS_DIR", hide_env = true)]
@@ -118,13 +145,29 @@ pub(crate) struct Run {
     #[arg(long, value_name = "PATH", env = "NODOSUM_PORTS_FILE", hide_env = true)]
     pub(crate) ports_file: Option<PathBuf>,
     /// Timing of membership
-    #[arg(long, value_enum, default_value_t, env = "NODOSUM_PROFILE", hide_env = true, hide_possible_values = true, value_name = "lan|wan|local")]
+    #[arg(
+        long,
+        value_enum,
+        default_value_t,
+        env = "NODOSUM_PROFILE",
+        hide_env = true,
+        hide_possible_values = true,
+        value_name = "lan|wan|local"
+    )]
     pub(crate) profile: Profile,
     /// Label of this node; may be repeated
     #[arg(long = "tag", value_name = "K=V", value_parser = tag, env = "NODOSUM_TAG", hide_env = true)]
     pub(crate) tags: Vec<(String, String)>,
     /// Log lines on standard error
-    #[arg(long, value_enum, default_value_t, env = "NODOSUM_LOG_FORMAT", hide_env = true, hide_possible_values = true, value_name = "text|json")]
+    #[arg(
+        long,
+        value_enum,
+        default_value_t,
+        env = "NODOSUM_LOG_FORMAT",
+        hide_env = true,
+        hide_possible_values = true,
+        value_name = "text|json"
+    )]
     pub(crate) log_format: LogFormat,
 }
 
@@ -141,7 +184,13 @@ pub(crate) enum Profile {
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Admin {
     /// The node's admin socket; commands without it use the only one they find
-    #[arg(long = "admin", id = "admin", value_name = "PATH", env = "NODOSUM_ADMIN", hide_env_values = true)]
+    #[arg(
+        long = "admin",
+        id = "admin",
+        value_name = "PATH",
+        env = "NODOSUM_ADMIN",
+        hide_env_values = true
+    )]
     pub(crate) path: Option<PathBuf>,
 }
 
@@ -262,7 +311,15 @@ pub(crate) struct Read {
     #[command(flatten)]
     pub(crate) admin: Admin,
     /// table, wide, json, jsonl, tsv or name
-    #[arg(short, long, value_enum, default_value_t, value_name = "FORMAT", hide_possible_values = true, hide_default_value = true)]
+    #[arg(
+        short,
+        long,
+        value_enum,
+        default_value_t,
+        value_name = "FORMAT",
+        hide_possible_values = true,
+        hide_default_value = true
+    )]
     pub(crate) output: Format,
     /// Leave out the header row
     #[arg(long)]
@@ -271,7 +328,10 @@ pub(crate) struct Read {
 
 impl Read {
     pub(crate) fn layout(&self) -> Layout {
-        Layout { format: self.output, header: !self.no_header }
+        Layout {
+            format: self.output,
+            header: !self.no_header,
+        }
     }
 }
 
@@ -295,7 +355,13 @@ pub(crate) struct Members {
     #[command(flatten)]
     pub(crate) watch: Watch,
     /// Only these: alive, suspect, dead, left
-    #[arg(long, value_enum, value_delimiter = ',', value_name = "STATUS", hide_possible_values = true)]
+    #[arg(
+        long,
+        value_enum,
+        value_delimiter = ',',
+        value_name = "STATUS",
+        hide_possible_values = true
+    )]
     pub(crate) status: Vec<MemberStatus>,
     /// Only members whose name matches this regular expression
     #[arg(long, value_name = "RE")]
@@ -304,7 +370,13 @@ pub(crate) struct Members {
     #[arg(long = "tag", value_name = "K=V", value_parser = tag)]
     pub(crate) tags: Vec<(String, String)>,
     /// Order: node, status, rtt or incarnation
-    #[arg(long, value_enum, default_value_t, value_name = "KEY", hide_possible_values = true)]
+    #[arg(
+        long,
+        value_enum,
+        default_value_t,
+        value_name = "KEY",
+        hide_possible_values = true
+    )]
     pub(crate) sort: MemberSort,
 }
 
@@ -338,13 +410,25 @@ pub(crate) struct Conns {
     #[command(flatten)]
     pub(crate) watch: Watch,
     /// Only these: handshaking, established, draining, down
-    #[arg(long, value_enum, value_delimiter = ',', value_name = "STATE", hide_possible_values = true)]
+    #[arg(
+        long,
+        value_enum,
+        value_delimiter = ',',
+        value_name = "STATE",
+        hide_possible_values = true
+    )]
     pub(crate) status: Vec<ConnState>,
     /// Only peers whose name matches this regular expression
     #[arg(long, value_name = "RE")]
     pub(crate) name: Option<Regex>,
     /// Order: peer, state, rtt, up, sent, received or lost
-    #[arg(long, value_enum, default_value_t, value_name = "KEY", hide_possible_values = true)]
+    #[arg(
+        long,
+        value_enum,
+        default_value_t,
+        value_name = "KEY",
+        hide_possible_values = true
+    )]
     pub(crate) sort: ConnSort,
 }
 
@@ -537,7 +621,9 @@ pub(crate) struct ForceLeave {
 /// Reads `250ms`, `30s`, `1h 30m`, `90d`; a day has 24 hours.
 fn duration(text: &str, longest: Duration) -> Result<Duration, String> {
     let example = "write it with a unit, such as 250ms, 30s or 90d";
-    let span: Span = text.parse().map_err(|_| format!("not a duration; {example}"))?;
+    let span: Span = text
+        .parse()
+        .map_err(|_| format!("not a duration; {example}"))?;
     let duration = span
         .to_duration(SpanRelativeTo::days_are_24_hours())
         .map_err(|_| "months and years have no fixed length; use days".to_owned())?;
@@ -578,7 +664,9 @@ fn tag(text: &str) -> Result<(String, String), String> {
 /// The first tag that is given twice.
 pub(crate) fn repeated_tag(tags: &[(String, String)]) -> Option<&str> {
     let mut seen = BTreeSet::new();
-    tags.iter().map(|(key, _)| key.as_str()).find(|key| !seen.insert(*key))
+    tags.iter()
+        .map(|(key, _)| key.as_str())
+        .find(|key| !seen.insert(*key))
 }
 
 #[cfg(test)]
@@ -605,7 +693,17 @@ mod tests {
         for (text, expected) in good {
             assert_eq!(validity(text), Ok(expected), "{text}");
         }
-        for bad in ["", "5", "s", "-5s", "1 month", "1y", "40000d", "99999999999999d", "5s junk"] {
+        for bad in [
+            "",
+            "5",
+            "s",
+            "-5s",
+            "1 month",
+            "1y",
+            "40000d",
+            "99999999999999d",
+            "5s junk",
+        ] {
             assert!(validity(bad).is_err(), "{bad:?} was taken");
         }
         assert!(timeout("25h").is_err());

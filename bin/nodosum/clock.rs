@@ -3,7 +3,10 @@
 use std::time::{Duration, Instant};
 
 /// The time now.
-#[expect(clippy::disallowed_methods, reason = "commands wait and measure in real time")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "commands wait and measure in real time"
+)]
 pub(crate) fn now() -> Instant {
     Instant::now()
 }

@@ -17,15 +17,28 @@ pub(crate) fn join(args: &Join) -> Result<Exit, Failure> {
         timeout_seconds: args.timeout.as_secs_f64(),
     };
     let reply = call(&args.admin, command, &[], args.timeout)?;
-    let Reply::Joined { answered } = reply else { return Err(unexpected()) };
-    print(&format!("{answered} of {} seeds answered\n", args.seeds.len()))?;
+    let Reply::Joined { answered } = reply else {
+        return Err(unexpected());
+    };
+    print(&format!(
+        "{answered} of {} seeds answered\n",
+        args.seeds.len()
+    ))?;
     Ok(Exit::Done)
 }
 
 pub(crate) fn leave(args: &Leave) -> Result<Exit, Failure> {
-    let command = Command::Leave { timeout_seconds: args.timeout.as_secs_f64() };
+    let command = Command::Leave {
+        timeout_seconds: args.timeout.as_secs_f64(),
+    };
     let reply = call(&args.admin, command, &[], args.timeout)?;
-    let Reply::Left { confirmed, unconfirmed } = reply else { return Err(unexpected()) };
+    let Reply::Left {
+        confirmed,
+        unconfirmed,
+    } = reply
+    else {
+        return Err(unexpected());
+    };
     let mut text = format!("left; {} members confirmed it", confirmed.len());
     if !unconfirmed.is_empty() {
         text.push_str(&format!(", not {}", clean(&unconfirmed.join(", "))));
@@ -36,7 +49,9 @@ pub(crate) fn leave(args: &Leave) -> Result<Exit, Failure> {
 }
 
 pub(crate) fn force_leave(args: &ForceLeave) -> Result<Exit, Failure> {
-    let command = Command::ForceLeave { node: args.node.to_string() };
+    let command = Command::ForceLeave {
+        node: args.node.to_string(),
+    };
     let Reply::Done = call(&args.admin, command, &[], CALL_TIMEOUT)? else {
         return Err(unexpected());
     };

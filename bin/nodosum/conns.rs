@@ -11,7 +11,7 @@ use crate::{
     args::{ConnSort, ConnState, Conns},
     exit::{Exit, Failure},
     members::absent_last,
-    output::{Column, bytes, raw, render, seconds},
+    output::{Column, bytes, raw, render, seconds, wide},
     watch,
 };
 
@@ -39,64 +39,96 @@ const COLUMNS: [Column<ConnView>; 21] = [
     },
     Column::text("STATE", "state", |conn| conn.state.clone()),
     Column::text("ADDR", "addr", |conn| conn.addr.clone()),
-    Column::number("RTT", "rtt_seconds", |conn| seconds(conn.rtt_seconds), |conn| raw(conn.rtt_seconds)),
     Column::number(
+        "RTT",
+        "rtt_seconds",
+        |conn| seconds(conn.rtt_seconds),
+        |conn| raw(conn.rtt_seconds),
+    ),
+    wide(Column::number(
         "MINRTT",
         "min_rtt_seconds",
         |conn| seconds(conn.min_rtt_seconds),
         |conn| raw(conn.min_rtt_seconds),
-    )
-    .wide(),
-    Column::number("CWND", "cwnd_bytes", |conn| bytes(conn.cwnd_bytes), |conn| conn.cwnd_bytes.to_string())
-        .wide(),
-    Column::number("MTU", "mtu_bytes", |conn| bytes(conn.mtu_bytes), |conn| conn.mtu_bytes.to_string())
-        .wide(),
-    Column::number("SENT", "sent_bytes", |conn| bytes(conn.sent_bytes), |conn| conn.sent_bytes.to_string()),
+    )),
+    wide(Column::number(
+        "CWND",
+        "cwnd_bytes",
+        |conn| bytes(conn.cwnd_bytes),
+        |conn| conn.cwnd_bytes.to_string(),
+    )),
+    wide(Column::number(
+        "MTU",
+        "mtu_bytes",
+        |conn| bytes(conn.mtu_bytes),
+        |conn| conn.mtu_bytes.to_string(),
+    )),
+    Column::number(
+        "SENT",
+        "sent_bytes",
+        |conn| bytes(conn.sent_bytes),
+        |conn| conn.sent_bytes.to_string(),
+    ),
     Column::number(
         "RECEIVED",
         "received_bytes",
         |conn| bytes(conn.received_bytes),
         |conn| conn.received_bytes.to_string(),
     ),
-    Column::number(
+    wide(Column::number(
         "PKT-OUT",
         "sent_packets",
         |conn| conn.sent_packets.to_string(),
         |conn| conn.sent_packets.to_string(),
-    )
-    .wide(),
-    Column::number(
+    )),
+    wide(Column::number(
         "PKT-IN",
         "received_packets",
         |conn| conn.received_packets.to_string(),
         |conn| conn.received_packets.to_string(),
-    )
-    .wide(),
+    )),
     Column::number(
         "LOST",
         "lost_packets",
         |conn| conn.lost_packets.to_string(),
         |conn| conn.lost_packets.to_string(),
     ),
-    Column::number("STREAMS", "streams", |conn| conn.streams.to_string(), |conn| conn.streams.to_string())
-        .wide(),
-    Column::number("IDLE", "idle_seconds", |conn| seconds(conn.idle_seconds), |conn| raw(conn.idle_seconds)),
-    Column::number("UP", "up_seconds", |conn| seconds(conn.up_seconds), |conn| raw(conn.up_seconds)),
+    wide(Column::number(
+        "STREAMS",
+        "streams",
+        |conn| conn.streams.to_string(),
+        |conn| conn.streams.to_string(),
+    )),
     Column::number(
+        "IDLE",
+        "idle_seconds",
+        |conn| seconds(conn.idle_seconds),
+        |conn| raw(conn.idle_seconds),
+    ),
+    Column::number(
+        "UP",
+        "up_seconds",
+        |conn| seconds(conn.up_seconds),
+        |conn| raw(conn.up_seconds),
+    ),
+    wide(Column::number(
         "PING",
         "last_ping_seconds",
         |conn| seconds(conn.last_ping_seconds),
         |conn| raw(conn.last_ping_seconds),
-    )
-    .wide(),
-    Column::number(
+    )),
+    wide(Column::number(
         "UNANSWERED",
         "ping_failures",
         |conn| conn.ping_failures.to_string(),
         |conn| conn.ping_failures.to_string(),
-    )
-    .wide(),
-    Column::number("DIALS", "dials", |conn| conn.dials.to_string(), |conn| conn.dials.to_string()).wide(),
+    )),
+    wide(Column::number(
+        "DIALS",
+        "dials",
+        |conn| conn.dials.to_string(),
+        |conn| conn.dials.to_string(),
+    )),
     Column::number(
         "NEXT-DIAL",
         "next_dial_seconds",
@@ -116,12 +148,21 @@ const COLUMNS: [Column<ConnView>; 21] = [
 pub(crate) fn run(args: &Conns) -> Result<Exit, Failure> {
     watch::run(&args.watch, &args.read, || {
         let reply = call(&args.read.admin, Command::Conns, &[], CALL_TIMEOUT)?;
-        let Reply::Conns(mut view) = reply else { return Err(unexpected()) };
+        let Reply::Conns(mut view) = reply else {
+            return Err(unexpected());
+        };
         select(args, &mut view);
         let filtered = !args.status.is_empty() || args.name.is_some();
-        let exit = if view.connections.is_empty() && filtered { Exit::Unmet } else { Exit::Done };
+        let exit = if view.connections.is_empty() && filtered {
+            Exit::Unmet
+        } else {
+            Exit::Done
+        };
         let name = |conn: &ConnView| known(conn.peer.as_ref());
-        Ok((render(args.read.layout(), &COLUMNS, &view.connections, name, &view)?, exit))
+        Ok((
+            render(args.read.layout(), &COLUMNS, &view.connections, name, &view)?,
+            exit,
+        ))
     })
 }
 
@@ -145,7 +186,9 @@ fn select(args: &Conns, view: &mut ConnsView) {
             ConnSort::Received => Reverse(a.received_bytes).cmp(&Reverse(b.received_bytes)),
             ConnSort::Lost => Reverse(a.lost_packets).cmp(&Reverse(b.lost_packets)),
         };
-        order.then_with(|| a.peer.cmp(&b.peer)).then_with(|| a.addr.cmp(&b.addr))
+        order
+            .then_with(|| a.peer.cmp(&b.peer))
+            .then_with(|| a.addr.cmp(&b.addr))
     });
 }
 
@@ -201,7 +244,11 @@ mod tests {
             conn(Some("n2"), "down", 5),
             conn(None, "handshaking", 7),
         ];
-        let mut view = ConnsView { schema: 1, node: "n1".to_owned(), connections };
+        let mut view = ConnsView {
+            schema: 1,
+            node: "n1".to_owned(),
+            connections,
+        };
         select(&args, &mut view);
         view.connections.into_iter().map(|conn| conn.peer).collect()
     }
@@ -212,6 +259,9 @@ mod tests {
         assert_eq!(selected(&[]), [None, peer("n2"), peer("n3")]);
         assert_eq!(selected(&["--status", "down"]), [peer("n2")]);
         assert_eq!(selected(&["--name", "n"]), [peer("n2"), peer("n3")]);
-        assert_eq!(selected(&["--sort", "sent"]), [peer("n3"), None, peer("n2")]);
+        assert_eq!(
+            selected(&["--sort", "sent"]),
+            [peer("n3"), None, peer("n2")]
+        );
     }
 }

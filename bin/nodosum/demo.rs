@@ -21,8 +21,7 @@ use std::{
 use crossbeam_channel::Select;
 use nodosum::{
     App, ClusterName, EventKind, Events, Identity, MemberStatus, Node, NodeId, NotReady, Profile,
-    Ready, Side, StartError,
-    ca::Authority,
+    Ready, Side, StartError, ca::Authority,
 };
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -81,7 +80,12 @@ pub(crate) fn run(args: &args::Demo) -> Result<Exit, Failure> {
     raise_descriptor_limit();
     let dir = Dir::make(args.keep)?;
     let mut demo = Demo {
-        stage: Stage { format: args.output, paint: Paint::stdout(), begun: clock::now(), step: 0 },
+        stage: Stage {
+            format: args.output,
+            paint: Paint::stdout(),
+            begun: clock::now(),
+            step: 0,
+        },
         signals,
         total: usize::from(args.nodes),
         members: Vec::new(),
@@ -111,7 +115,11 @@ enum Stop {
 impl From<Failure> for Stop {
     fn from(failure: Failure) -> Self {
         // Of all failures, only those of the output concern the demo itself, not the cluster.
-        if failure.message.is_empty() { Self::Output(failure) } else { Self::Failed(failure.message) }
+        if failure.message.is_empty() {
+            Self::Output(failure)
+        } else {
+            Self::Failed(failure.message)
+        }
     }
 }
 
@@ -176,7 +184,8 @@ impl Demo {
     }
 
     fn make_certificates(&mut self, dir: &Path) -> Result<(), Stop> {
-        self.stage.heading("making a throw-away authority and a certificate for each node")?;
+        self.stage
+            .heading("making a throw-away authority and a certificate for each node")?;
         let failed = |error: &dyn std::fmt::Display| Stop::Failed(error.to_string());
         let cluster = ClusterName::new("demo").map_err(|error| failed(&error))?;
         let authority = Authority::new(&cluster, VALID_FOR).map_err(|error| failed(&error))?;
@@ -186,10 +195,20 @@ impl Demo {
             write_identity(&authority, &id, VALID_FOR, &home)?;
             let identity = Identity::from_dir(&home).map_err(|error| failed(&error))?;
             let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-            self.members.push(Member { id, identity, quic: any, gossip: any, running: None });
+            self.members.push(Member {
+                id,
+                identity,
+                quic: any,
+                gossip: any,
+                running: None,
+            });
         }
         let text = format!("{} certificates in {}", self.total, dir.display());
-        self.stage.done("certificates", &text, json!({ "dir": dir.display().to_string() }))
+        self.stage.done(
+            "certificates",
+            &text,
+            json!({ "dir": dir.display().to_string() }),
+        )
     }
 
     /// Starts the first node, and all others at once with the first one as their seed.
@@ -198,7 +217,9 @@ impl Demo {
         self.started = clock::now();
         let deadline = Deadline::after(FORMING);
         let (first, others) = self.members.split_at_mut(1);
-        let [first] = first else { return Err(Stop::Failed("no node to start".to_owned())) };
+        let [first] = first else {
+            return Err(Stop::Failed("no node to start".to_owned()));
+        };
         first.start(Vec::new())?;
         let seed = first.quic.to_string();
         let started: Vec<Result<(), Stop>> = thread::scope(|scope| {
@@ -207,7 +228,10 @@ impl Demo {
                 .map(|member| scope.spawn(|| member.start(vec![seed.clone()])))
                 .collect();
             let panicked = |_| Err(Stop::Failed("a node panicked while it started".to_owned()));
-            starting.into_iter().map(|start| start.join().unwrap_or_else(panicked)).collect()
+            starting
+                .into_iter()
+                .map(|start| start.join().unwrap_or_else(panicked))
+                .collect()
         });
         started.into_iter().collect::<Result<(), Stop>>()?;
         for running in self.running() {
@@ -217,20 +241,37 @@ impl Demo {
         self.summary.ready_seconds = Some(took.as_secs_f64());
         let admin = self.open_admin(dir)?;
         for (position, member) in self.members.iter().enumerate() {
-            let Some(running) = &member.running else { continue };
+            let Some(running) = &member.running else {
+                continue;
+            };
             let admin = admin.as_deref().filter(|_| position == 0);
-            write_ports_file(&dir.join(member.id.as_str()).join("ports.json"), &running.node, admin)?;
+            write_ports_file(
+                &dir.join(member.id.as_str()).join("ports.json"),
+                &running.node,
+                admin,
+            )?;
         }
         let text = format!("{} nodes, all ready after {}", self.total, duration(took));
-        self.stage.done("started", &text, json!({ "ready_seconds": took.as_secs_f64() }))
+        self.stage.done(
+            "started",
+            &text,
+            json!({ "ready_seconds": took.as_secs_f64() }),
+        )
     }
 
     /// Lets other commands look at the first node while the demo runs.
     fn open_admin(&mut self, dir: &Path) -> Result<Option<PathBuf>, Stop> {
-        let Some(first) = self.running().next() else { return Ok(None) };
+        let Some(first) = self.running().next() else {
+            return Ok(None);
+        };
         let path = dir.join("n1.sock");
         let history = History::record(first.node.events())?;
-        match Server::start(first.node.clone(), Arc::clone(&history), [first.echo.clone()], &path) {
+        match Server::start(
+            first.node.clone(),
+            Arc::clone(&history),
+            [first.echo.clone()],
+            &path,
+        ) {
             Ok(server) => {
                 self.server = Some(server);
                 Ok(Some(path))
@@ -251,7 +292,10 @@ impl Demo {
         let took = clock::now() - self.started;
         self.summary.formation_seconds = Some(took.as_secs_f64());
         let rows: Vec<Row> = self.members.iter().filter_map(Row::of).collect();
-        let layout = Layout { format: Format::Table, header: true };
+        let layout = Layout {
+            format: Format::Table,
+            header: true,
+        };
         let table = render(layout, &ROWS, &rows, |row| row.node.clone(), &())?;
         let text = format!(
             "every node sees {} members and is connected to {}, {} after the start\n{table}",
@@ -268,12 +312,17 @@ impl Demo {
 
     /// One request from every running node to every other, one after the other.
     fn exchange_everywhere(&mut self, step: &'static str) -> Result<(), Stop> {
-        self.stage.heading("requests between every pair, in both directions")?;
+        self.stage
+            .heading("requests between every pair, in both directions")?;
         let begun = clock::now();
         let requests = self.exchange_all()?;
         let took = clock::now() - begun;
         let text = format!("{requests} of {requests} answered in {}", duration(took));
-        self.stage.done(step, &text, json!({ "requests": requests, "failed_requests": 0 }))
+        self.stage.done(
+            step,
+            &text,
+            json!({ "requests": requests, "failed_requests": 0 }),
+        )
     }
 
     fn exchange_all(&mut self) -> Result<u64, Stop> {
@@ -297,28 +346,47 @@ impl Demo {
 
     /// Ends the last node without a word and waits until every other one knows.
     fn lose_one(&mut self) -> Result<(), Stop> {
-        let Some(victim) = self.members.last_mut() else { return Ok(()) };
+        let Some(victim) = self.members.last_mut() else {
+            return Ok(());
+        };
         let id = victim.id.clone();
-        self.stage.heading(&format!("killing {id} without a leave"))?;
+        self.stage
+            .heading(&format!("killing {id} without a leave"))?;
         let survivors: Vec<(NodeId, Node, Events)> = self
             .running()
             .filter(|running| *running.node.id() != id)
-            .map(|running| (running.node.id().clone(), running.node.clone(), running.node.events()))
+            .map(|running| {
+                (
+                    running.node.id().clone(),
+                    running.node.clone(),
+                    running.node.events(),
+                )
+            })
             .collect();
-        let Some(running) = self.members.last_mut().and_then(|victim| victim.running.take()) else {
+        let Some(running) = self
+            .members
+            .last_mut()
+            .and_then(|victim| victim.running.take())
+        else {
             return Err(Stop::Failed(format!("{id} does not run")));
         };
         let killed = clock::now();
         running.node.abort();
         drop(running);
-        self.stage.event("killed", &format!("{id} is gone"), json!({ "node": id.as_str() }))?;
+        self.stage.event(
+            "killed",
+            &format!("{id} is gone"),
+            json!({ "node": id.as_str() }),
+        )?;
         self.await_death(&id, &survivors, killed)?;
         let took = clock::now() - killed;
         self.summary.detection_seconds = Some(took.as_secs_f64());
         let requests = self.exchange_all()?;
         let mut text = format!("dead in the eyes of all others after {}", duration(took));
         if requests > 0 {
-            text.push_str(&format!("; among them, {requests} of {requests} requests answered"));
+            text.push_str(&format!(
+                "; among them, {requests} of {requests} requests answered"
+            ));
         }
         self.stage.done(
             "dead",
@@ -343,7 +411,10 @@ impl Demo {
         while !unaware.is_empty() {
             self.interrupted()?;
             if deadline.is_over() {
-                let names: Vec<_> = unaware.iter().map(|index| survivors[*index].0.as_str()).collect();
+                let names: Vec<_> = unaware
+                    .iter()
+                    .map(|index| survivors[*index].0.as_str())
+                    .collect();
                 return Err(Stop::Failed(format!(
                     "{victim} is not dead for {} after {}",
                     names.join(", "),
@@ -382,14 +453,24 @@ impl Demo {
 
     /// Starts the lost node again, with its identity and on its ports.
     fn get_it_back(&mut self) -> Result<(), Stop> {
-        let seeds: Vec<String> =
-            self.running().take(2).map(|running| running.node.quic_addr().to_string()).collect();
-        let Some(victim) = self.members.last_mut() else { return Ok(()) };
+        let seeds: Vec<String> = self
+            .running()
+            .take(2)
+            .map(|running| running.node.quic_addr().to_string())
+            .collect();
+        let Some(victim) = self.members.last_mut() else {
+            return Ok(());
+        };
         let id = victim.id.clone();
-        self.stage.heading(&format!("starting {id} again, on the same ports"))?;
+        self.stage
+            .heading(&format!("starting {id} again, on the same ports"))?;
         let begun = clock::now();
         victim.start(seeds)?;
-        self.stage.event("restarted", &format!("{id} runs"), json!({ "node": id.as_str() }))?;
+        self.stage.event(
+            "restarted",
+            &format!("{id} runs"),
+            json!({ "node": id.as_str() }),
+        )?;
         self.hold_full_mesh(Deadline::after(FORMING))?;
         let took = clock::now() - begun;
         self.summary.rejoin_seconds = Some(took.as_secs_f64());
@@ -433,23 +514,33 @@ impl Demo {
             ))?;
         }
         self.stage.end_progress()?;
-        let text = format!("served {requests} requests in {}", duration(clock::now() - begun));
-        let detail = json!({ "requests": requests, "failed_requests": self.summary.failed_requests });
+        let text = format!(
+            "served {requests} requests in {}",
+            duration(clock::now() - begun)
+        );
+        let detail =
+            json!({ "requests": requests, "failed_requests": self.summary.failed_requests });
         self.stage.event("served", &text, detail)?;
         first_failure.map_or(Ok(()), |why| Err(Stop::Failed(why)))
     }
 
     /// Every node leaves and ends, all at once.
     fn shut_down(&mut self) -> Result<(), Stop> {
-        let nodes: Vec<Running> =
-            self.members.iter_mut().filter_map(|member| member.running.take()).collect();
+        let nodes: Vec<Running> = self
+            .members
+            .iter_mut()
+            .filter_map(|member| member.running.take())
+            .collect();
         let stuck: Vec<String> = thread::scope(|scope| {
             let ending: Vec<_> = nodes
                 .iter()
                 .map(|running| scope.spawn(|| running.node.shutdown(SHUTDOWN).threads_stuck))
                 .collect();
             let panicked = |_| vec!["a panicking shutdown".to_owned()];
-            ending.into_iter().flat_map(|end| end.join().unwrap_or_else(panicked)).collect()
+            ending
+                .into_iter()
+                .flat_map(|end| end.join().unwrap_or_else(panicked))
+                .collect()
         });
         if let Some(server) = self.server.take() {
             server.stop();
@@ -457,7 +548,10 @@ impl Demo {
         if stuck.is_empty() {
             return Ok(());
         }
-        Err(Stop::Failed(format!("threads did not end: {}", stuck.join(", "))))
+        Err(Stop::Failed(format!(
+            "threads did not end: {}",
+            stuck.join(", ")
+        )))
     }
 
     fn finish(mut self, outcome: Result<(), Stop>) -> Result<Exit, Failure> {
@@ -469,17 +563,27 @@ impl Demo {
             }
             Err(Stop::Output(failure)) => return Err(failure),
         };
-        self.summary = Summary { schema: 1, result, why, ..self.summary };
+        self.summary = Summary {
+            schema: 1,
+            result,
+            why,
+            ..self.summary
+        };
         self.stage.close(&self.summary)?;
         Ok(exit)
     }
 
     fn running(&self) -> impl Iterator<Item = &Running> {
-        self.members.iter().filter_map(|member| member.running.as_ref())
+        self.members
+            .iter()
+            .filter_map(|member| member.running.as_ref())
     }
 
     fn interrupted(&self) -> Result<(), Stop> {
-        self.signals.stop.try_recv().map_or(Ok(()), |signal| Err(Stop::Interrupted(signal)))
+        self.signals
+            .stop
+            .try_recv()
+            .map_or(Ok(()), |signal| Err(Stop::Interrupted(signal)))
     }
 
     /// Waits until every node sees every other and is connected to it.
@@ -498,7 +602,10 @@ impl Demo {
                 Ok(()) => return Ok(()),
                 Err(NotReady::Timeout { missing, .. }) if deadline.is_over() => {
                     let missing = missing.join("; ");
-                    return Err(Stop::Failed(format!("{} has not got there: {missing}", node.id())));
+                    return Err(Stop::Failed(format!(
+                        "{} has not got there: {missing}",
+                        node.id()
+                    )));
                 }
                 Err(NotReady::Timeout { .. }) => {}
                 Err(error) => return Err(Stop::Failed(format!("{}: {error}", node.id()))),
@@ -528,8 +635,14 @@ impl Member {
 
 /// One request; the answer must be the question.
 fn ask(from: &App, to: &NodeId) -> Result<(), String> {
-    let answer = from.request(to, PAYLOAD, REQUEST).map_err(|error| error.to_string())?;
-    if answer == PAYLOAD { Ok(()) } else { Err("the answer is not what was asked".to_owned()) }
+    let answer = from
+        .request(to, PAYLOAD, REQUEST)
+        .map_err(|error| error.to_string())?;
+    if answer == PAYLOAD {
+        Ok(())
+    } else {
+        Err("the answer is not what was asked".to_owned())
+    }
 }
 
 fn sees_dead(node: &Node, victim: &NodeId) -> bool {
@@ -559,8 +672,18 @@ const ROWS: [Column<Row>; 6] = [
     Column::text("NODE", "node", |row| row.node.clone()),
     Column::text("QUIC", "quic_addr", |row| row.quic_addr.clone()),
     Column::text("GOSSIP", "gossip_addr", |row| row.gossip_addr.clone()),
-    Column::number("ALIVE", "alive", |row| row.alive.to_string(), |row| row.alive.to_string()),
-    Column::number("DIALED", "dialed", |row| row.dialed.to_string(), |row| row.dialed.to_string()),
+    Column::number(
+        "ALIVE",
+        "alive",
+        |row| row.alive.to_string(),
+        |row| row.alive.to_string(),
+    ),
+    Column::number(
+        "DIALED",
+        "dialed",
+        |row| row.dialed.to_string(),
+        |row| row.dialed.to_string(),
+    ),
     Column::number(
         "ACCEPTED",
         "accepted",
@@ -606,7 +729,9 @@ struct StepLine<'a> {
 impl Stage {
     fn open(&self, total: usize) -> Result<(), Stop> {
         let version = env!("CARGO_PKG_VERSION");
-        self.text(&format!("nodosum {version}: {total} nodes in this process, on loopback\n"))
+        self.text(&format!(
+            "nodosum {version}: {total} nodes in this process, on loopback\n"
+        ))
     }
 
     /// Opens a step. What it takes is shown when it is done, so that a person sees what is waited
@@ -614,7 +739,11 @@ impl Stage {
     fn heading(&mut self, what: &str) -> Result<(), Stop> {
         self.step += 1;
         let number = format!("{}/{STEPS}", self.step);
-        self.text(&format!("\n{} {}\n", self.paint.dim(&number), self.paint.bold(what)))
+        self.text(&format!(
+            "\n{} {}\n",
+            self.paint.dim(&number),
+            self.paint.bold(what)
+        ))
     }
 
     /// Something worth telling within a step.
@@ -622,7 +751,12 @@ impl Stage {
         let at = clock::now() - self.begun;
         match self.format {
             DemoFormat::Json => {
-                let line = StepLine { schema: 1, step, at_seconds: at.as_secs_f64(), detail };
+                let line = StepLine {
+                    schema: 1,
+                    step,
+                    at_seconds: at.as_secs_f64(),
+                    detail,
+                };
                 print(&json_line(&line)?)?;
             }
             DemoFormat::Text => {
@@ -644,17 +778,32 @@ impl Stage {
 
     fn look_around(&self, socket: &Path) -> Result<(), Stop> {
         let command = format!("nodosum members --admin {}", socket.display());
-        self.text(&format!("\nserving; look around with: {}\n", self.paint.bold(&command)))?;
-        if is_terminal() { self.text("Ctrl-C ends the demo\n") } else { Ok(()) }
+        self.text(&format!(
+            "\nserving; look around with: {}\n",
+            self.paint.bold(&command)
+        ))?;
+        if is_terminal() {
+            self.text("Ctrl-C ends the demo\n")
+        } else {
+            Ok(())
+        }
     }
 
     /// A line that is drawn over itself, on a terminal only.
     fn progress(&self, text: &str) -> Result<(), Stop> {
-        if is_terminal() { self.text(&format!("\r\x1b[K{text}")) } else { Ok(()) }
+        if is_terminal() {
+            self.text(&format!("\r\x1b[K{text}"))
+        } else {
+            Ok(())
+        }
     }
 
     fn end_progress(&self) -> Result<(), Stop> {
-        if is_terminal() { self.text("\r\x1b[K") } else { Ok(()) }
+        if is_terminal() {
+            self.text("\r\x1b[K")
+        } else {
+            Ok(())
+        }
     }
 
     fn kept(&self, dir: &Path) -> Result<(), Failure> {
@@ -709,9 +858,12 @@ impl Dir {
     fn make(keep: bool) -> Result<Self, Failure> {
         let path = std::env::temp_dir().join(format!("nodosum-demo-{}", std::process::id()));
         // Not recursive: a directory of that name that exists already may be somebody else's.
-        fs::DirBuilder::new().mode(0o700).create(&path).map_err(|error| {
-            Failure::configuration(format!("cannot make {}: {error}", path.display()))
-        })?;
+        fs::DirBuilder::new()
+            .mode(0o700)
+            .create(&path)
+            .map_err(|error| {
+                Failure::configuration(format!("cannot make {}: {error}", path.display()))
+            })?;
         Ok(Self { path, keep })
     }
 }
@@ -732,7 +884,9 @@ mod tests {
     fn rounds_pair_every_node_with_every_other() {
         for total in 2..6 {
             let rounds = total - 1;
-            let pairs: BTreeSet<_> = (0..rounds).flat_map(|round| pairing(total, round)).collect();
+            let pairs: BTreeSet<_> = (0..rounds)
+                .flat_map(|round| pairing(total, round))
+                .collect();
             assert_eq!(pairs.len(), total * (total - 1));
             assert!(pairs.iter().all(|(from, to)| from != to));
         }
@@ -764,8 +918,15 @@ mod tests {
             begun: clock::now(),
             step: 0,
         };
-        assert!(stage.verdict(&summary).ends_with("12 requests, 0 failed\nPASS\n"));
-        let failed = Summary { why: Some("n2\x1b gone".to_owned()), ..summary };
+        assert!(
+            stage
+                .verdict(&summary)
+                .ends_with("12 requests, 0 failed\nPASS\n")
+        );
+        let failed = Summary {
+            why: Some("n2\x1b gone".to_owned()),
+            ..summary
+        };
         assert_eq!(stage.verdict(&failed), "\nFAIL: n2\\u{1b} gone\n");
     }
 }

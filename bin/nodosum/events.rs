@@ -1,6 +1,7 @@
 //! `nodosum events`.
 
 use crate::{
+    CALL_TIMEOUT,
     admin::{
         client::{Client, unexpected},
         protocol::{Command, EventView, Reply},
@@ -8,7 +9,6 @@ use crate::{
     args::Events,
     exit::{Exit, Failure},
     output::{Column, Format, Layout, clean, json_line, print, raw, render},
-    CALL_TIMEOUT,
 };
 
 const COLUMNS: [Column<EventView>; 7] = [
@@ -18,11 +18,15 @@ const COLUMNS: [Column<EventView>; 7] = [
     Column::text("NODE", "node", |event| raw(event.node.as_ref())),
     Column::text("REASON", "reason", |event| raw(event.reason.as_ref())),
     Column::text("MISSED", "missed", |event| raw(event.missed)),
-    Column::text("UNACKNOWLEDGED", "unacknowledged", |event| raw(event.unacknowledged)),
+    Column::text("UNACKNOWLEDGED", "unacknowledged", |event| {
+        raw(event.unacknowledged)
+    }),
 ];
 
 pub(crate) fn run(args: &Events) -> Result<Exit, Failure> {
-    let command = Command::Events { follow: args.follow };
+    let command = Command::Events {
+        follow: args.follow,
+    };
     let timeout = (!args.follow).then_some(CALL_TIMEOUT);
     let mut client = Client::ask(&args.read.admin, command, &[], timeout)?;
     let mut layout = args.read.layout();
@@ -60,7 +64,8 @@ fn concerns(args: &Events, event: &EventView) -> bool {
 fn line(layout: Layout, event: EventView) -> Result<String, Failure> {
     match layout.format {
         Format::Table | Format::Wide => {
-            let header = "SEQ   AT                           EVENT           NODE          REASON\n";
+            let header =
+                "SEQ   AT                           EVENT           NODE          REASON\n";
             let mut line = format!(
                 "{:<5} {:<28} {:<15} {:<13} {}",
                 event.seq,
@@ -71,7 +76,11 @@ fn line(layout: Layout, event: EventView) -> Result<String, Failure> {
             );
             line.truncate(line.trim_end().len());
             line.push('\n');
-            Ok(if layout.header { format!("{header}{line}") } else { line })
+            Ok(if layout.header {
+                format!("{header}{line}")
+            } else {
+                line
+            })
         }
         Format::Json | Format::Jsonl => json_line(&event),
         Format::Tsv | Format::Name => {
@@ -107,7 +116,10 @@ mod tests {
             missed: None,
             unacknowledged: Some(2),
         };
-        let layout = Layout { format: Format::Table, header: true };
+        let layout = Layout {
+            format: Format::Table,
+            header: true,
+        };
         assert_eq!(
             line(layout, event).unwrap(),
             "SEQ   AT                           EVENT           NODE          REASON\n\

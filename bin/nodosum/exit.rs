@@ -50,7 +50,11 @@ pub(crate) struct Failure {
 
 impl Failure {
     pub(crate) fn new(exit: Exit, message: impl Into<String>) -> Self {
-        Self { exit, message: message.into(), hint: None }
+        Self {
+            exit,
+            message: message.into(),
+            hint: None,
+        }
     }
 
     pub(crate) fn failed(message: impl Into<String>) -> Self {
@@ -123,13 +127,22 @@ mod tests {
     #[test]
     fn a_reader_that_has_seen_enough_is_no_failure() {
         let failure = Failure::output(io::ErrorKind::BrokenPipe.into());
-        assert_eq!((failure.exit, failure.to_string().as_str()), (Exit::Done, ""));
-        assert_eq!(Failure::output(io::ErrorKind::StorageFull.into()).exit, Exit::Failed);
+        assert_eq!(
+            (failure.exit, failure.to_string().as_str()),
+            (Exit::Done, "")
+        );
+        assert_eq!(
+            Failure::output(io::ErrorKind::StorageFull.into()).exit,
+            Exit::Failed
+        );
     }
 
     #[test]
     fn the_hint_follows_the_error_on_a_line_of_its_own() {
         let failure = Failure::unreachable("cannot reach it").hint("start it");
-        assert_eq!(failure.to_string(), "error: cannot reach it\nhint: start it\n");
+        assert_eq!(
+            failure.to_string(),
+            "error: cannot reach it\nhint: start it\n"
+        );
     }
 }

@@ -31,7 +31,9 @@ pub(crate) const DEFAULT_FILTER: &str = "info,quiche=warn";
 
 /// Starts logging.
 pub(crate) fn init(format: LogFormat, default_filter: &str) {
-    let chosen = env::var("RUST_LOG").ok().filter(|filter| !filter.is_empty());
+    let chosen = env::var("RUST_LOG")
+        .ok()
+        .filter(|filter| !filter.is_empty());
     let mut builder = Builder::new();
     builder.parse_filters(chosen.as_deref().unwrap_or(default_filter));
     match format {
@@ -86,9 +88,17 @@ fn json(now: Timestamp, record: &Record<'_>) -> String {
     ];
     let mut taken: Vec<String> = Vec::new();
     let rest = fields(record).into_iter();
-    for (key, value) in first.map(|(key, value)| (key.to_owned(), Json::from(value))).into_iter().chain(rest) {
+    for (key, value) in first
+        .map(|(key, value)| (key.to_owned(), Json::from(value)))
+        .into_iter()
+        .chain(rest)
+    {
         // A key twice in one object would hide one of them from most readers.
-        let key = if taken.contains(&key) { format!("field_{key}") } else { key };
+        let key = if taken.contains(&key) {
+            format!("field_{key}")
+        } else {
+            key
+        };
         let comma = if taken.is_empty() { "" } else { "," };
         let _ = write!(line, "{comma}{}:{value}", Json::from(key.as_str()));
         taken.push(key);

@@ -3,14 +3,15 @@
 use std::cmp::Ordering;
 
 use crate::{
+    CALL_TIMEOUT,
     admin::{
         client::{call, unexpected},
         protocol::{Command, MemberView, MembersView, Reply},
     },
     args::{MemberSort, MemberStatus, Members},
     exit::{Exit, Failure},
-    output::{Column, raw, render, seconds},
-    watch, CALL_TIMEOUT,
+    output::{Column, raw, render, seconds, wide},
+    watch,
 };
 
 const COLUMNS: [Column<MemberView>; 9] = [
@@ -19,7 +20,13 @@ const COLUMNS: [Column<MemberView>; 9] = [
         key: "node",
         wide: false,
         right: false,
-        text: |member| if member.is_self { format!("{} *", member.node) } else { member.node.clone() },
+        text: |member| {
+            if member.is_self {
+                format!("{} *", member.node)
+            } else {
+                member.node.clone()
+            }
+        },
         raw: |member| member.node.clone(),
     },
     Column::text("STATUS", "status", |member| member.status.clone()),
@@ -36,23 +43,28 @@ const COLUMNS: [Column<MemberView>; 9] = [
         raw: |member| member.connected.to_string(),
     },
     Column::text("QUIC", "quic_addr", |member| member.quic_addr.clone()),
-    Column::text("GOSSIP", "gossip_addr", |member| member.gossip_addr.clone()).wide(),
+    wide(Column::text("GOSSIP", "gossip_addr", |member| {
+        member.gossip_addr.clone()
+    })),
     Column::number(
         "RTT",
         "rtt_seconds",
         |member| seconds(member.rtt_seconds),
         |member| raw(member.rtt_seconds),
     ),
-    Column::number(
+    wide(Column::number(
         "INC",
         "incarnation",
         |member| member.incarnation.to_string(),
         |member| member.incarnation.to_string(),
-    )
-    .wide(),
+    )),
     Column::text("VERSION", "version", |member| member.version.clone()),
     Column::text("TAGS", "tags", |member| {
-        let tags: Vec<_> = member.tags.iter().map(|(key, value)| format!("{key}={value}")).collect();
+        let tags: Vec<_> = member
+            .tags
+            .iter()
+            .map(|(key, value)| format!("{key}={value}"))
+            .collect();
         tags.join(",")
     }),
 ];
@@ -60,11 +72,20 @@ const COLUMNS: [Column<MemberView>; 9] = [
 pub(crate) fn run(args: &Members) -> Result<Exit, Failure> {
     watch::run(&args.watch, &args.read, || {
         let reply = call(&args.read.admin, Command::Members, &[], CALL_TIMEOUT)?;
-        let Reply::Members(mut view) = reply else { return Err(unexpected()) };
+        let Reply::Members(mut view) = reply else {
+            return Err(unexpected());
+        };
         select(args, &mut view);
-        let exit = if view.members.is_empty() && is_filtered(args) { Exit::Unmet } else { Exit::Done };
+        let exit = if view.members.is_empty() && is_filtered(args) {
+            Exit::Unmet
+        } else {
+            Exit::Done
+        };
         let name = |member: &MemberView| member.node.clone();
-        Ok((render(args.read.layout(), &COLUMNS, &view.members, name, &view)?, exit))
+        Ok((
+            render(args.read.layout(), &COLUMNS, &view.members, name, &view)?,
+            exit,
+        ))
     })
 }
 
@@ -75,9 +96,19 @@ fn is_filtered(args: &Members) -> bool {
 /// Keeps what the filters ask for, in the order asked for.
 fn select(args: &Members, view: &mut MembersView) {
     view.members.retain(|member| {
-        (args.status.is_empty() || args.status.iter().any(|status| name(*status) == member.status))
-            && args.name.as_ref().is_none_or(|name| name.is_match(&member.node))
-            && args.tags.iter().all(|(key, value)| member.tags.get(key) == Some(value))
+        (args.status.is_empty()
+            || args
+                .status
+                .iter()
+                .any(|status| name(*status) == member.status))
+            && args
+                .name
+                .as_ref()
+                .is_none_or(|name| name.is_match(&member.node))
+            && args
+                .tags
+                .iter()
+                .all(|(key, value)| member.tags.get(key) == Some(value))
     });
     view.members.sort_by(|a, b| {
         let order = match args.sort {
@@ -102,7 +133,10 @@ fn name(status: MemberStatus) -> &'static str {
 /// The order of a member's life; what a newer node calls otherwise comes last.
 fn rank(status: &str) -> usize {
     let order = ["alive", "suspect", "dead", "left"];
-    order.iter().position(|known| *known == status).unwrap_or(order.len())
+    order
+        .iter()
+        .position(|known| *known == status)
+        .unwrap_or(order.len())
 }
 
 /// Numbers ascending, then the rows that have none.
@@ -120,7 +154,10 @@ mod tests {
     use clap::Parser as _;
 
     use super::*;
-    use crate::{args, output::{Format, Layout}};
+    use crate::{
+        args,
+        output::{Format, Layout},
+    };
 
     fn view() -> MembersView {
         let member = |node: &str, status: &str, rtt: Option<f64>, zone: &str| MemberView {
@@ -161,7 +198,10 @@ mod tests {
     fn filters_keep_what_they_name_and_rows_come_in_the_order_asked_for() {
         assert_eq!(selected(&[]), ["n1", "n2", "n3"]);
         assert_eq!(selected(&["--status", "dead,left"]), ["n3"]);
-        assert_eq!(selected(&["--name", "^n[12]$", "--sort", "rtt"]), ["n2", "n1"]);
+        assert_eq!(
+            selected(&["--name", "^n[12]$", "--sort", "rtt"]),
+            ["n2", "n1"]
+        );
         assert_eq!(selected(&["--tag", "zone=b"]), ["n3"]);
         assert_eq!(selected(&["--tag", "zone=c"]), [""; 0]);
         assert_eq!(selected(&["--sort", "status"]), ["n1", "n2", "n3"]);
@@ -169,7 +209,10 @@ mod tests {
 
     #[test]
     fn the_table_marks_the_node_itself_and_escapes_tags() {
-        let layout = Layout { format: Format::Table, header: true };
+        let layout = Layout {
+            format: Format::Table,
+            header: true,
+        };
         let view = view();
         let text = render(layout, &COLUMNS, &view.members, |m| m.node.clone(), &view).unwrap();
         assert_eq!(

@@ -57,11 +57,25 @@ pub(crate) fn ping(args: &Ping) -> Result<Exit, Failure> {
             timeout_seconds: args.timeout.as_secs_f64(),
         };
         let reply = call(&args.read.admin, command, &[], args.timeout)?;
-        let Reply::Pong { rtt_seconds } = reply else { return Err(unexpected()) };
-        let pong = Pong { node: args.node.to_string(), rtt_seconds };
-        let view = PongView { schema: 1, pong: &pong };
+        let Reply::Pong { rtt_seconds } = reply else {
+            return Err(unexpected());
+        };
+        let pong = Pong {
+            node: args.node.to_string(),
+            rtt_seconds,
+        };
+        let view = PongView {
+            schema: 1,
+            pong: &pong,
+        };
         let name = |pong: &Pong| pong.node.clone();
-        print(&render(layout, &PONG_COLUMNS, std::slice::from_ref(&pong), name, &view)?)?;
+        print(&render(
+            layout,
+            &PONG_COLUMNS,
+            std::slice::from_ref(&pong),
+            name,
+            &view,
+        )?)?;
         layout.header = false;
     }
     Ok(Exit::Done)
@@ -76,7 +90,11 @@ pub(crate) fn send(args: &Send) -> Result<Exit, Failure> {
         payload_bytes: payload.len() as u64,
     };
     let view = deliver(&args.read, &args.message, command, &payload)?;
-    Ok(if view.failed.is_empty() { Exit::Done } else { Exit::Failed })
+    Ok(if view.failed.is_empty() {
+        Exit::Done
+    } else {
+        Exit::Failed
+    })
 }
 
 pub(crate) fn broadcast(args: &Broadcast) -> Result<Exit, Failure> {
@@ -109,7 +127,10 @@ const OUTCOME_COLUMNS: [Column<Outcome>; 2] = [
 ];
 
 fn outcomes(view: &DeliveryView) -> Vec<Outcome> {
-    let ok = view.ok.iter().map(|node| Outcome { node: node.clone(), error: None });
+    let ok = view.ok.iter().map(|node| Outcome {
+        node: node.clone(),
+        error: None,
+    });
     let failed = view.failed.iter().map(|failed| Outcome {
         node: failed.node.clone(),
         error: Some(failed.error.clone()),
@@ -126,9 +147,17 @@ fn deliver(
     payload: &[u8],
 ) -> Result<DeliveryView, Failure> {
     let reply = call(&read.admin, command, payload, message.timeout)?;
-    let Reply::Delivery(view) = reply else { return Err(unexpected()) };
+    let Reply::Delivery(view) = reply else {
+        return Err(unexpected());
+    };
     let name = |outcome: &Outcome| outcome.node.clone();
-    print(&render(read.layout(), &OUTCOME_COLUMNS, &outcomes(&view), name, &view)?)?;
+    print(&render(
+        read.layout(),
+        &OUTCOME_COLUMNS,
+        &outcomes(&view),
+        name,
+        &view,
+    )?)?;
     Ok(view)
 }
 
@@ -140,9 +169,10 @@ pub(crate) fn request(args: &Request) -> Result<Exit, Failure> {
         timeout_seconds: args.message.timeout.as_secs_f64(),
         payload_bytes: payload.len() as u64,
     };
-    let mut client =
-        Client::ask(&args.admin, command, &payload, Some(args.message.timeout))?;
-    let Reply::Payload { payload_bytes } = client.reply()? else { return Err(unexpected()) };
+    let mut client = Client::ask(&args.admin, command, &payload, Some(args.message.timeout))?;
+    let Reply::Payload { payload_bytes } = client.reply()? else {
+        return Err(unexpected());
+    };
     let answer = client.payload(payload_bytes)?;
     print_bytes(&answer)?;
     // Bytes are passed on as they are; only a person gets the end of line that keeps the prompt
@@ -167,7 +197,9 @@ fn payload(argument: &OsStr) -> Result<Vec<u8>, Failure> {
         argument.as_bytes().to_vec()
     };
     if payload.len() as u64 > MAX_PAYLOAD {
-        return Err(Failure::usage(format!("the payload has more than {MAX_PAYLOAD} bytes")));
+        return Err(Failure::usage(format!(
+            "the payload has more than {MAX_PAYLOAD} bytes"
+        )));
     }
     Ok(payload)
 }
@@ -182,13 +214,17 @@ mod tests {
         let view = DeliveryView {
             schema: 1,
             ok: vec!["n3".into(), "n1".into()],
-            failed: vec![FailedView { node: "n2".into(), error: "gone".into() }],
+            failed: vec![FailedView {
+                node: "n2".into(),
+                error: "gone".into(),
+            }],
         };
-        let listed: Vec<_> = outcomes(&view).into_iter().map(|o| (o.node, o.error)).collect();
-        let expected =
-            [("n1", None), ("n2", Some("gone")), ("n3", None)].map(|(node, error)| {
-                (node.to_owned(), error.map(str::to_owned))
-            });
+        let listed: Vec<_> = outcomes(&view)
+            .into_iter()
+            .map(|o| (o.node, o.error))
+            .collect();
+        let expected = [("n1", None), ("n2", Some("gone")), ("n3", None)]
+            .map(|(node, error)| (node.to_owned(), error.map(str::to_owned)));
         assert_eq!(listed, expected);
     }
 }

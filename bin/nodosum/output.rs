@@ -53,7 +53,14 @@ impl<T> Column<T> {
         key: &'static str,
         text: fn(&T) -> String,
     ) -> Self {
-        Self { title, key, wide: false, right: false, text, raw: text }
+        Self {
+            title,
+            key,
+            wide: false,
+            right: false,
+            text,
+            raw: text,
+        }
     }
 
     /// A column that reads differently for people and programs; numbers stand right.
@@ -63,13 +70,21 @@ impl<T> Column<T> {
         text: fn(&T) -> String,
         raw: fn(&T) -> String,
     ) -> Self {
-        Self { title, key, wide: false, right: true, text, raw }
+        Self {
+            title,
+            key,
+            wide: false,
+            right: true,
+            text,
+            raw,
+        }
     }
+}
 
-    pub(crate) const fn wide(mut self) -> Self {
-        self.wide = true;
-        self
-    }
+/// The same column, shown by the wide formats only.
+pub(crate) const fn wide<T>(mut column: Column<T>) -> Column<T> {
+    column.wide = true;
+    column
 }
 
 /// How rows are to be printed.
@@ -120,22 +135,39 @@ pub(crate) fn json_line(value: &impl Serialize) -> Result<String, Failure> {
 }
 
 fn table<T>(columns: &[Column<T>], rows: &[T], header: bool, wide: bool) -> String {
-    let columns: Vec<_> = columns.iter().filter(|column| wide || !column.wide).collect();
+    let columns: Vec<_> = columns
+        .iter()
+        .filter(|column| wide || !column.wide)
+        .collect();
     let mut lines = Vec::new();
     if header {
-        lines.push(columns.iter().map(|column| column.title.to_owned()).collect::<Vec<_>>());
+        lines.push(
+            columns
+                .iter()
+                .map(|column| column.title.to_owned())
+                .collect::<Vec<_>>(),
+        );
     }
-    lines.extend(
-        rows.iter().map(|row| columns.iter().map(|column| clean(&(column.text)(row))).collect()),
-    );
+    lines.extend(rows.iter().map(|row| {
+        columns
+            .iter()
+            .map(|column| clean(&(column.text)(row)))
+            .collect()
+    }));
     let width = |index: usize| lines.iter().map(|line| line[index].chars().count()).max();
-    let widths: Vec<_> = (0..columns.len()).map(|index| width(index).unwrap_or(0)).collect();
+    let widths: Vec<_> = (0..columns.len())
+        .map(|index| width(index).unwrap_or(0))
+        .collect();
     let mut out = String::new();
     for line in &lines {
         let mut text = String::new();
         for ((cell, column), width) in line.iter().zip(&columns).zip(&widths) {
             let pad = " ".repeat(width.saturating_sub(cell.chars().count()));
-            let (before, after) = if column.right { (pad, String::new()) } else { (String::new(), pad) };
+            let (before, after) = if column.right {
+                (pad, String::new())
+            } else {
+                (String::new(), pad)
+            };
             let _ = write!(text, "{before}{cell}{after}  ");
         }
         out.push_str(text.trim_end());
@@ -154,7 +186,12 @@ fn tsv<T>(columns: &[Column<T>], rows: &[T], header: bool) -> String {
         line(columns.iter().map(|column| column.key.to_owned()).collect());
     }
     for row in rows {
-        line(columns.iter().map(|column| clean(&(column.raw)(row))).collect());
+        line(
+            columns
+                .iter()
+                .map(|column| clean(&(column.raw)(row)))
+                .collect(),
+        );
     }
     out
 }
@@ -235,7 +272,10 @@ pub(crate) fn print(text: &str) -> Result<(), Failure> {
 /// Writes bytes to standard output at once.
 pub(crate) fn print_bytes(bytes: &[u8]) -> Result<(), Failure> {
     let mut stdout = io::stdout().lock();
-    stdout.write_all(bytes).and_then(|()| stdout.flush()).map_err(Failure::output)
+    stdout
+        .write_all(bytes)
+        .and_then(|()| stdout.flush())
+        .map_err(Failure::output)
 }
 
 /// Writes a note for people to standard error. Nobody reading it is no reason to fail.
@@ -259,7 +299,9 @@ impl Paint {
     /// whether standard output is a terminal.
     pub(crate) fn stdout() -> Self {
         let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty());
-        Self { colour: wants_colour(variable, is_terminal()) }
+        Self {
+            colour: wants_colour(variable, is_terminal()),
+        }
     }
 
     #[cfg(test)]
@@ -284,7 +326,11 @@ impl Paint {
     }
 
     fn wrap(self, code: &str, text: &str) -> String {
-        if self.colour { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
+        if self.colour {
+            format!("\x1b[{code}m{text}\x1b[0m")
+        } else {
+            text.to_owned()
+        }
     }
 }
 
@@ -323,10 +369,23 @@ mod tests {
 
     fn rendered(format: Format, header: bool) -> String {
         let pets = [
-            Pet { name: "a".into(), age_seconds: 0.000_41 },
-            Pet { name: "long\t\x1b[2J".into(), age_seconds: 90.0 },
+            Pet {
+                name: "a".into(),
+                age_seconds: 0.000_41,
+            },
+            Pet {
+                name: "long\t\x1b[2J".into(),
+                age_seconds: 90.0,
+            },
         ];
-        render(Layout { format, header }, &COLUMNS, &pets, |pet| pet.name.clone(), &"whole").unwrap()
+        render(
+            Layout { format, header },
+            &COLUMNS,
+            &pets,
+            |pet| pet.name.clone(),
+            &"whole",
+        )
+        .unwrap()
     }
 
     #[test]
@@ -356,7 +415,10 @@ mod tests {
     #[test]
     fn text_that_reorders_or_hides_itself_is_spelled_out() {
         assert_eq!(clean("päß ✓"), "päß ✓");
-        assert_eq!(clean("\u{202e}live\u{2066}\u{200b}\u{feff}"), "\\u{202e}live\\u{2066}\\u{200b}\\u{feff}");
+        assert_eq!(
+            clean("\u{202e}live\u{2066}\u{200b}\u{feff}"),
+            "\\u{202e}live\\u{2066}\\u{200b}\\u{feff}"
+        );
         assert_eq!(clean("a\r\n\u{9b}"), "a\\u{d}\\u{a}\\u{9b}");
     }
 
@@ -364,15 +426,25 @@ mod tests {
     fn durations_and_bytes_read_naturally() {
         let texts = [0.000_41, 0.25, 3.21, 125.0, 7_500.0, 300_000.0]
             .map(|seconds| duration(Duration::from_secs_f64(seconds)));
-        assert_eq!(texts, ["0.41 ms", "250 ms", "3.2 s", "2m 05s", "2h 05m", "3d 11h"]);
-        assert_eq!([0, 1_023, 1_536, 5 << 40].map(bytes), ["0 B", "1023 B", "1.5 KiB", "5.0 TiB"]);
+        assert_eq!(
+            texts,
+            ["0.41 ms", "250 ms", "3.2 s", "2m 05s", "2h 05m", "3d 11h"]
+        );
+        assert_eq!(
+            [0, 1_023, 1_536, 5 << 40].map(bytes),
+            ["0 B", "1023 B", "1.5 KiB", "5.0 TiB"]
+        );
     }
 
     #[test]
     fn colour_follows_the_usual_variables_in_their_order() {
         let wants = |set: &[(&str, &str)], terminal| {
             wants_colour(
-                |name| set.iter().find(|(key, _)| *key == name).map(|(_, value)| value.into()),
+                |name| {
+                    set.iter()
+                        .find(|(key, _)| *key == name)
+                        .map(|(_, value)| value.into())
+                },
                 terminal,
             )
         };

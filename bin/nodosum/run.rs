@@ -126,7 +126,10 @@ fn wait_for_the_end(node: &Node, signals: &Signals, history: &History) -> Exit {
 pub(crate) fn raise_descriptor_limit() {
     let limit = getrlimit(Resource::Nofile);
     if limit.current != limit.maximum {
-        let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+        let raised = Rlimit {
+            current: limit.maximum,
+            maximum: limit.maximum,
+        };
         if let Err(error) = setrlimit(Resource::Nofile, raised) {
             log::debug!(target: "node", error:% = error; "cannot raise the descriptor limit");
         }
@@ -136,7 +139,9 @@ pub(crate) fn raise_descriptor_limit() {
 fn load_identity(dir: Option<&Path>) -> Result<Identity, Failure> {
     let make_one = "make one with 'nodosum tls ca create' and 'nodosum tls cert create'";
     let Some(dir) = dir else {
-        return Err(Failure::configuration("a node needs a certificate: --tls-dir DIR").hint(make_one));
+        return Err(
+            Failure::configuration("a node needs a certificate: --tls-dir DIR").hint(make_one),
+        );
     };
     Identity::from_dir(dir).map_err(|error| {
         let failure = Failure::configuration(error.to_string());
@@ -148,7 +153,10 @@ fn load_identity(dir: Option<&Path>) -> Result<Identity, Failure> {
 }
 
 fn warn_of_expiry(identity: &Identity) {
-    #[expect(clippy::disallowed_methods, reason = "a certificate ends by the wall clock")]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "a certificate ends by the wall clock"
+    )]
     let now = SystemTime::now();
     let remaining = identity.not_after().duration_since(now).unwrap_or_default();
     if remaining < EXPIRY_WARNING {
@@ -206,19 +214,29 @@ fn gossip_advertise(args: &Run) -> Result<Option<SocketAddr>, Failure> {
         .flatten()
         .find(|addr| addr.ip().is_unspecified() || addr.port() == 0)
     {
-        return Err(Failure::configuration(format!("{addr} is not an address to advertise")));
+        return Err(Failure::configuration(format!(
+            "{addr} is not an address to advertise"
+        )));
     }
     if args.gossip_advertise.is_some() {
         return Ok(args.gossip_advertise);
     }
-    let next = |port: u16| if port == 0 { Some(0) } else { port.checked_add(1) };
+    let next = |port: u16| {
+        if port == 0 {
+            Some(0)
+        } else {
+            port.checked_add(1)
+        }
+    };
     let bound = match args.gossip_bind {
         Some(addr) => Some(addr),
         None => next(args.bind.port()).map(|port| SocketAddr::new(args.bind.ip(), port)),
     };
     let Some(bound) = bound else {
-        return Err(Failure::configuration("there is no port after 65535 for gossip")
-            .hint("add --gossip-bind IP:PORT"));
+        return Err(
+            Failure::configuration("there is no port after 65535 for gossip")
+                .hint("add --gossip-bind IP:PORT"),
+        );
     };
     if !bound.ip().is_unspecified() {
         return Ok(None);
@@ -253,7 +271,8 @@ pub(crate) fn start_failure(error: StartError) -> Failure {
 pub(crate) fn register_echo(node: &Node) -> Result<App, Failure> {
     let failed = |error: nodosum::RegisterError| Failure::failed(format!("{ECHO}: {error}"));
     let app = node.register(ECHO).map_err(failed)?;
-    app.on_request(ECHO_WORKERS, |request| Ok(request.payload.clone())).map_err(failed)?;
+    app.on_request(ECHO_WORKERS, |request| Ok(request.payload.clone()))
+        .map_err(failed)?;
     app.on_message(1, |message| {
         log::debug!(
             target: "node",
@@ -293,13 +312,19 @@ pub(crate) fn write_ports_file(
     };
     let json = crate::output::json_line(&ports)?;
     write_atomically(path, json.as_bytes()).map_err(|error| {
-        Failure::configuration(format!("cannot write the ports file {}: {error}", path.display()))
+        Failure::configuration(format!(
+            "cannot write the ports file {}: {error}",
+            path.display()
+        ))
     })
 }
 
 /// Readers see the old file or the new one, never a part of it.
 fn write_atomically(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
-    let mut name = path.file_name().ok_or(std::io::ErrorKind::InvalidInput)?.to_owned();
+    let mut name = path
+        .file_name()
+        .ok_or(std::io::ErrorKind::InvalidInput)?
+        .to_owned();
     name.push(format!(".{}", std::process::id()));
     let temporary: PathBuf = path.with_file_name(name);
     let written = File::create(&temporary)
@@ -336,11 +361,22 @@ mod tests {
             judged(&["--bind", "0.0.0.0:7946", "--advertise", "192.0.2.1:80"]),
             Ok(Some("192.0.2.1:7947".parse().unwrap()))
         );
-        assert_eq!(judged(&["--bind", "0.0.0.0:0", "--advertise", "192.0.2.1:80"]), refused);
-        assert_eq!(judged(&["--bind", "0.0.0.0:1", "--advertise", "0.0.0.0:80"]), refused);
+        assert_eq!(
+            judged(&["--bind", "0.0.0.0:0", "--advertise", "192.0.2.1:80"]),
+            refused
+        );
+        assert_eq!(
+            judged(&["--bind", "0.0.0.0:1", "--advertise", "0.0.0.0:80"]),
+            refused
+        );
         assert_eq!(judged(&["--gossip-bind", "0.0.0.0:5"]), refused);
         assert_eq!(
-            judged(&["--gossip-bind", "0.0.0.0:0", "--gossip-advertise", "192.0.2.1:5"]),
+            judged(&[
+                "--gossip-bind",
+                "0.0.0.0:0",
+                "--gossip-advertise",
+                "192.0.2.1:5"
+            ]),
             Ok(Some("192.0.2.1:5".parse().unwrap()))
         );
         assert_eq!(judged(&["--bind", "127.0.0.1:65535"]), refused);

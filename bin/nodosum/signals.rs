@@ -58,7 +58,10 @@ impl Signals {
                 }
             }
         };
-        thread::Builder::new().name("nd-signals".into()).spawn(body).map_err(refused)?;
+        thread::Builder::new()
+            .name("nd-signals".into())
+            .spawn(body)
+            .map_err(refused)?;
         Ok(Self { stop, asks })
     }
 }

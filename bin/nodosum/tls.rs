@@ -21,7 +21,9 @@ use serde::Serialize;
 use x509_parser::{
     certificate::X509Certificate,
     extensions::GeneralName,
-    oid_registry::{OID_EC_P256, OID_KEY_TYPE_EC_PUBLIC_KEY, OID_PKCS1_RSAENCRYPTION, OID_SIG_ED25519},
+    oid_registry::{
+        OID_EC_P256, OID_KEY_TYPE_EC_PUBLIC_KEY, OID_PKCS1_RSAENCRYPTION, OID_SIG_ED25519,
+    },
     pem::Pem,
     x509::SubjectPublicKeyInfo,
 };
@@ -49,13 +51,23 @@ pub(crate) fn run(args: &Tls) -> Result<Exit, Failure> {
 fn create_authority(args: &CaCreate) -> Result<Exit, Failure> {
     let authority = Authority::new(&args.cluster, args.valid_for).map_err(ca_failure)?;
     let files = [
-        NewFile { name: "ca.key", text: &authority.key_pem(), mode: 0o600 },
-        NewFile { name: "ca.pem", text: &authority.certificate_pem(), mode: 0o644 },
+        NewFile {
+            name: "ca.key",
+            text: &authority.key_pem(),
+            mode: 0o600,
+        },
+        NewFile {
+            name: "ca.pem",
+            text: &authority.certificate_pem(),
+            mode: 0o644,
+        },
     ];
     write_new(&args.out, &files)?;
     let out = clean(&args.out.display().to_string());
     print(&format!("{out}/ca.pem\n{out}/ca.key\n"))?;
-    note(&format!("hint: next 'nodosum tls cert create --ca {out} --node n1 --out n1'"));
+    note(&format!(
+        "hint: next 'nodosum tls cert create --ca {out} --node n1 --out n1'"
+    ));
     Ok(Exit::Done)
 }
 
@@ -83,9 +95,21 @@ pub(crate) fn write_identity(
     write_new(
         dir,
         &[
-            NewFile { name: "node.key", text: &issued.key_pem, mode: 0o600 },
-            NewFile { name: "node.pem", text: &issued.certificate_pem, mode: 0o644 },
-            NewFile { name: "ca.pem", text: &authority.certificate_pem(), mode: 0o644 },
+            NewFile {
+                name: "node.key",
+                text: &issued.key_pem,
+                mode: 0o600,
+            },
+            NewFile {
+                name: "node.pem",
+                text: &issued.certificate_pem,
+                mode: 0o644,
+            },
+            NewFile {
+                name: "ca.pem",
+                text: &authority.certificate_pem(),
+                mode: 0o644,
+            },
         ],
     )
 }
@@ -117,8 +141,10 @@ fn refuse_readable(key: &Path) -> Result<(), Failure> {
         return Ok(());
     }
     let key = key.display();
-    Err(Failure::configuration(format!("key {key} can be read by others (mode {mode:04o})"))
-        .hint(format!("chmod 600 {key}")))
+    Err(
+        Failure::configuration(format!("key {key} can be read by others (mode {mode:04o})"))
+            .hint(format!("chmod 600 {key}")),
+    )
 }
 
 fn cannot_read(path: &Path, error: &std::io::Error) -> Failure {
@@ -126,9 +152,14 @@ fn cannot_read(path: &Path, error: &std::io::Error) -> Failure {
 }
 
 fn read(path: &Path) -> Result<String, Failure> {
-    let length = fs::metadata(path).map_err(|error| cannot_read(path, &error))?.len();
+    let length = fs::metadata(path)
+        .map_err(|error| cannot_read(path, &error))?
+        .len();
     if length > MAX_PEM_BYTES {
-        return Err(Failure::configuration(format!("{} is too large for PEM", path.display())));
+        return Err(Failure::configuration(format!(
+            "{} is too large for PEM",
+            path.display()
+        )));
     }
     fs::read_to_string(path).map_err(|error| cannot_read(path, &error))
 }
@@ -172,8 +203,11 @@ fn write_new(dir: &Path, files: &[NewFile<'_>]) -> Result<(), Failure> {
 }
 
 fn exists(path: &Path) -> Failure {
-    Failure::failed(format!("{} exists, and nothing is overwritten", path.display()))
-        .hint("choose another --out DIR, or move the old one away")
+    Failure::failed(format!(
+        "{} exists, and nothing is overwritten",
+        path.display()
+    ))
+    .hint("choose another --out DIR, or move the old one away")
 }
 
 /// The object of `tls inspect -o json`.
@@ -206,13 +240,16 @@ struct CertificateView {
 
 fn inspect(args: &Inspect) -> Result<Exit, Failure> {
     let text = read(&args.file)?;
-    let certificates = certificates(&text, Timestamp::now()).map_err(|why| {
-        Failure::configuration(format!("{}: {why}", args.file.display()))
-    })?;
+    let certificates = certificates(&text, Timestamp::now())
+        .map_err(|why| Failure::configuration(format!("{}: {why}", args.file.display())))?;
     match args.output {
         DemoFormat::Json => {
             let file = args.file.display().to_string();
-            print(&json_line(&InspectView { schema: 1, file, certificates })?)?;
+            print(&json_line(&InspectView {
+                schema: 1,
+                file,
+                certificates,
+            })?)?;
         }
         DemoFormat::Text => {
             let pages: Vec<_> = certificates.iter().map(page).collect();
@@ -232,8 +269,9 @@ fn certificates(text: &str, now: Timestamp) -> Result<Vec<CertificateView>, Stri
             others.push(section.label);
             continue;
         }
-        let certificate =
-            section.parse_x509().map_err(|error| format!("not a certificate: {error}"))?;
+        let certificate = section
+            .parse_x509()
+            .map_err(|error| format!("not a certificate: {error}"))?;
         views.push(describe(&certificate, &section.contents, now)?);
     }
     if !views.is_empty() {
@@ -254,8 +292,10 @@ fn describe(
         Timestamp::from_second(seconds).map_err(|error| format!("time of validity: {error}"))
     };
     let validity = certificate.validity();
-    let (not_before, not_after) =
-        (time(validity.not_before.timestamp())?, time(validity.not_after.timestamp())?);
+    let (not_before, not_after) = (
+        time(validity.not_before.timestamp())?,
+        time(validity.not_after.timestamp())?,
+    );
     let names = names(certificate)?;
     let (node, cluster) = match names.as_slice() {
         [name] if !certificate.is_ca() => split(name).unzip(),
@@ -275,7 +315,11 @@ fn describe(
         ca: certificate.is_ca(),
         permitted_names: permitted_names(certificate)?,
         key_type: key_type(certificate.public_key()),
-        fingerprint_sha256: fingerprint.as_ref().iter().map(|byte| format!("{byte:02x}")).collect(),
+        fingerprint_sha256: fingerprint
+            .as_ref()
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect(),
     })
 }
 
@@ -284,16 +328,25 @@ fn names(certificate: &X509Certificate<'_>) -> Result<Vec<String>, String> {
         .subject_alternative_name()
         .map_err(|error| format!("alternative names: {error}"))?;
     Ok(extension.map_or_else(Vec::new, |extension| {
-        extension.value.general_names.iter().map(general_name).collect()
+        extension
+            .value
+            .general_names
+            .iter()
+            .map(general_name)
+            .collect()
     }))
 }
 
 fn permitted_names(certificate: &X509Certificate<'_>) -> Result<Vec<String>, String> {
-    let extension =
-        certificate.name_constraints().map_err(|error| format!("name constraints: {error}"))?;
+    let extension = certificate
+        .name_constraints()
+        .map_err(|error| format!("name constraints: {error}"))?;
     let permitted = extension.and_then(|extension| extension.value.permitted_subtrees.as_ref());
     Ok(permitted.map_or_else(Vec::new, |subtrees| {
-        subtrees.iter().map(|subtree| general_name(&subtree.base)).collect()
+        subtrees
+            .iter()
+            .map(|subtree| general_name(&subtree.base))
+            .collect()
     }))
 }
 
@@ -314,7 +367,10 @@ fn split(name: &str) -> Option<(String, String)> {
 fn key_type(key: &SubjectPublicKeyInfo<'_>) -> String {
     let algorithm = &key.algorithm;
     if algorithm.algorithm == OID_KEY_TYPE_EC_PUBLIC_KEY {
-        let curve = algorithm.parameters.as_ref().and_then(|curve| curve.as_oid().ok());
+        let curve = algorithm
+            .parameters
+            .as_ref()
+            .and_then(|curve| curve.as_oid().ok());
         return match curve {
             Some(curve) if curve == OID_EC_P256 => "ECDSA P-256".to_owned(),
             Some(curve) => format!("ECDSA {curve}"),
@@ -337,14 +393,21 @@ fn page(view: &CertificateView) -> String {
         (false, _) => "not valid yet".to_owned(),
     };
     let or_none = |names: &[String]| {
-        if names.is_empty() { "none".to_owned() } else { names.join(", ") }
+        if names.is_empty() {
+            "none".to_owned()
+        } else {
+            names.join(", ")
+        }
     };
     let mut lines = vec![("subject", view.subject.clone())];
     if let (Some(node), Some(cluster)) = (&view.node, &view.cluster) {
         lines.push(("node", node.clone()));
         lines.push(("cluster", cluster.clone()));
     }
-    lines.push(("kind", if view.ca { "authority" } else { "leaf" }.to_owned()));
+    lines.push((
+        "kind",
+        if view.ca { "authority" } else { "leaf" }.to_owned(),
+    ));
     if view.ca {
         lines.push(("may issue for", or_none(&view.permitted_names)));
     } else {
@@ -357,7 +420,10 @@ fn page(view: &CertificateView) -> String {
         ("key", view.key_type.clone()),
         ("sha-256", view.fingerprint_sha256.clone()),
     ]);
-    lines.iter().map(|(name, value)| format!("{name:<15}{}\n", clean(value))).collect()
+    lines
+        .iter()
+        .map(|(name, value)| format!("{name:<15}{}\n", clean(value)))
+        .collect()
 }
 
 /// Days where there are some, because validity is planned in days.
@@ -382,17 +448,34 @@ mod tests {
         let cluster: ClusterName = "prod".parse().unwrap();
         let authority = Authority::new(&cluster, day(100)).unwrap();
         let issued = authority.issue(&"n1".parse().unwrap(), day(90)).unwrap();
-        let both = format!("{}{}{}", issued.key_pem, issued.certificate_pem, authority.certificate_pem());
+        let both = format!(
+            "{}{}{}",
+            issued.key_pem,
+            issued.certificate_pem,
+            authority.certificate_pem()
+        );
         let views = certificates(&both, Timestamp::now()).unwrap();
-        let [leaf, ca] = views.as_slice() else { panic!("{views:?}") };
-        assert_eq!((leaf.node.as_deref(), leaf.cluster.as_deref()), (Some("n1"), Some("prod")));
+        let [leaf, ca] = views.as_slice() else {
+            panic!("{views:?}")
+        };
+        assert_eq!(
+            (leaf.node.as_deref(), leaf.cluster.as_deref()),
+            (Some("n1"), Some("prod"))
+        );
         assert_eq!(leaf.names, ["n1.prod.nodosum"]);
         assert!(leaf.valid_now && !leaf.ca && leaf.remaining_seconds > 89 * 86_400);
-        assert_eq!((leaf.key_type.as_str(), leaf.fingerprint_sha256.len()), ("ECDSA P-256", 64));
+        assert_eq!(
+            (leaf.key_type.as_str(), leaf.fingerprint_sha256.len()),
+            ("ECDSA P-256", 64)
+        );
         assert!(ca.ca && ca.node.is_none());
         assert_eq!(ca.permitted_names, ["prod.nodosum"]);
         assert!(page(leaf).contains("89 days left"), "{}", page(leaf));
-        assert!(page(ca).contains("may issue for  prod.nodosum"), "{}", page(ca));
+        assert!(
+            page(ca).contains("may issue for  prod.nodosum"),
+            "{}",
+            page(ca)
+        );
     }
 
     #[test]
@@ -403,7 +486,10 @@ mod tests {
             certificates(&key, Timestamp::now()).unwrap_err(),
             "has no certificate, but: PRIVATE KEY"
         );
-        assert_eq!(certificates("", Timestamp::now()).unwrap_err(), "has no certificate");
+        assert_eq!(
+            certificates("", Timestamp::now()).unwrap_err(),
+            "has no certificate"
+        );
         let broken = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
         assert!(certificates(broken, Timestamp::now()).is_err());
     }
@@ -411,7 +497,12 @@ mod tests {
     #[test]
     fn only_the_exact_form_is_a_nodes_name() {
         assert_eq!(split("n1.prod.nodosum"), Some(("n1".into(), "prod".into())));
-        for name in ["n1.nodosum", "a.n1.prod.nodosum", "n1.prod.example", "N1.prod.nodosum"] {
+        for name in [
+            "n1.nodosum",
+            "a.n1.prod.nodosum",
+            "n1.prod.example",
+            "N1.prod.nodosum",
+        ] {
             assert_eq!(split(name), None, "{name}");
         }
     }
@@ -423,6 +514,10 @@ mod tests {
         let later = Timestamp::now() + jiff::SignedDuration::from_hours(24 * 13);
         let views = certificates(&pem, later).unwrap();
         assert!(!views[0].valid_now);
-        assert!(page(&views[0]).contains("(expired 3 days ago)"), "{}", page(&views[0]));
+        assert!(
+            page(&views[0]).contains("(expired 3 days ago)"),
+            "{}",
+            page(&views[0])
+        );
     }
 }

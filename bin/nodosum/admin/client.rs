@@ -7,7 +7,9 @@ use std::{
 };
 
 use super::{
-    protocol::{Command, Envelope, MAX_REPLY_LINE, ReadError, Reply, VERSION, read_json, read_payload},
+    protocol::{
+        Command, Envelope, MAX_REPLY_LINE, ReadError, Reply, VERSION, read_json, read_payload,
+    },
     socket,
 };
 use crate::{args::Admin, exit::Failure};
@@ -30,32 +32,52 @@ impl Client {
         payload: &[u8],
         timeout: Option<Duration>,
     ) -> Result<Self, Failure> {
-        let asked = admin.path.as_ref().filter(|path| !path.as_os_str().is_empty());
+        let asked = admin
+            .path
+            .as_ref()
+            .filter(|path| !path.as_os_str().is_empty());
         let stream = match asked {
             Some(path) => socket::connect(path)?,
             None => socket::connect_only()?,
         };
-        let mut line = serde_json::to_vec(&Envelope { version: VERSION, command })
-            .map_err(|error| Failure::failed(format!("cannot write the request: {error}")))?;
+        let mut line = serde_json::to_vec(&Envelope {
+            version: VERSION,
+            command,
+        })
+        .map_err(|error| Failure::failed(format!("cannot write the request: {error}")))?;
         line.push(b'\n');
-        stream.set_write_timeout(Some(PATIENCE)).map_err(|error| lost(error.into()))?;
+        stream
+            .set_write_timeout(Some(PATIENCE))
+            .map_err(|error| lost(error.into()))?;
         stream
             .set_read_timeout(timeout.map(|timeout| timeout + PATIENCE))
             .map_err(|error| lost(error.into()))?;
-        let sent = (&stream).write_all(&line).and_then(|()| (&stream).write_all(payload));
+        let sent = (&stream)
+            .write_all(&line)
+            .and_then(|()| (&stream).write_all(payload));
         match sent {
             // A node that refuses at once closes its end, and says why in what can still be read.
             Ok(()) => {}
             Err(error) if error.kind() == ErrorKind::BrokenPipe => {}
             Err(error) => return Err(lost(error.into())),
         }
-        Ok(Self { reader: BufReader::new(stream) })
+        Ok(Self {
+            reader: BufReader::new(stream),
+        })
     }
 
     /// The next line of the answer; an error that the node reports becomes the command's own.
     pub(crate) fn reply(&mut self) -> Result<Reply, Failure> {
         match read_json(&mut self.reader, MAX_REPLY_LINE).map_err(lost)? {
-            Reply::Error { exit, message, hint } => Err(Failure { exit, message, hint }),
+            Reply::Error {
+                exit,
+                message,
+                hint,
+            } => Err(Failure {
+                exit,
+                message,
+                hint,
+            }),
             reply => Ok(reply),
         }
     }
@@ -90,7 +112,9 @@ fn lost(error: ReadError) -> Failure {
             Failure::failed(format!("the node's answer has more than {longest} bytes"))
         }
         ReadError::Closed => Failure::unreachable("the node ended before it answered"),
-        ReadError::Io(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
+        ReadError::Io(error)
+            if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) =>
+        {
             Failure::unreachable("the node did not answer in time")
         }
         ReadError::Io(error) => Failure::unreachable(format!("lost the node: {error}")),

@@ -11,7 +11,7 @@ use crossbeam_channel::{Receiver, bounded};
 use nodosum::{Event, Events};
 use parking_lot::{Condvar, Mutex};
 
-use super::protocol::{EventView, rfc3339};
+use super::protocol::EventView;
 use crate::{clock::Deadline, exit::Failure};
 
 /// How many events are remembered: as many as a subscriber of the library may be behind. The
@@ -71,8 +71,16 @@ impl History {
     }
 
     fn empty(ended: Receiver<()>) -> Self {
-        let kept = Kept { first: 0, events: VecDeque::new(), closed: false };
-        Self { kept: Mutex::new(kept), changed: Condvar::new(), ended }
+        let kept = Kept {
+            first: 0,
+            events: VecDeque::new(),
+            closed: false,
+        };
+        Self {
+            kept: Mutex::new(kept),
+            changed: Condvar::new(),
+            ended,
+        }
     }
 
     /// Never yields a value; disconnects when the node has ended.
@@ -104,7 +112,10 @@ impl History {
     /// A cursor for a client that only cares about what is new.
     pub(crate) fn end(&self) -> Cursor {
         let kept = self.kept.lock();
-        Cursor { position: kept.first + kept.events.len() as u64, told: 0 }
+        Cursor {
+            position: kept.first + kept.events.len() as u64,
+            told: 0,
+        }
     }
 
     /// The next event for the client behind `cursor`, waiting up to `patience` for one.
@@ -158,6 +169,7 @@ mod tests {
     use std::time::SystemTime;
 
     use super::*;
+    use crate::admin::protocol::rfc3339;
 
     fn event(name: u64) -> EventView {
         EventView {
@@ -185,13 +197,19 @@ mod tests {
         (0..3).for_each(|name| history.push_view(event(name)));
         let mut cursor = Cursor::default();
         for seq in 1..=3 {
-            assert_eq!(told(&history, &mut cursor), Some((seq, (seq - 1).to_string(), None)));
+            assert_eq!(
+                told(&history, &mut cursor),
+                Some((seq, (seq - 1).to_string(), None))
+            );
         }
         assert_eq!(history.next(&mut cursor, Duration::ZERO), Next::Nothing);
         history.push_view(event(3));
         assert_eq!(told(&history, &mut cursor), Some((4, "3".to_owned(), None)));
         history.close();
-        assert_eq!(history.next(&mut cursor, Duration::from_secs(60)), Next::Closed);
+        assert_eq!(
+            history.next(&mut cursor, Duration::from_secs(60)),
+            Next::Closed
+        );
     }
 
     #[test]
@@ -203,7 +221,10 @@ mod tests {
         let more = u64::try_from(REMEMBERED).unwrap() + 10;
         (1..=more).for_each(|name| history.push_view(event(name)));
         assert_eq!(history.kept.lock().events.len(), REMEMBERED);
-        assert_eq!(told(&history, &mut slow), Some((2, "lagged".to_owned(), Some(10))));
+        assert_eq!(
+            told(&history, &mut slow),
+            Some((2, "lagged".to_owned(), Some(10)))
+        );
         assert_eq!(told(&history, &mut slow), Some((3, "11".to_owned(), None)));
     }
 
@@ -211,11 +232,11 @@ mod tests {
     fn a_waiting_client_wakes_up_for_an_event() {
         let history = Arc::new(History::empty(bounded(0).1));
         let other = Arc::clone(&history);
-        let waiting =
-            thread::Builder::new().spawn(move || {
-                other.next(&mut Cursor::default(), Duration::from_secs(60))
-            });
+        let waiting = thread::Builder::new()
+            .spawn(move || other.next(&mut Cursor::default(), Duration::from_secs(60)));
         history.push_view(event(7));
-        assert!(matches!(waiting.unwrap().join().unwrap(), Next::Event(event) if event.event == "7"));
+        assert!(
+            matches!(waiting.unwrap().join().unwrap(), Next::Event(event) if event.event == "7")
+        );
     }
 }

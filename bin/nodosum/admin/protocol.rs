@@ -57,15 +57,46 @@ pub(crate) enum Command {
     Members,
     Conns,
     Status,
-    Events { follow: bool },
-    Wait { members: Option<u32>, connected: Option<u32>, ready: bool, timeout_seconds: f64 },
-    Ping { node: String, timeout_seconds: f64 },
-    Send { to: Vec<String>, app: String, timeout_seconds: f64, payload_bytes: u64 },
-    Broadcast { app: String, timeout_seconds: f64, payload_bytes: u64 },
-    Request { to: String, app: String, timeout_seconds: f64, payload_bytes: u64 },
-    Join { seeds: Vec<String>, timeout_seconds: f64 },
-    Leave { timeout_seconds: f64 },
-    ForceLeave { node: String },
+    Events {
+        follow: bool,
+    },
+    Wait {
+        members: Option<u32>,
+        connected: Option<u32>,
+        ready: bool,
+        timeout_seconds: f64,
+    },
+    Ping {
+        node: String,
+        timeout_seconds: f64,
+    },
+    Send {
+        to: Vec<String>,
+        app: String,
+        timeout_seconds: f64,
+        payload_bytes: u64,
+    },
+    Broadcast {
+        app: String,
+        timeout_seconds: f64,
+        payload_bytes: u64,
+    },
+    Request {
+        to: String,
+        app: String,
+        timeout_seconds: f64,
+        payload_bytes: u64,
+    },
+    Join {
+        seeds: Vec<String>,
+        timeout_seconds: f64,
+    },
+    Leave {
+        timeout_seconds: f64,
+    },
+    ForceLeave {
+        node: String,
+    },
 }
 
 impl Command {
@@ -320,7 +351,9 @@ fn open_fds() -> Option<u64> {
 /// The memory that this process has resident; unknown where the system does not say.
 fn rss_bytes() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))?;
     let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     kibibytes.checked_mul(1_024)
 }
@@ -349,7 +382,11 @@ impl From<Event> for EventView {
         if let EventKind::Lagged { missed: count } = event.kind {
             missed = Some(count);
         }
-        if let EventKind::Disconnected { unacknowledged: count, .. } = event.kind {
+        if let EventKind::Disconnected {
+            unacknowledged: count,
+            ..
+        } = event.kind
+        {
             unacknowledged = Some(count);
         }
         Self {
@@ -386,7 +423,10 @@ pub(crate) fn seconds(duration: Option<Duration>) -> Option<f64> {
 /// A time in UTC with microseconds. A clock outside the years that can be written (−9999 to 9999)
 /// shows as the epoch.
 pub(crate) fn rfc3339(at: SystemTime) -> String {
-    format!("{:.6}", Timestamp::try_from(at).unwrap_or(Timestamp::UNIX_EPOCH))
+    format!(
+        "{:.6}",
+        Timestamp::try_from(at).unwrap_or(Timestamp::UNIX_EPOCH)
+    )
 }
 
 /// Why a line could not be read.
@@ -431,7 +471,11 @@ pub(crate) fn read_payload(reader: &mut impl Read, length: u64) -> Result<Vec<u8
     }
     let mut payload = Vec::new();
     reader.take(length).read_to_end(&mut payload)?;
-    if payload.len() as u64 == length { Ok(payload) } else { Err(ReadError::Closed) }
+    if payload.len() as u64 == length {
+        Ok(payload)
+    } else {
+        Err(ReadError::Closed)
+    }
 }
 
 #[cfg(test)]
@@ -445,27 +489,47 @@ mod tests {
             Command::Conns,
             Command::Status,
             Command::Events { follow: true },
-            Command::Wait { members: Some(3), connected: None, ready: true, timeout_seconds: 0.25 },
-            Command::Ping { node: "n2".into(), timeout_seconds: 5.0 },
+            Command::Wait {
+                members: Some(3),
+                connected: None,
+                ready: true,
+                timeout_seconds: 0.25,
+            },
+            Command::Ping {
+                node: "n2".into(),
+                timeout_seconds: 5.0,
+            },
             Command::Send {
                 to: vec!["n2".into()],
                 app: "echo".into(),
                 timeout_seconds: 1.0,
                 payload_bytes: 7,
             },
-            Command::Broadcast { app: "echo".into(), timeout_seconds: 1.0, payload_bytes: 0 },
+            Command::Broadcast {
+                app: "echo".into(),
+                timeout_seconds: 1.0,
+                payload_bytes: 0,
+            },
             Command::Request {
                 to: "n2".into(),
                 app: "echo".into(),
                 timeout_seconds: 1.0,
                 payload_bytes: MAX_PAYLOAD,
             },
-            Command::Join { seeds: vec!["h:1".into()], timeout_seconds: 1.0 },
-            Command::Leave { timeout_seconds: 1.0 },
+            Command::Join {
+                seeds: vec!["h:1".into()],
+                timeout_seconds: 1.0,
+            },
+            Command::Leave {
+                timeout_seconds: 1.0,
+            },
             Command::ForceLeave { node: "n3".into() },
         ];
         for command in commands {
-            let envelope = Envelope { version: VERSION, command };
+            let envelope = Envelope {
+                version: VERSION,
+                command,
+            };
             let mut line = serde_json::to_vec(&envelope).unwrap();
             line.push(b'\n');
             let back: Envelope = read_json(&mut line.as_slice(), MAX_REQUEST_LINE).unwrap();
@@ -494,7 +558,10 @@ mod tests {
         let view = DeliveryView {
             schema: 1,
             ok: vec!["n2".into()],
-            failed: vec![FailedView { node: "n3".into(), error: "no".into() }],
+            failed: vec![FailedView {
+                node: "n3".into(),
+                error: "no".into(),
+            }],
         };
         assert_eq!(
             serde_json::to_string(&view).unwrap(),
@@ -505,15 +572,28 @@ mod tests {
             Reply::Delivery(view),
             Reply::End,
             Reply::Done,
-            Reply::Pong { rtt_seconds: 0.000_4 },
+            Reply::Pong {
+                rtt_seconds: 0.000_4,
+            },
             Reply::Payload { payload_bytes: 3 },
             Reply::Joined { answered: 1 },
-            Reply::Left { confirmed: vec![], unconfirmed: vec!["n2".into()] },
-            Reply::Error { exit: Exit::Unmet, message: "m".into(), hint: None },
+            Reply::Left {
+                confirmed: vec![],
+                unconfirmed: vec!["n2".into()],
+            },
+            Reply::Error {
+                exit: Exit::Unmet,
+                message: "m".into(),
+                hint: None,
+            },
         ];
         for reply in replies {
             let line = serde_json::to_string(&reply).unwrap();
-            assert_eq!(serde_json::from_str::<Reply>(&line).unwrap(), reply, "{line}");
+            assert_eq!(
+                serde_json::from_str::<Reply>(&line).unwrap(),
+                reply,
+                "{line}"
+            );
         }
     }
 
@@ -574,11 +654,23 @@ mod tests {
     #[test]
     fn lines_and_payloads_are_bounded_and_cut_ones_noticed() {
         assert_eq!(read_line(&mut &b"abc\nrest"[..], 3).unwrap(), b"abc");
-        assert!(matches!(read_line(&mut &b"abcd\n"[..], 3), Err(ReadError::TooLong(3))));
-        assert!(matches!(read_line(&mut &b"ab"[..], 3), Err(ReadError::Closed)));
-        assert!(matches!(read_line(&mut &b""[..], 3), Err(ReadError::Closed)));
+        assert!(matches!(
+            read_line(&mut &b"abcd\n"[..], 3),
+            Err(ReadError::TooLong(3))
+        ));
+        assert!(matches!(
+            read_line(&mut &b"ab"[..], 3),
+            Err(ReadError::Closed)
+        ));
+        assert!(matches!(
+            read_line(&mut &b""[..], 3),
+            Err(ReadError::Closed)
+        ));
         assert_eq!(read_payload(&mut &b"abc"[..], 2).unwrap(), b"ab");
-        assert!(matches!(read_payload(&mut &b"abc"[..], 4), Err(ReadError::Closed)));
+        assert!(matches!(
+            read_payload(&mut &b"abc"[..], 4),
+            Err(ReadError::Closed)
+        ));
         assert!(matches!(
             read_payload(&mut &b"abc"[..], MAX_PAYLOAD + 1),
             Err(ReadError::TooLong(MAX_PAYLOAD))

@@ -93,15 +93,20 @@ impl Server {
         apps: impl IntoIterator<Item = App>,
         path: &Path,
     ) -> Result<Self, Failure> {
-        let failed =
-            |error: std::io::Error| Failure::failed(format!("cannot start the admin server: {error}"));
+        let failed = |error: std::io::Error| {
+            Failure::failed(format!("cannot start the admin server: {error}"))
+        };
         let bound = bind(path)?;
         bound.listener.set_nonblocking(true).map_err(failed)?;
         let (running, stopped) = UnixStream::pair().map_err(failed)?;
         let shared = Arc::new(Shared {
             node,
             history,
-            apps: Mutex::new(apps.into_iter().map(|app| (app.name().to_owned(), app)).collect()),
+            apps: Mutex::new(
+                apps.into_iter()
+                    .map(|app| (app.name().to_owned(), app))
+                    .collect(),
+            ),
             clients: Mutex::new(BTreeMap::new()),
             gone: Condvar::new(),
         });
@@ -110,7 +115,12 @@ impl Server {
             .name("nd-admin".into())
             .spawn(move || accept(&accepted, &bound, &stopped))
             .map_err(failed)?;
-        Ok(Self { shared, running, accepting, path: path.to_owned() })
+        Ok(Self {
+            shared,
+            running,
+            accepting,
+            path: path.to_owned(),
+        })
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -128,7 +138,9 @@ impl Server {
         let deadline = Deadline::after(GRACE);
         let mut clients = self.shared.clients.lock();
         while !clients.is_empty() && !deadline.is_over() {
-            self.shared.gone.wait_for(&mut clients, deadline.remaining());
+            self.shared
+                .gone
+                .wait_for(&mut clients, deadline.remaining());
         }
         for stream in clients.values() {
             let _ = stream.shutdown(Shutdown::Both);
@@ -163,7 +175,10 @@ fn accept(shared: &Arc<Shared>, bound: &Bound, stopped: &UnixStream) {
             Err(error) => {
                 // Most likely out of descriptors; the pause keeps that from becoming a busy loop.
                 log::warn!(target: "admin", error:% = error; "cannot accept a client");
-                let pause = Timespec { tv_sec: 1, tv_nsec: 0 };
+                let pause = Timespec {
+                    tv_sec: 1,
+                    tv_nsec: 0,
+                };
                 let _ = poll(&mut [PollFd::new(stopped, PollFlags::IN)], Some(&pause));
             }
         }
@@ -172,33 +187,44 @@ fn accept(shared: &Arc<Shared>, bound: &Bound, stopped: &UnixStream) {
 
 fn admit(shared: &Arc<Shared>, number: u64, stream: UnixStream) {
     // The mode of the socket keeps others out already; this holds where a file system ignores it.
-    let allowed = socket_peercred(&stream)
-        .is_ok_and(|peer| peer.uid == geteuid() || peer.uid.is_root());
+    let allowed =
+        socket_peercred(&stream).is_ok_and(|peer| peer.uid == geteuid() || peer.uid.is_root());
     let kept = stream.try_clone().and_then(|kept| {
         stream.set_nonblocking(false)?;
         stream.set_read_timeout(Some(CLIENT_TIMEOUT))?;
         stream.set_write_timeout(Some(CLIENT_TIMEOUT))?;
         Ok(kept)
     });
-    let (true, Ok(kept)) = (allowed, kept) else { return };
+    let (true, Ok(kept)) = (allowed, kept) else {
+        return;
+    };
     {
         let mut clients = shared.clients.lock();
         if clients.len() == MAX_CLIENTS {
             drop(clients);
             // One short line always fits the buffer of a fresh socket.
-            let _ = write_reply(&stream, &refusal(Exit::Failed, format!(
-                "the node serves {MAX_CLIENTS} admin clients already"
-            )));
+            let _ = write_reply(
+                &stream,
+                &refusal(
+                    Exit::Failed,
+                    format!("the node serves {MAX_CLIENTS} admin clients already"),
+                ),
+            );
             return;
         }
         clients.insert(number, kept);
     }
     let served = Arc::clone(shared);
-    let spawned = thread::Builder::new().name("nd-admin-client".into()).spawn(move || {
-        // Also runs when serving panics, so that a slot is never lost.
-        let _slot = Slot { shared: &served, number };
-        serve(&served, &stream);
-    });
+    let spawned = thread::Builder::new()
+        .name("nd-admin-client".into())
+        .spawn(move || {
+            // Also runs when serving panics, so that a slot is never lost.
+            let _slot = Slot {
+                shared: &served,
+                number,
+            };
+            serve(&served, &stream);
+        });
     if let Err(error) = spawned {
         log::warn!(target: "admin", error:% = error; "cannot start a thread for a client");
         shared.clients.lock().remove(&number);
@@ -232,7 +258,8 @@ fn read_request(stream: &UnixStream) -> Result<(Command, Vec<u8>), Reply> {
     let mut reader = BufReader::new(stream);
     let broken = |error: ReadError| refusal(Exit::Usage, format!("request {error}"));
     let line = read_line(&mut reader, MAX_REQUEST_LINE).map_err(broken)?;
-    let versioned: Versioned = serde_json::from_slice(&line).map_err(|error| broken(error.into()))?;
+    let versioned: Versioned =
+        serde_json::from_slice(&line).map_err(|error| broken(error.into()))?;
     if versioned.version != VERSION {
         return Err(refusal(
             Exit::Failed,
@@ -243,9 +270,8 @@ fn read_request(stream: &UnixStream) -> Result<(Command, Vec<u8>), Reply> {
         ));
     }
     let envelope: Envelope = serde_json::from_slice(&line).map_err(|error| broken(error.into()))?;
-    let payload = read_payload(&mut reader, envelope.command.payload_bytes()).map_err(|error| {
-        refusal(Exit::Usage, format!("payload {error}"))
-    })?;
+    let payload = read_payload(&mut reader, envelope.command.payload_bytes())
+        .map_err(|error| refusal(Exit::Usage, format!("payload {error}")))?;
     Ok((envelope.command, payload))
 }
 
@@ -262,28 +288,51 @@ fn carry_out(
         Command::Conns => Ok(Reply::Conns(ConnsView::of(node))),
         Command::Status => Ok(Reply::Status(Box::new(StatusView::of(node)))),
         Command::Events { follow } => return events(shared, stream, follow),
-        Command::Wait { members, connected, ready, timeout_seconds } => {
-            let asked = Asked { members, connected, ready };
+        Command::Wait {
+            members,
+            connected,
+            ready,
+            timeout_seconds,
+        } => {
+            let asked = Asked {
+                members,
+                connected,
+                ready,
+            };
             duration(timeout_seconds).and_then(|timeout| wait(shared, stream, asked, timeout))
         }
-        Command::Ping { node: peer, timeout_seconds } => ping(node, &peer, timeout_seconds),
-        Command::Send { to, app, timeout_seconds, .. } => {
-            send(shared, Some(&to), &app, timeout_seconds, &payload)
-        }
-        Command::Broadcast { app, timeout_seconds, .. } => {
-            send(shared, None, &app, timeout_seconds, &payload)
-        }
-        Command::Request { to, app, timeout_seconds, .. } => {
-            match request(shared, &to, &app, timeout_seconds, payload) {
-                Ok(answer) => {
-                    let payload_bytes = answer.len() as u64;
-                    write_reply(stream, &Reply::Payload { payload_bytes })?;
-                    return (&*stream).write_all(&answer);
-                }
-                Err(failure) => Err(failure),
+        Command::Ping {
+            node: peer,
+            timeout_seconds,
+        } => ping(node, &peer, timeout_seconds),
+        Command::Send {
+            to,
+            app,
+            timeout_seconds,
+            ..
+        } => send(shared, Some(&to), &app, timeout_seconds, &payload),
+        Command::Broadcast {
+            app,
+            timeout_seconds,
+            ..
+        } => send(shared, None, &app, timeout_seconds, &payload),
+        Command::Request {
+            to,
+            app,
+            timeout_seconds,
+            ..
+        } => match request(shared, &to, &app, timeout_seconds, payload) {
+            Ok(answer) => {
+                let payload_bytes = answer.len() as u64;
+                write_reply(stream, &Reply::Payload { payload_bytes })?;
+                return (&*stream).write_all(&answer);
             }
-        }
-        Command::Join { seeds, timeout_seconds } => join(node, &seeds, timeout_seconds),
+            Err(failure) => Err(failure),
+        },
+        Command::Join {
+            seeds,
+            timeout_seconds,
+        } => join(node, &seeds, timeout_seconds),
         Command::Leave { timeout_seconds } => leave(node, timeout_seconds),
         Command::ForceLeave { node: dead } => force_leave(node, &dead),
     };
@@ -292,7 +341,11 @@ fn carry_out(
 
 impl From<Failure> for Reply {
     fn from(failure: Failure) -> Self {
-        Self::Error { exit: failure.exit, message: failure.message, hint: failure.hint }
+        Self::Error {
+            exit: failure.exit,
+            message: failure.message,
+            hint: failure.hint,
+        }
     }
 }
 
@@ -309,7 +362,10 @@ fn write_reply(mut stream: &UnixStream, reply: &Reply) -> std::io::Result<()> {
 /// Whether the client has closed its end, so that nobody waits for the answer any more.
 fn is_gone(stream: &UnixStream) -> bool {
     let mut fds = [PollFd::new(stream, PollFlags::RDHUP)];
-    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    let now = Timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
     poll(&mut fds, Some(&now)).is_ok() && !fds[0].revents().is_empty()
 }
 
@@ -389,10 +445,17 @@ fn wait(
         }
         if deadline.is_over() {
             let waited = crate::output::duration(timeout);
-            return Err(Failure::unmet(format!("not after {waited}: {}", missing.join(", "))));
+            return Err(Failure::unmet(format!(
+                "not after {waited}: {}",
+                missing.join(", ")
+            )));
         }
         // An event wakes this up at once; the retry covers what has no event of its own.
-        if shared.history.next(&mut cursor, RETRY.min(deadline.remaining())) == Next::Closed {
+        if shared
+            .history
+            .next(&mut cursor, RETRY.min(deadline.remaining()))
+            == Next::Closed
+        {
             return Err(Failure::unreachable("the node has ended"));
         }
         if is_gone(stream) {
@@ -413,8 +476,12 @@ fn node_id(name: &str) -> Result<NodeId, Failure> {
 }
 
 fn ping(node: &Node, peer: &str, timeout_seconds: f64) -> Result<Reply, Failure> {
-    let rtt = node.ping(&node_id(peer)?, duration(timeout_seconds)?).map_err(request_failure)?;
-    Ok(Reply::Pong { rtt_seconds: rtt.as_secs_f64() })
+    let rtt = node
+        .ping(&node_id(peer)?, duration(timeout_seconds)?)
+        .map_err(request_failure)?;
+    Ok(Reply::Pong {
+        rtt_seconds: rtt.as_secs_f64(),
+    })
 }
 
 fn request_failure(error: RequestError) -> Failure {
@@ -458,14 +525,19 @@ fn send(
     let app = app(shared, name)?;
     let delivery = match to {
         Some(names) => {
-            let mut nodes = names.iter().map(|name| node_id(name)).collect::<Result<Vec<_>, _>>()?;
+            let mut nodes = names
+                .iter()
+                .map(|name| node_id(name))
+                .collect::<Result<Vec<_>, _>>()?;
             nodes.sort();
             nodes.dedup();
             app.send_many(&nodes, payload, timeout)
         }
         None => app.broadcast(payload, timeout),
     };
-    Ok(Reply::Delivery(acknowledged(&delivery, |node| app.flush(node, deadline.remaining()))))
+    Ok(Reply::Delivery(acknowledged(&delivery, |node| {
+        app.flush(node, deadline.remaining())
+    })))
 }
 
 /// A message that a connection took over counts only when the peer has acknowledged it.
@@ -473,9 +545,16 @@ fn acknowledged(
     delivery: &Delivery,
     flush: impl Fn(&NodeId) -> Result<(), SendErrorKind>,
 ) -> DeliveryView {
-    let mut view = DeliveryView { schema: 1, ok: Vec::new(), failed: Vec::new() };
+    let mut view = DeliveryView {
+        schema: 1,
+        ok: Vec::new(),
+        failed: Vec::new(),
+    };
     let mut failed = |node: &NodeId, error: String| {
-        view.failed.push(FailedView { node: node.to_string(), error });
+        view.failed.push(FailedView {
+            node: node.to_string(),
+            error,
+        });
     };
     for (node, error) in &delivery.failed {
         failed(node, error.to_string());
@@ -497,7 +576,9 @@ fn request(
     payload: Vec<u8>,
 ) -> Result<Vec<u8>, Failure> {
     let (to, timeout) = (node_id(to)?, duration(timeout_seconds)?);
-    app(shared, name)?.request(&to, payload, timeout).map_err(request_failure)
+    app(shared, name)?
+        .request(&to, payload, timeout)
+        .map_err(request_failure)
 }
 
 fn command_failure(error: CommandError) -> Failure {
@@ -511,12 +592,18 @@ fn command_failure(error: CommandError) -> Failure {
 }
 
 fn join(node: &Node, seeds: &[String], timeout_seconds: f64) -> Result<Reply, Failure> {
-    let answered = node.join(seeds, duration(timeout_seconds)?).map_err(command_failure)?;
-    Ok(Reply::Joined { answered: answered as u64 })
+    let answered = node
+        .join(seeds, duration(timeout_seconds)?)
+        .map_err(command_failure)?;
+    Ok(Reply::Joined {
+        answered: answered as u64,
+    })
 }
 
 fn leave(node: &Node, timeout_seconds: f64) -> Result<Reply, Failure> {
-    let report = node.leave(duration(timeout_seconds)?).map_err(command_failure)?;
+    let report = node
+        .leave(duration(timeout_seconds)?)
+        .map_err(command_failure)?;
     let names = |nodes: &[NodeId]| nodes.iter().map(ToString::to_string).collect();
     Ok(Reply::Left {
         confirmed: names(&report.confirmed),
@@ -560,7 +647,14 @@ mod tests {
 
     #[test]
     fn broken_requests_are_refused_with_a_reason() {
-        for bytes in [&b""[..], b"\n", b"{}\n", b"[1]\n", b"{\"version\":1}\n", &[0xff; 100]] {
+        for bytes in [
+            &b""[..],
+            b"\n",
+            b"{}\n",
+            b"[1]\n",
+            b"{\"version\":1}\n",
+            &[0xff; 100],
+        ] {
             assert_eq!(refused(bytes).0, Exit::Usage, "{bytes:?}");
         }
         assert_eq!(refused(&[b' '; 70_000]).0, Exit::Usage);
@@ -578,10 +672,22 @@ mod tests {
 
     #[test]
     fn wait_says_everything_that_is_missing() {
-        let asked = Asked { members: Some(3), connected: Some(2), ready: true };
-        let found = Found { members: 2, connected: 2, ready: false };
+        let asked = Asked {
+            members: Some(3),
+            connected: Some(2),
+            ready: true,
+        };
+        let found = Found {
+            members: 2,
+            connected: 2,
+            ready: false,
+        };
         assert_eq!(asked.missing(found), ["2 of 3 members alive", "not ready"]);
-        let found = Found { members: 4, connected: 2, ready: true };
+        let found = Found {
+            members: 4,
+            connected: 2,
+            ready: true,
+        };
         assert!(asked.missing(found).is_empty());
     }
 

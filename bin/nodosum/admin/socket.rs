@@ -44,7 +44,9 @@ impl Drop for Bound {
 }
 
 fn identity(path: &Path) -> Option<(u64, u64)> {
-    fs::symlink_metadata(path).ok().map(|found| (found.dev(), found.ino()))
+    fs::symlink_metadata(path)
+        .ok()
+        .map(|found| (found.dev(), found.ino()))
 }
 
 /// The directory that sockets are in when nobody says otherwise.
@@ -71,10 +73,17 @@ pub(crate) fn place(asked: Option<&Path>, node: &NodeId) -> Result<PathBuf, Fail
 }
 
 fn make_dir(dir: &Path) -> Result<(), Failure> {
-    DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(|error| {
-        Failure::configuration(format!("cannot make the directory {}: {error}", dir.display()))
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
+        .map_err(|error| {
+            Failure::configuration(format!(
+                "cannot make the directory {}: {error}",
+                dir.display()
+            ))
             .hint("choose another place for the admin socket with --admin PATH")
-    })
+        })
 }
 
 /// Refuses a directory that somebody else owns or can write to.
@@ -83,7 +92,8 @@ fn private(dir: &Path) -> Result<(), Failure> {
         Failure::configuration(format!("the directory {} {why}", dir.display()))
             .hint("name the admin socket with --admin PATH")
     };
-    let found = fs::symlink_metadata(dir).map_err(|error| refused(&format!("is no use: {error}")))?;
+    let found =
+        fs::symlink_metadata(dir).map_err(|error| refused(&format!("is no use: {error}")))?;
     if !found.is_dir() {
         return Err(refused("is not a directory"));
     }
@@ -109,7 +119,10 @@ pub(crate) fn bind(path: &Path) -> Result<Bound, Failure> {
             _ => failure.hint("choose another place with --admin PATH"),
         }
     };
-    if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+    if let Some(parent) = path
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty())
+    {
         make_dir(parent)?;
     }
     refuse_live(path)?;
@@ -124,12 +137,18 @@ pub(crate) fn bind(path: &Path) -> Result<Bound, Failure> {
         return Err(failed(error));
     }
     let identity = identity(path).ok_or_else(|| failed(ErrorKind::NotFound.into()))?;
-    Ok(Bound { listener, path: path.to_owned(), identity })
+    Ok(Bound {
+        listener,
+        path: path.to_owned(),
+        identity,
+    })
 }
 
 /// An existing file is in the way unless it is a socket that nobody listens on.
 fn refuse_live(path: &Path) -> Result<(), Failure> {
-    let Ok(found) = fs::symlink_metadata(path) else { return Ok(()) };
+    let Ok(found) = fs::symlink_metadata(path) else {
+        return Ok(());
+    };
     if !found.file_type().is_socket() {
         return Err(Failure::configuration(format!(
             "{} exists and is not a socket",
@@ -171,20 +190,31 @@ pub(crate) fn connect_only() -> Result<UnixStream, Failure> {
         Failure::unreachable(format!("no running node found in {}", dir.display()))
             .hint("start one with 'nodosum run', or name its socket with --admin PATH")
     };
-    let Ok(entries) = fs::read_dir(&dir) else { return Err(none()) };
+    let Ok(entries) = fs::read_dir(&dir) else {
+        return Err(none());
+    };
     private(&dir)?;
     let mut live: Vec<(PathBuf, UnixStream)> = entries
         .take(MAX_FOUND)
         .filter_map(|entry| Some(entry.ok()?.path()))
-        .filter(|path| path.extension().is_some_and(|extension| extension == "sock"))
+        .filter(|path| {
+            path.extension()
+                .is_some_and(|extension| extension == "sock")
+        })
         .filter_map(|path| UnixStream::connect(&path).ok().map(|stream| (path, stream)))
         .collect();
-    let Some((_, stream)) = live.pop() else { return Err(none()) };
+    let Some((_, stream)) = live.pop() else {
+        return Err(none());
+    };
     if live.is_empty() {
         return Ok(stream);
     }
-    Err(Failure::usage(format!("several nodes run in {}", dir.display()))
-        .hint(format!("choose one with --admin, such as {}", clean(&live[0].0.display().to_string()))))
+    Err(
+        Failure::usage(format!("several nodes run in {}", dir.display())).hint(format!(
+            "choose one with --admin, such as {}",
+            clean(&live[0].0.display().to_string())
+        )),
+    )
 }
 
 #[cfg(test)]
@@ -214,7 +244,10 @@ mod tests {
         let path = dir.0.join("made/n1.sock");
         let bound = bind(&path).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
-        assert_eq!(fs::metadata(dir.0.join("made")).unwrap().mode() & 0o777, 0o700);
+        assert_eq!(
+            fs::metadata(dir.0.join("made")).unwrap().mode() & 0o777,
+            0o700
+        );
         connect(&path).unwrap();
         drop(bound);
         assert_eq!(connect(&path).unwrap_err().exit, Exit::Unreachable);
