@@ -69,8 +69,10 @@ impl Workers {
     pub(crate) fn stop(&self, deadline: Instant) -> Vec<String> {
         let running = std::mem::take(&mut *self.running.lock());
         let here: ThreadId = std::thread::current().id();
-        let (handles, stops): (Vec<_>, Vec<_>) =
-            running.into_iter().map(|worker| (worker.handle, worker.stop)).unzip();
+        let (handles, stops): (Vec<_>, Vec<_>) = running
+            .into_iter()
+            .map(|worker| (worker.handle, worker.stop))
+            .unzip();
         drop(stops);
         let mut stuck = Vec::new();
         for handle in handles {
@@ -91,7 +93,10 @@ impl Workers {
     }
 }
 
-#[expect(clippy::disallowed_methods, reason = "callers wait against the real clock")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "callers wait against the real clock"
+)]
 fn now() -> Instant {
     Instant::now()
 }
@@ -137,7 +142,12 @@ impl App {
     ) -> Self {
         let name = Arc::clone(&inbox.name);
         let registration = Arc::new(Registration { registry, name });
-        Self { inbox, snapshot, workers, _registration: registration }
+        Self {
+            inbox,
+            snapshot,
+            workers,
+            _registration: registration,
+        }
     }
 
     /// The application's name.
@@ -185,7 +195,8 @@ impl App {
         payload: &[u8],
         deadline: Instant,
     ) -> Result<(), SendErrorKind> {
-        self.connection(to)?.send(&self.inbox.name, payload, deadline)
+        self.connection(to)?
+            .send(&self.inbox.name, payload, deadline)
     }
 
     /// Sends a message to several peers and tells what became of each. An empty list sends nothing.
@@ -215,7 +226,8 @@ impl App {
     /// [`SendErrorKind::Timeout`] when it has not, [`SendErrorKind::Disconnected`] when it no longer
     /// can.
     pub fn flush(&self, to: &NodeId, timeout: Duration) -> Result<(), SendErrorKind> {
-        self.connection(to)?.flush(&self.inbox.name, now() + timeout)
+        self.connection(to)?
+            .flush(&self.inbox.name, now() + timeout)
     }
 
     /// Sends a request to the same application on `to` and waits for the reply.
@@ -295,7 +307,9 @@ impl App {
     }
 
     fn start(&self, body: impl FnOnce(Receiver<()>) + Send + 'static) -> Result<(), RegisterError> {
-        self.workers.start(body).map_err(|error| RegisterError::Thread(error.to_string()))
+        self.workers
+            .start(body)
+            .map_err(|error| RegisterError::Thread(error.to_string()))
     }
 
     /// How often a handler of this application has panicked.
@@ -331,7 +345,13 @@ fn answer(
     pending: PendingRequest,
     handler: impl FnOnce(&Request) -> Result<Vec<u8>, String>,
 ) {
-    let PendingRequest { request, id, expires_at, replier, permit } = pending;
+    let PendingRequest {
+        request,
+        id,
+        expires_at,
+        replier,
+        permit,
+    } = pending;
     let answer = if now() >= expires_at {
         Answer::Expired
     } else {

@@ -147,7 +147,10 @@ struct SignedRecordWire {
 
 #[derive(Clone, PartialEq, prost::Message)]
 struct ControlWire {
-    #[prost(oneof = "ControlBody", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13")]
+    #[prost(
+        oneof = "ControlBody",
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13"
+    )]
     body: Option<ControlBody>,
 }
 
@@ -207,13 +210,19 @@ enum SyncBody {
 
 impl From<SignedRecord> for SignedRecordWire {
     fn from(record: SignedRecord) -> Self {
-        Self { payload: record.payload.to_vec(), signature: record.signature.to_vec() }
+        Self {
+            payload: record.payload.to_vec(),
+            signature: record.signature.to_vec(),
+        }
     }
 }
 
 impl From<SignedRecordWire> for SignedRecord {
     fn from(wire: SignedRecordWire) -> Self {
-        Self { payload: wire.payload.into(), signature: wire.signature.into() }
+        Self {
+            payload: wire.payload.into(),
+            signature: wire.signature.into(),
+        }
     }
 }
 
@@ -262,12 +271,14 @@ impl Control {
             Some(ControlBody::Ready(_)) => Self::Ready,
             Some(ControlBody::Use(_)) => Self::Use,
             Some(ControlBody::Ping(ping)) => Self::Ping { id: ping.id },
-            Some(ControlBody::Pong(pong)) => {
-                Self::Pong { id: pong.id, reactor_age_ms: pong.value }
-            }
-            Some(ControlBody::MessageAck(ack)) => {
-                Self::MessageAck { stream: ack.id, count: ack.value }
-            }
+            Some(ControlBody::Pong(pong)) => Self::Pong {
+                id: pong.id,
+                reactor_age_ms: pong.value,
+            },
+            Some(ControlBody::MessageAck(ack)) => Self::MessageAck {
+                stream: ack.id,
+                count: ack.value,
+            },
             Some(ControlBody::Drained(_)) => Self::Drained,
             Some(ControlBody::Record(record)) => Self::Record(record.into()),
             Some(ControlBody::LeaveAck(incarnation)) => Self::LeaveAck { incarnation },
@@ -286,8 +297,14 @@ impl Hello {
             return Err(ControlError("HELLO with an oversized keyring digest"));
         }
         Ok(Self {
-            cluster: wire.cluster.parse().map_err(|_| ControlError("HELLO without cluster"))?,
-            node: wire.node.parse().map_err(|_| ControlError("HELLO without node"))?,
+            cluster: wire
+                .cluster
+                .parse()
+                .map_err(|_| ControlError("HELLO without cluster"))?,
+            node: wire
+                .node
+                .parse()
+                .map_err(|_| ControlError("HELLO without node"))?,
             boot: BootId::from_slice(&wire.boot).ok_or(ControlError("HELLO without boot id"))?,
             protocol: (wire.protocol_min, wire.protocol_max),
             keyring_digest: wire.keyring_digest,
@@ -305,7 +322,11 @@ impl SyncFrame {
     pub fn encode(self) -> Vec<u8> {
         let body = match self {
             Self::Keyring(bytes) => SyncBody::Keyring(bytes),
-            Self::Entry { record, status, certificate } => SyncBody::Entry(EntryWire {
+            Self::Entry {
+                record,
+                status,
+                certificate,
+            } => SyncBody::Entry(EntryWire {
                 record: Some(record.into()),
                 status: match status {
                     MemberStatus::Alive => 1,
@@ -333,7 +354,10 @@ impl SyncFrame {
         Ok(match wire.body {
             Some(SyncBody::Keyring(bytes)) => Self::Keyring(bytes),
             Some(SyncBody::Entry(entry)) => Self::Entry {
-                record: entry.record.ok_or(ControlError("entry without record"))?.into(),
+                record: entry
+                    .record
+                    .ok_or(ControlError("entry without record"))?
+                    .into(),
                 status: match entry.status {
                     1 => MemberStatus::Alive,
                     2 => MemberStatus::Suspect,
@@ -365,7 +389,10 @@ mod tests {
     }
 
     fn record() -> SignedRecord {
-        SignedRecord { payload: Arc::from([1, 2, 3]), signature: Arc::from([4; 72]) }
+        SignedRecord {
+            payload: Arc::from([1, 2, 3]),
+            signature: Arc::from([4; 72]),
+        }
     }
 
     #[test]
@@ -375,8 +402,14 @@ mod tests {
             Control::Ready,
             Control::Use,
             Control::Ping { id: u64::MAX },
-            Control::Pong { id: 7, reactor_age_ms: 200 },
-            Control::MessageAck { stream: 14, count: 3 },
+            Control::Pong {
+                id: 7,
+                reactor_age_ms: 200,
+            },
+            Control::MessageAck {
+                stream: 14,
+                count: 3,
+            },
             Control::Drained,
             Control::Record(record()),
             Control::LeaveAck { incarnation: 9 },
@@ -392,10 +425,17 @@ mod tests {
 
     #[test]
     fn every_sync_frame_survives_the_wire() {
-        for status in
-            [MemberStatus::Alive, MemberStatus::Suspect, MemberStatus::Dead, MemberStatus::Left]
-        {
-            let frame = SyncFrame::Entry { record: record(), status, certificate: vec![5; 600] };
+        for status in [
+            MemberStatus::Alive,
+            MemberStatus::Suspect,
+            MemberStatus::Dead,
+            MemberStatus::Left,
+        ] {
+            let frame = SyncFrame::Entry {
+                record: record(),
+                status,
+                certificate: vec![5; 600],
+            };
             assert_eq!(SyncFrame::decode(&frame.clone().encode()), Ok(frame));
         }
         let frame = SyncFrame::Keyring(vec![7; 300]);
@@ -410,7 +450,10 @@ mod tests {
     #[test]
     fn frames_of_a_newer_version_are_told_from_garbage() {
         // Field 60, length-delimited, one byte: what a later version may add.
-        assert_eq!(Control::decode(&[0xe2, 0x03, 0x01, 0x00]), Ok(Control::Unknown));
+        assert_eq!(
+            Control::decode(&[0xe2, 0x03, 0x01, 0x00]),
+            Ok(Control::Unknown)
+        );
         assert!(Control::decode(&[0xff; 9]).is_err());
         assert!(Control::decode(&vec![0; MAX_CONTROL_BYTES + 1]).is_err());
     }

@@ -50,13 +50,20 @@ impl Budget {
         if state.held > 0 && state.held + bytes > MAX_INBOX_BYTES {
             // One entry a connection: it asks again only after it was woken.
             state.waiting.retain(|other| other.strong_count() > 0);
-            if !state.waiting.iter().any(|other| other.as_ptr() == Arc::as_ptr(waker)) {
+            if !state
+                .waiting
+                .iter()
+                .any(|other| other.as_ptr() == Arc::as_ptr(waker))
+            {
                 state.waiting.push(Arc::downgrade(waker));
             }
             return None;
         }
         state.held += bytes;
-        Some(Permit { budget: Arc::clone(self), bytes })
+        Some(Permit {
+            budget: Arc::clone(self),
+            bytes,
+        })
     }
 
     fn give_back(&self, bytes: usize) {
@@ -98,7 +105,7 @@ pub struct Message {
     /// What it sent.
     pub payload: Vec<u8>,
     /// Its room in the inbox, until the message is dropped.
-    pub(crate) permit: Permit,
+    _permit: Permit,
 }
 
 /// A request from a peer, as a handler sees it.
@@ -148,7 +155,10 @@ pub(crate) struct Inbox {
 }
 
 impl Inbox {
-    #[expect(clippy::disallowed_methods, reason = "both are bounded in bytes by their budgets")]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "both are bounded in bytes by their budgets"
+    )]
     fn new(name: &str) -> Self {
         Self {
             name: Arc::from(name),
@@ -165,7 +175,11 @@ impl Inbox {
     pub(crate) fn deliver(&self, from: NodeId, payload: Vec<u8>, permit: Permit) {
         self.received.fetch_add(1, Relaxed);
         // The receiver lives in this very struct, so that the channel is never disconnected.
-        let _ = self.messages.0.send(Message { from, payload, permit });
+        let _ = self.messages.0.send(Message {
+            from,
+            payload,
+            _permit: permit,
+        });
     }
 
     pub(crate) fn deliver_request(&self, pending: PendingRequest) {
@@ -217,7 +231,9 @@ mod tests {
     fn a_full_budget_wakes_those_who_wait_when_bytes_come_back() {
         let budget = Arc::new(Budget::default());
         let waker = Arc::new(Waker::new().unwrap());
-        let whole = budget.take(MAX_INBOX_BYTES * 4, &waker).expect("an empty inbox takes anything");
+        let whole = budget
+            .take(MAX_INBOX_BYTES * 4, &waker)
+            .expect("an empty inbox takes anything");
         assert!(budget.take(0, &waker).is_none());
         assert!(budget.take(0, &waker).is_none());
         assert_eq!(budget.state.lock().waiting.len(), 1);

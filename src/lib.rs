@@ -11,12 +11,12 @@ mod inbox;
 pub mod mesh;
 mod node;
 mod node_id;
+mod reactor;
 #[doc(hidden)]
 pub mod record;
+mod resolver;
 #[doc(hidden)]
 pub mod rng;
-mod reactor;
-mod resolver;
 mod snapshot;
 mod stats;
 mod subscribers;
@@ -32,23 +32,23 @@ mod waker;
 #[cfg(feature = "ca")]
 pub mod ca;
 
+pub use app::{App, Delivery};
 pub use close::{CloseCode, CloseReason};
 pub use error::{
     CommandError, IdentityError, NotReady, RegisterError, RequestError, SendError, SendErrorKind,
     StartError,
 };
 pub use event::{Event, EventKind};
-pub use app::{App, Delivery};
 pub use inbox::{Message, Request};
 pub use node::{Builder, LeaveReport, Node, Profile, ShutdownReport};
-pub use snapshot::Ready;
-pub use subscribers::Events;
 pub use node_id::{BootId, ClusterName, InvalidName, NodeId};
 pub use record::MAX_TAG_BYTES;
+pub use snapshot::Ready;
 pub use stats::{
     ConnectionCounts, ConnectionInfo, ConnectionState, MemberCounts, MemberInfo, MemberStatus,
     PeerInfo, Side, Status,
 };
+pub use subscribers::Events;
 pub use trust::Identity;
 
 /// The pure cores, for tests, simulation and the curious. Outside semantic versioning.

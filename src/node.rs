@@ -1,6 +1,9 @@
 //! A running node: start, what it knows, commands, the end.
 
-#![expect(clippy::disallowed_methods, reason = "callers wait against the real clock")]
+#![expect(
+    clippy::disallowed_methods,
+    reason = "callers wait against the real clock"
+)]
 
 use std::{
     collections::BTreeMap,
@@ -19,9 +22,7 @@ use ring::rand::{SecureRandom, SystemRandom};
 
 use crate::{
     app::{App, Workers},
-    error::{
-        CommandError, IdentityError, NotReady, RegisterError, RequestError, StartError,
-    },
+    error::{CommandError, IdentityError, NotReady, RegisterError, RequestError, StartError},
     inbox::{self, Registry},
     mesh::{self, Mesh},
     node_id::{BootId, ClusterName, NodeId},
@@ -30,7 +31,7 @@ use crate::{
     snapshot::{Ready, Snapshot, Stage},
     stats::{
         ConnectionCounts, ConnectionInfo, ConnectionState, MemberCounts, MemberInfo, MemberStatus,
-        PeerInfo, Side, Status,
+        PeerInfo, Status,
     },
     subscribers::{Events, Subscribers},
     swim::{self, Swim},
@@ -131,7 +132,7 @@ impl Builder {
     }
 
     /// Adds a label that every member sees. All labels together take at most 512 bytes, counting
-    /// two for each.
+    /// six for each.
     pub fn tag(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
         self.tags.insert(key.into(), value.into());
         self
@@ -194,7 +195,8 @@ impl Builder {
         let gossip_addr = advertised(self.gossip_advertise, self.advertise, gossip_bound);
         for addr in [quic_addr, gossip_addr] {
             if addr.ip().is_unspecified() {
-                let why = format!("others cannot reach {addr}; bind to an address or advertise one");
+                let why =
+                    format!("others cannot reach {addr}; bind to an address or advertise one");
                 return Err(StartError::Config(why));
             }
         }
@@ -216,7 +218,10 @@ impl Builder {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             certificate: self.identity.fingerprint(),
         };
-        let signed = self.identity.sign(record).map_err(|e| StartError::Tls(e.to_string()))?;
+        let signed = self
+            .identity
+            .sign(record)
+            .map_err(|e| StartError::Tls(e.to_string()))?;
 
         let (notice_sender, notices) = crossbeam_channel::bounded(NOTICE_CAPACITY);
         let (commands, command_receiver) = crossbeam_channel::bounded(COMMAND_CAPACITY);
@@ -260,7 +265,13 @@ impl Builder {
         let (stuck_sender, stuck) = crossbeam_channel::bounded(1);
         let parts = Parts {
             swim: Swim::new(swim_config, signed, seed, now),
-            mesh: Mesh::new(mesh::Config::default(), node, boot, seed.rotate_left(32), now),
+            mesh: Mesh::new(
+                mesh::Config::default(),
+                node,
+                boot,
+                seed.rotate_left(32),
+                now,
+            ),
             identity: self.identity.clone(),
             context: Arc::clone(&context),
             endpoint,
@@ -293,13 +304,19 @@ impl Builder {
             reactor: Mutex::new(Some(reactor)),
             has_left: AtomicBool::new(false),
         };
-        Ok(Node { handle: Arc::new(handle) })
+        Ok(Node {
+            handle: Arc::new(handle),
+        })
     }
 
     fn check(&self) -> Result<(), StartError> {
         let names = [
             ("node", &self.expected.0, self.identity.node().as_str()),
-            ("cluster", &self.expected.1, self.identity.cluster().as_str()),
+            (
+                "cluster",
+                &self.expected.1,
+                self.identity.cluster().as_str(),
+            ),
         ];
         for (what, configured, certified) in names {
             if let Some(configured) = configured
@@ -318,14 +335,19 @@ impl Builder {
             let why = format!("tags take {bytes} bytes, more than {MAX_TAG_BYTES}");
             return Err(StartError::Config(why));
         }
-        self.seeds.iter().try_for_each(|seed| check_seed(seed)).map_err(|error| {
-            StartError::Config(format!("seed {error}"))
-        })
+        self.seeds
+            .iter()
+            .try_for_each(|seed| check_seed(seed))
+            .map_err(|error| StartError::Config(format!("seed {error}")))
     }
 }
 
 fn bind_error(purpose: &'static str, addr: SocketAddr) -> impl Fn(io::Error) -> StartError {
-    move |source| StartError::Bind { purpose, addr, source }
+    move |source| StartError::Bind {
+        purpose,
+        addr,
+        source,
+    }
 }
 
 /// `HOST:PORT` with a port that can be dialled.
@@ -333,14 +355,18 @@ fn check_seed(seed: &str) -> Result<(), CommandError> {
     let is_good = seed.rsplit_once(':').is_some_and(|(host, port)| {
         !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port != 0)
     });
-    if is_good { Ok(()) } else { Err(CommandError::InvalidSeed(seed.to_owned())) }
+    if is_good {
+        Ok(())
+    } else {
+        Err(CommandError::InvalidSeed(seed.to_owned()))
+    }
 }
 
 fn random_bytes<const N: usize>(random: &SystemRandom) -> Result<[u8; N], StartError> {
     let mut bytes = [0; N];
-    random.fill(&mut bytes).map_err(|_| {
-        StartError::System(io::Error::other("the system has no random numbers"))
-    })?;
+    random
+        .fill(&mut bytes)
+        .map_err(|_| StartError::System(io::Error::other("the system has no random numbers")))?;
     Ok(bytes)
 }
 
@@ -550,10 +576,13 @@ impl Node {
         if matches!(handle.snapshot.stage(), Stage::Stopped | Stage::Failed(_)) {
             return Err(RegisterError::Stopped);
         }
-        let inbox = handle.registry.register(name).map_err(|refusal| match refusal {
-            inbox::Refusal::Taken => RegisterError::Taken(name.to_owned()),
-            inbox::Refusal::TooMany => RegisterError::TooMany(inbox::MAX_APPS),
-        })?;
+        let inbox = handle
+            .registry
+            .register(name)
+            .map_err(|refusal| match refusal {
+                inbox::Refusal::Taken => RegisterError::Taken(name.to_owned()),
+                inbox::Refusal::TooMany => RegisterError::TooMany(inbox::MAX_APPS),
+            })?;
         Ok(App::new(
             inbox,
             Arc::clone(&handle.registry),
@@ -592,7 +621,10 @@ impl Node {
         let (confirmed, unconfirmed) =
             self.ask(patience, |reply| Command::Leave { reply, deadline })?;
         self.handle.has_left.store(true, Relaxed);
-        Ok(LeaveReport { confirmed, unconfirmed })
+        Ok(LeaveReport {
+            confirmed,
+            unconfirmed,
+        })
     }
 
     /// Declares that a dead member will not come back, so that nobody tries to reach it any more.
@@ -601,7 +633,10 @@ impl Node {
     ///
     /// [`CommandError::NotDead`] unless this node has found it dead.
     pub fn force_leave(&self, node: &NodeId) -> Result<(), CommandError> {
-        self.ask(LEAVE_TIMEOUT, |reply| Command::ForceLeave { node: node.clone(), reply })?
+        self.ask(LEAVE_TIMEOUT, |reply| Command::ForceLeave {
+            node: node.clone(),
+            reply,
+        })?
     }
 
     /// Sends a health ping over the connection to a peer and waits for its answer: the round-trip
@@ -619,7 +654,10 @@ impl Node {
         connection
             .ping()
             .recv_timeout(timeout)
-            .map_err(|_| RequestError::Timeout { peer: node.clone(), timeout })
+            .map_err(|_| RequestError::Timeout {
+                peer: node.clone(),
+                timeout,
+            })
     }
 
     fn ask<T>(
@@ -647,7 +685,10 @@ impl Node {
             left = report.unconfirmed.is_empty();
         }
         let threads_stuck = self.handle.stop(deadline, false);
-        ShutdownReport { left, threads_stuck }
+        ShutdownReport {
+            left,
+            threads_stuck,
+        }
     }
 
     /// Stops at once, without a leave and without a word on any connection, as `kill -9` would.
@@ -661,10 +702,12 @@ impl Handle {
     fn tell(&self, command: Command, deadline: Instant) -> Result<(), CommandError> {
         use crossbeam_channel::SendTimeoutError::{Disconnected, Timeout};
         let started = Instant::now();
-        self.commands.send_deadline(command, deadline).map_err(|error| match error {
-            Timeout(_) => CommandError::Timeout(started.elapsed()),
-            Disconnected(_) => CommandError::Stopped,
-        })?;
+        self.commands
+            .send_deadline(command, deadline)
+            .map_err(|error| match error {
+                Timeout(_) => CommandError::Timeout(started.elapsed()),
+                Disconnected(_) => CommandError::Stopped,
+            })?;
         self.waker.wake();
         Ok(())
     }
@@ -672,7 +715,9 @@ impl Handle {
     /// Ends everything and returns the names of threads that did not end in time.
     fn stop(&self, deadline: Instant, silently: bool) -> Vec<String> {
         // One caller stops; others find nothing.
-        let Some(reactor) = self.reactor.lock().take() else { return Vec::new() };
+        let Some(reactor) = self.reactor.lock().take() else {
+            return Vec::new();
+        };
         if !silently {
             for connection in self.snapshot.links() {
                 connection.await_idle(deadline.min(Instant::now() + DROP_TIMEOUT));
@@ -703,7 +748,10 @@ impl Drop for Handle {
             let deadline = Instant::now() + DROP_TIMEOUT;
             let (reply, answer) = crossbeam_channel::bounded(1);
             let leave_until = Instant::now() + DROP_TIMEOUT / 2;
-            let leave = Command::Leave { reply, deadline: leave_until };
+            let leave = Command::Leave {
+                reply,
+                deadline: leave_until,
+            };
             if !self.has_left.load(Relaxed) && self.tell(leave, deadline).is_ok() {
                 // Whoever has not confirmed by then finds out by itself.
                 let _ = answer.recv_deadline(leave_until + Duration::from_millis(100));
@@ -715,5 +763,98 @@ impl Drop for Handle {
             gossip_received = self.counters.gossip_received.load(Relaxed),
             gossip_sent = self.counters.gossip_sent.load(Relaxed);
             "node dropped");
+    }
+}
+
+#[cfg(test)]
+#[cfg(feature = "ca")]
+mod tests {
+    use super::*;
+    use crate::{ca::Authority, event::EventKind};
+
+    fn builder() -> Builder {
+        let cluster = ClusterName::new("unit").unwrap();
+        let authority = Authority::new(&cluster, Duration::from_secs(3_600)).unwrap();
+        let node = NodeId::new("n1").unwrap();
+        let issued = authority.issue(&node, Duration::from_secs(600)).unwrap();
+        let identity = Identity::from_pem(
+            issued.certificate_pem.as_bytes(),
+            issued.key_pem.as_bytes(),
+            authority.certificate_pem().as_bytes(),
+        );
+        Node::builder(identity.unwrap())
+    }
+
+    #[test]
+    fn a_panic_during_start_still_answers_ready_with_an_error() {
+        let node = builder().panic_at_start().start().unwrap();
+        let patience = Duration::from_secs(20);
+        let error = node.wait_ready(Ready::Started, patience).unwrap_err();
+        assert!(
+            matches!(&error, NotReady::Failed(why) if why.contains("panic")),
+            "{error}"
+        );
+        assert!(node.shutdown(patience).threads_stuck.is_empty());
+    }
+
+    #[test]
+    fn a_panic_of_the_reactor_ends_waits_events_and_calls() {
+        let node = builder().start().unwrap();
+        let events = node.events();
+        node.wait_ready(Ready::Started, Duration::from_secs(20))
+            .unwrap();
+        node.handle
+            .tell(Command::Panic, Instant::now() + Duration::from_secs(5))
+            .unwrap();
+        let error = node
+            .wait_ready(Ready::Peers(1), Duration::from_secs(20))
+            .unwrap_err();
+        assert!(matches!(error, NotReady::Failed(_)), "{error}");
+        while let Some(event) = events.recv() {
+            assert_eq!(event.kind, EventKind::Ready);
+        }
+        assert!(matches!(
+            node.join(&["127.0.0.1:1"], LEAVE_TIMEOUT),
+            Err(CommandError::Stopped)
+        ));
+        assert!(matches!(node.register("late"), Err(RegisterError::Stopped)));
+    }
+
+    #[test]
+    fn seeds_are_checked_before_anything_starts() {
+        for seed in ["", "host", "host:", ":1", "host:0", "host:65536", "host:x"] {
+            let error = builder().seed(seed).start().unwrap_err();
+            assert!(matches!(error, StartError::Config(_)), "{seed:?}: {error}");
+        }
+        assert!(check_seed("n1.example:7946").is_ok());
+        assert!(check_seed("[::1]:7946").is_ok());
+    }
+
+    #[test]
+    fn an_address_nobody_can_reach_is_refused_unless_another_is_advertised() {
+        let any: SocketAddr = "0.0.0.0:0".parse().unwrap();
+        let error = builder().bind(any).start().unwrap_err();
+        assert!(matches!(error, StartError::Config(_)), "{error}");
+        let node = builder()
+            .bind(any)
+            .advertise("127.0.0.1:0".parse().unwrap())
+            .start()
+            .unwrap();
+        assert_ne!(node.quic_addr().port(), 0);
+        assert_ne!(node.gossip_addr().port(), node.quic_addr().port());
+    }
+
+    #[test]
+    fn names_that_contradict_the_certificate_are_refused() {
+        let error = builder().expect_node("n2").start().unwrap_err();
+        assert!(matches!(
+            error,
+            StartError::Identity(IdentityError::Contradiction { .. })
+        ));
+        let error = builder().expect_cluster("other").start().unwrap_err();
+        assert!(matches!(
+            error,
+            StartError::Identity(IdentityError::Contradiction { .. })
+        ));
     }
 }

@@ -10,7 +10,10 @@
 //! Nothing here waits for anything but that sleep: names are looked up elsewhere, handshakes run on
 //! their own threads, and no lock of a connection is ever taken.
 
-#![expect(clippy::disallowed_methods, reason = "time and the wall clock enter here")]
+#![expect(
+    clippy::disallowed_methods,
+    reason = "time and the wall clock enter here"
+)]
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -82,9 +85,18 @@ const CLOSE_PATIENCE: Duration = Duration::from_secs(2);
 
 /// What the handle asks of the reactor.
 pub(crate) enum Command {
-    Join { seeds: Vec<String>, reply: Sender<Result<usize, CommandError>> },
-    Leave { reply: Sender<(Vec<NodeId>, Vec<NodeId>)>, deadline: Instant },
-    ForceLeave { node: NodeId, reply: Sender<Result<(), CommandError>> },
+    Join {
+        seeds: Vec<String>,
+        reply: Sender<Result<usize, CommandError>>,
+    },
+    Leave {
+        reply: Sender<Leave>,
+        deadline: Instant,
+    },
+    ForceLeave {
+        node: NodeId,
+        reply: Sender<Result<(), CommandError>>,
+    },
     /// Close everything and end. `silently`: as a killed process would.
     Shutdown { silently: bool },
     #[cfg(test)]
@@ -121,12 +133,15 @@ pub(crate) struct Parts {
     pub(crate) panic_at_start: bool,
 }
 
+/// Who has confirmed a leave, and who has not.
+pub(crate) type Leave = (Vec<NodeId>, Vec<NodeId>);
+
 /// A leave that waits for confirmations.
 struct Leaving {
     waiting: BTreeSet<NodeId>,
     confirmed: Vec<NodeId>,
     incarnation: Option<u64>,
-    replies: Vec<(Instant, Sender<(Vec<NodeId>, Vec<NodeId>)>)>,
+    replies: Vec<(Instant, Sender<Leave>)>,
 }
 
 /// What a peer has sent of a sync so far.
@@ -225,7 +240,8 @@ impl Reactor {
         log::debug!(target: "node", node:% = self.parts.context.node; "start: join round begins");
         let seeds = std::mem::take(&mut self.parts.seeds);
         for seed in &seeds {
-            self.seed_state.insert(seed.clone(), format!("seed {seed}: no answer yet"));
+            self.seed_state
+                .insert(seed.clone(), format!("seed {seed}: no answer yet"));
         }
         self.publish_joining();
         self.first_round = Some(self.parts.mesh.join(now, seeds));
@@ -257,7 +273,9 @@ impl Reactor {
             self.parts.mesh.poll_timeout(),
             self.first_sync_until,
             self.shutdown,
-            self.leaving.as_ref().and_then(|l| l.replies.iter().map(|(at, _)| *at).min()),
+            self.leaving
+                .as_ref()
+                .and_then(|l| l.replies.iter().map(|(at, _)| *at).min()),
             self.members_dirty
                 .then(|| self.published_at.map(|at| at + PUBLISH_INTERVAL))
                 .flatten(),
@@ -302,7 +320,9 @@ impl Reactor {
                 log::trace!(target: "swim", from:% = sender; "{} bytes", datagram.len());
                 let records = self.verify(now, &message.records);
                 let forced: Vec<_> = message.forced_leaves().cloned().collect();
-                self.parts.swim.handle_message(now, &sender, from, message, records);
+                self.parts
+                    .swim
+                    .handle_message(now, &sender, from, message, records);
                 for leave in forced {
                     let is_signed = self
                         .verifier
@@ -336,7 +356,11 @@ impl Reactor {
             return Err("datagram in this node's own name".into());
         }
         // Only members have records, so only members cost a key derivation.
-        let member = self.parts.swim.member(&sender).ok_or("sender is no member")?;
+        let member = self
+            .parts
+            .swim
+            .member(&sender)
+            .ok_or("sender is no member")?;
         let boot = member.record.record.boot;
         let gossip_addr = member.record.record.gossip_addr;
         let payload = match self.opener.open(&self.keyring, &header, datagram, boot) {
@@ -389,7 +413,9 @@ impl Reactor {
                 Verdict::Verified(record) => verified.push(record),
                 Verdict::Waiting(record) => {
                     if !record.left {
-                        self.parts.mesh.handle_hint(now, &record.node, record.quic_addr);
+                        self.parts
+                            .mesh
+                            .handle_hint(now, &record.node, record.quic_addr);
                     }
                 }
                 Verdict::Refused(why) => {
@@ -435,7 +461,9 @@ impl Reactor {
     /// Takes what the workers say. `true` when there may be more.
     fn take_notices(&mut self, now: Instant) -> bool {
         for _ in 0..NOTICE_BUDGET {
-            let Ok(notice) = self.parts.notices.try_recv() else { return false };
+            let Ok(notice) = self.parts.notices.try_recv() else {
+                return false;
+            };
             self.handle_notice(now, notice);
             self.settle(now);
         }
@@ -444,20 +472,38 @@ impl Reactor {
 
     fn handle_notice(&mut self, now: Instant, notice: Notice) {
         match notice {
-            Notice::Up { connection, peer, boot, side, addr, certificate, keyring_digest } => {
+            Notice::Up {
+                connection,
+                peer,
+                boot,
+                side,
+                addr,
+                certificate,
+                keyring_digest,
+            } => {
                 self.on_up(now, connection, &peer, &certificate, side, &keyring_digest);
-                self.parts.mesh.handle_up(now, connection, &peer, boot, side, addr);
+                self.parts
+                    .mesh
+                    .handle_up(now, connection, &peer, boot, side, addr);
             }
             Notice::Used { connection } => self.parts.mesh.handle_used(now, connection),
             Notice::Control { connection, frame } => self.handle_control(now, connection, frame),
-            Notice::Sync { connection, stream, frame } => {
+            Notice::Sync {
+                connection,
+                stream,
+                frame,
+            } => {
                 self.handle_sync_frame(now, connection, stream, frame);
             }
             Notice::SyncEnd { connection, stream } => {
                 self.handle_sync_end(now, connection, stream);
             }
             Notice::Stray { datagram } => self.handle_datagram(now, datagram),
-            Notice::Down { connection, reason, unacknowledged } => {
+            Notice::Down {
+                connection,
+                reason,
+                unacknowledged,
+            } => {
                 self.on_down(now, connection, &reason, unacknowledged);
                 self.parts.mesh.handle_down(now, connection, &reason);
             }
@@ -479,8 +525,11 @@ impl Reactor {
         keyring_digest: &[u8],
     ) {
         self.parts.endpoint.handle_up(connection);
-        let was_alive =
-            self.parts.swim.member(peer).is_some_and(|m| m.status == MemberStatus::Alive);
+        let was_alive = self
+            .parts
+            .swim
+            .member(peer)
+            .is_some_and(|m| m.status == MemberStatus::Alive);
         match self.verifier.insert_proven(certificate) {
             Ok(fingerprint) => {
                 for record in self.verifier.take_verified(&fingerprint) {
@@ -510,7 +559,9 @@ impl Reactor {
         unacknowledged: u64,
     ) {
         self.syncs.retain(|(id, _), _| *id != connection);
-        let Some(link) = self.parts.endpoint.connection(connection) else { return };
+        let Some(link) = self.parts.endpoint.connection(connection) else {
+            return;
+        };
         let (peer, addr, side) = (link.peer().cloned(), link.addr, link.side);
         match &peer {
             Some(peer) => {
@@ -525,8 +576,10 @@ impl Reactor {
                     "handshake ended");
             }
         }
-        let is_alarming =
-            matches!(reason, CloseReason::Tls { .. } | CloseReason::WrongIdentity(_));
+        let is_alarming = matches!(
+            reason,
+            CloseReason::Tls { .. } | CloseReason::WrongIdentity(_)
+        );
         if is_alarming {
             self.identity_line(now, addr, side, reason);
         }
@@ -534,7 +587,11 @@ impl Reactor {
         if let Some(peer) = peer
             && let Some(leaving) = &mut self.leaving
             && leaving.waiting.contains(&peer)
-            && self.parts.snapshot.peer(&peer).is_some_and(|current| current.id == connection)
+            && self
+                .parts
+                .snapshot
+                .peer(&peer)
+                .is_some_and(|current| current.id == connection)
         {
             leaving.waiting.remove(&peer);
         }
@@ -558,7 +615,11 @@ impl Reactor {
     }
 
     fn tell(&self, connection: ConnectionId, frame: Control) {
-        if !self.parts.endpoint.command(connection, WorkerCommand::Control(frame)) {
+        if !self
+            .parts
+            .endpoint
+            .command(connection, WorkerCommand::Control(frame))
+        {
             log::debug!(target: "reactor", connection:%; "control frame not taken");
         }
     }
@@ -570,7 +631,9 @@ impl Reactor {
     }
 
     fn handle_control(&mut self, now: Instant, connection: ConnectionId, frame: Control) {
-        let Some(peer) = self.peer_of(connection) else { return };
+        let Some(peer) = self.peer_of(connection) else {
+            return;
+        };
         match frame {
             Control::Record(signed) => {
                 let left_at = match self.verifier.verify(&signed) {
@@ -581,7 +644,9 @@ impl Reactor {
                         left.then_some(incarnation)
                     }
                     Verdict::Waiting(record) => {
-                        self.parts.mesh.handle_hint(now, &record.node, record.quic_addr);
+                        self.parts
+                            .mesh
+                            .handle_hint(now, &record.node, record.quic_addr);
                         None
                     }
                     Verdict::Refused(why) => {
@@ -684,24 +749,28 @@ impl Reactor {
 
     // ---- sync
 
-    fn start_sync(&mut self, node: &NodeId) {
+    fn start_sync(&self, node: &NodeId) {
         if let Some(connection) = self.parts.snapshot.peer(node) {
             self.start_sync_on(connection.id);
         }
     }
 
-    fn start_sync_on(&mut self, connection: ConnectionId) {
+    fn start_sync_on(&self, connection: ConnectionId) {
         self.parts.counters.syncs.fetch_add(1, Relaxed);
         let frames = self.sync_frames();
         log::debug!(target: "swim", connection:%, frames = frames.len(); "sync");
-        self.parts.endpoint.command(connection, WorkerCommand::StartSync(frames));
+        self.parts
+            .endpoint
+            .command(connection, WorkerCommand::StartSync(frames));
     }
 
     fn sync_frames(&self) -> Vec<Vec<u8>> {
         let mut frames = vec![SyncFrame::Keyring(self.keyring.encode()).encode()];
         for swim::SyncEntry { record, status } in self.parts.swim.sync_entries() {
             let certificates = self.verifier.certificates();
-            let certificate = certificates.der(&record.record.certificate).unwrap_or_default();
+            let certificate = certificates
+                .der(&record.record.certificate)
+                .unwrap_or_default();
             let entry = SyncFrame::Entry {
                 record: record.signed.clone(),
                 status,
@@ -719,7 +788,9 @@ impl Reactor {
         stream: u64,
         frame: SyncFrame,
     ) {
-        let Some(peer) = self.peer_of(connection) else { return };
+        let Some(peer) = self.peer_of(connection) else {
+            return;
+        };
         let key = (connection, stream);
         if self.syncs.len() >= MAX_SYNCS && !self.syncs.contains_key(&key) {
             // Too many at once: its frames are not kept, and the answer still goes out.
@@ -730,9 +801,16 @@ impl Reactor {
                 self.syncs.entry(key).or_default();
                 self.merge_keyring(&peer, &bytes);
             }
-            SyncFrame::Entry { record, status, certificate } => {
+            SyncFrame::Entry {
+                record,
+                status,
+                certificate,
+            } => {
                 if !certificate.is_empty() {
-                    match self.verifier.insert_claimed(&certificate, SystemTime::now()) {
+                    match self
+                        .verifier
+                        .insert_claimed(&certificate, SystemTime::now())
+                    {
                         Ok(fingerprint) => {
                             for record in self.verifier.take_verified(&fingerprint) {
                                 self.parts.swim.handle_record(now, record);
@@ -754,11 +832,17 @@ impl Reactor {
 
     fn handle_sync_end(&mut self, now: Instant, connection: ConnectionId, stream: u64) {
         let sync = self.syncs.remove(&(connection, stream)).unwrap_or_default();
-        let Some(peer) = self.peer_of(connection) else { return };
+        let Some(peer) = self.peer_of(connection) else {
+            return;
+        };
         let mut entries = Vec::new();
         for (signed, status) in sync.entries {
             let verified = self.verify(now, std::slice::from_ref(&signed));
-            entries.extend(verified.into_iter().map(|record| swim::SyncEntry { record, status }));
+            entries.extend(
+                verified
+                    .into_iter()
+                    .map(|record| swim::SyncEntry { record, status }),
+            );
         }
         log::debug!(target: "swim", peer:%, members = entries.len(); "sync received");
         self.parts.swim.handle_sync(now, &peer, entries);
@@ -771,7 +855,9 @@ impl Reactor {
         let opened_by_dialer = stream & 1 == 0;
         if dialed != opened_by_dialer {
             let frames = self.sync_frames();
-            self.parts.endpoint.command(connection, WorkerCommand::AnswerSync { stream, frames });
+            self.parts
+                .endpoint
+                .command(connection, WorkerCommand::AnswerSync { stream, frames });
         }
         if self.first_sync_until.is_some() {
             self.finish_first_round();
@@ -790,14 +876,19 @@ impl Reactor {
                 }
                 Command::Leave { reply, deadline } => self.leave(now, reply, deadline),
                 Command::ForceLeave { node, reply } => {
-                    let outcome = self.parts.swim.force_leave(now, &node).map_err(|e| match e {
-                        swim::ForceLeaveError::UnknownMember(node) => {
-                            CommandError::UnknownMember(node.to_string())
-                        }
-                        swim::ForceLeaveError::NotDead(node, status) => {
-                            CommandError::NotDead { node, status: status.as_str() }
-                        }
-                    });
+                    let outcome = self
+                        .parts
+                        .swim
+                        .force_leave(now, &node)
+                        .map_err(|e| match e {
+                            swim::ForceLeaveError::UnknownMember(node) => {
+                                CommandError::UnknownMember(node.to_string())
+                            }
+                            swim::ForceLeaveError::NotDead(node, status) => CommandError::NotDead {
+                                node,
+                                status: status.as_str(),
+                            },
+                        });
                     let _ = reply.try_send(outcome);
                 }
                 Command::Shutdown { silently } => self.begin_shutdown(now, silently),
@@ -809,12 +900,7 @@ impl Reactor {
         false
     }
 
-    fn leave(
-        &mut self,
-        now: Instant,
-        reply: Sender<(Vec<NodeId>, Vec<NodeId>)>,
-        deadline: Instant,
-    ) {
+    fn leave(&mut self, now: Instant, reply: Sender<Leave>, deadline: Instant) {
         if let Some(leaving) = &mut self.leaving {
             leaving.replies.push((deadline, reply));
             return;
@@ -833,7 +919,9 @@ impl Reactor {
     }
 
     fn answer_leave(&mut self, now: Instant) {
-        let Some(leaving) = &mut self.leaving else { return };
+        let Some(leaving) = &mut self.leaving else {
+            return;
+        };
         let is_done = leaving.waiting.is_empty() && leaving.incarnation.is_some();
         leaving.replies.retain(|(deadline, reply)| {
             if !is_done && now < *deadline {
@@ -865,7 +953,8 @@ impl Reactor {
     }
 
     fn is_over(&self, now: Instant) -> bool {
-        self.shutdown.is_some_and(|until| now >= until || self.parts.endpoint.len() == 0)
+        self.shutdown
+            .is_some_and(|until| now >= until || self.parts.endpoint.len() == 0)
     }
 
     fn end(&mut self) {
@@ -1023,11 +1112,14 @@ impl Reactor {
             swim::Event::Left { node, by } => {
                 log::info!(target: "swim", node:%; "member left");
                 self.parts.mesh.member_left(now, &node);
-                let reason = by.map_or_else(|| "left".to_owned(), |by| format!("forced out by {by}"));
+                let reason =
+                    by.map_or_else(|| "left".to_owned(), |by| format!("forced out by {by}"));
                 self.emit(EventKind::MemberLeft { node, reason });
                 self.on_membership();
             }
-            swim::Event::Updated { node, boot_changed, .. } => {
+            swim::Event::Updated {
+                node, boot_changed, ..
+            } => {
                 if boot_changed {
                     // A new life holds no key until it says so.
                     self.keyring.forget(&node);
@@ -1043,7 +1135,8 @@ impl Reactor {
                 self.keyring.forget(&node);
                 let swim = &self.parts.swim;
                 let me = &self.parts.context.node;
-                self.verifier.retain(|other| other == me || swim.member(other).is_some());
+                self.verifier
+                    .retain(|other| other == me || swim.member(other).is_some());
             }
             swim::Event::NameConflict { node, boot, addr } => {
                 log::warn!(target: "swim", node:%, boot:%, addr:%;
@@ -1053,7 +1146,9 @@ impl Reactor {
     }
 
     fn tell_mesh(&mut self, now: Instant, node: &NodeId) {
-        let Some(member) = self.parts.swim.member(node) else { return };
+        let Some(member) = self.parts.swim.member(node) else {
+            return;
+        };
         let (addr, boot) = (member.record.record.quic_addr, member.record.record.boot);
         self.parts.mesh.member_up(now, node, addr, boot);
     }
@@ -1071,13 +1166,20 @@ impl Reactor {
     fn do_for_mesh(&mut self, now: Instant, action: mesh::Action) {
         match action {
             mesh::Action::Resolve { seed } => self.resolver.resolve(seed),
-            mesh::Action::Dial { connection, node, addr, seed } => {
+            mesh::Action::Dial {
+                connection,
+                node,
+                addr,
+                seed,
+            } => {
                 log::debug!(target: "mesh", connection:%, addr:%,
                     node = node.as_ref().map_or("unknown", NodeId::as_str),
                     seed = seed.as_deref().unwrap_or("none"); "dialling");
                 if let Err(why) = self.parts.endpoint.dial(connection, node.as_ref(), addr) {
                     log::debug!(target: "mesh", addr:%, error = why.as_str(); "cannot dial");
-                    self.parts.mesh.handle_down(now, connection, &CloseReason::Io(why));
+                    self.parts
+                        .mesh
+                        .handle_down(now, connection, &CloseReason::Io(why));
                 }
                 self.links_dirty = true;
             }
@@ -1085,10 +1187,14 @@ impl Reactor {
                 self.parts.endpoint.command(connection, WorkerCommand::Use);
             }
             mesh::Action::Drain { connection } => {
-                self.parts.endpoint.command(connection, WorkerCommand::Drain);
+                self.parts
+                    .endpoint
+                    .command(connection, WorkerCommand::Drain);
             }
             mesh::Action::Close { connection, code } => {
-                self.parts.endpoint.command(connection, WorkerCommand::Close(code));
+                self.parts
+                    .endpoint
+                    .command(connection, WorkerCommand::Close(code));
             }
         }
     }
@@ -1096,7 +1202,9 @@ impl Reactor {
     fn on_peer(&mut self, now: Instant, event: mesh::Event) {
         match event {
             mesh::Event::Connected { node, connection } => {
-                let Some(link) = self.parts.endpoint.connection(connection).cloned() else { return };
+                let Some(link) = self.parts.endpoint.connection(connection).cloned() else {
+                    return;
+                };
                 let name = format!(
                     "{node}.{}.{}",
                     self.parts.context.cluster,
@@ -1108,7 +1216,9 @@ impl Reactor {
                 self.emit(EventKind::Connected { node });
             }
             mesh::Event::Replaced { node, connection } => {
-                let Some(link) = self.parts.endpoint.connection(connection).cloned() else { return };
+                let Some(link) = self.parts.endpoint.connection(connection).cloned() else {
+                    return;
+                };
                 log::debug!(target: "mesh", peer:% = node, connection:%; "connection replaced");
                 if let Some(old) = self.parts.snapshot.peer(&node) {
                     link.replaces(old);
@@ -1120,22 +1230,32 @@ impl Reactor {
                 self.parts.snapshot.set_peer(&node, None);
                 let unacknowledged = self.unacknowledged.remove(&node).unwrap_or(0);
                 let reason = reason.to_string();
-                self.emit(EventKind::Disconnected { node, reason, unacknowledged });
+                self.emit(EventKind::Disconnected {
+                    node,
+                    reason,
+                    unacknowledged,
+                });
             }
             mesh::Event::SeedReached { seed, node, .. } => {
                 log::debug!(target: "mesh", seed = seed.as_str(), node:%; "seed reached");
-                self.seed_state.insert(seed.clone(), format!("seed {seed}: is {node}, syncing"));
+                self.seed_state
+                    .insert(seed.clone(), format!("seed {seed}: is {node}, syncing"));
                 self.publish_joining();
             }
             mesh::Event::SeedFailed { seed, reason } => {
                 log::debug!(target: "mesh", seed = seed.as_str(), error = reason.as_str();
                     "seed not reached");
                 if self.seed_state.contains_key(&seed) {
-                    self.seed_state.insert(seed.clone(), format!("seed {seed}: {reason}"));
+                    self.seed_state
+                        .insert(seed.clone(), format!("seed {seed}: {reason}"));
                     self.publish_joining();
                 }
             }
-            mesh::Event::JoinRoundOver { round, reached, failed } => {
+            mesh::Event::JoinRoundOver {
+                round,
+                reached,
+                failed,
+            } => {
                 self.on_join_round(now, round, reached, failed);
             }
             mesh::Event::SelfDial { addr } => {
@@ -1148,13 +1268,7 @@ impl Reactor {
         }
     }
 
-    fn on_join_round(
-        &mut self,
-        now: Instant,
-        round: u64,
-        reached: usize,
-        failed: Vec<String>,
-    ) {
+    fn on_join_round(&mut self, now: Instant, round: u64, reached: usize, failed: Vec<String>) {
         log::debug!(target: "node", round, reached, failed = failed.len(); "join round over");
         if let Some(reply) = self.joins.remove(&round) {
             let outcome = if reached == 0 && !failed.is_empty() {
@@ -1170,7 +1284,11 @@ impl Reactor {
         self.first_round = None;
         // A seed that was reached is about to hand over the members and the keys.
         let is_syncing = reached > 0 && self.keyring.is_empty();
-        self.first_sync_until = Some(if is_syncing { now + JOIN_SYNC_PATIENCE } else { now });
+        self.first_sync_until = Some(if is_syncing {
+            now + JOIN_SYNC_PATIENCE
+        } else {
+            now
+        });
         if !is_syncing {
             self.finish_first_round();
         }
@@ -1208,7 +1326,11 @@ impl Reactor {
             self.parts.snapshot.publish_links(links);
         }
         let is_large = self.parts.swim.alive_count() > SMALL_CLUSTER;
-        if is_large && self.published_at.is_some_and(|at| now < at + PUBLISH_INTERVAL) {
+        if is_large
+            && self
+                .published_at
+                .is_some_and(|at| now < at + PUBLISH_INTERVAL)
+        {
             return;
         }
         if self.dials_dirty {
@@ -1244,7 +1366,9 @@ impl Reactor {
                 }
             });
             let health_score = self.parts.swim.health_score();
-            self.parts.snapshot.publish_members(members.collect(), health_score);
+            self.parts
+                .snapshot
+                .publish_members(members.collect(), health_score);
         }
     }
 }
@@ -1255,5 +1379,8 @@ fn encode_ids(ring: &Keyring) -> Vec<u8> {
 
 /// Whatever is no whole id at the end is left out; `Keyring::confirm` bounds the rest.
 fn decode_ids(bytes: &[u8]) -> Vec<KeyId> {
-    bytes.chunks_exact(8).map(|id| KeyId(id.try_into().unwrap_or_default())).collect()
+    bytes
+        .chunks_exact(8)
+        .map(|id| KeyId(id.try_into().unwrap_or_default()))
+        .collect()
 }

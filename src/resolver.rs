@@ -25,7 +25,11 @@ pub(crate) struct Resolver {
 
 impl Resolver {
     pub(crate) fn new(waker: Arc<Waker>) -> Self {
-        Self { waker, asked: None, answers: crossbeam_channel::bounded(CAPACITY) }
+        Self {
+            waker,
+            asked: None,
+            answers: crossbeam_channel::bounded(CAPACITY),
+        }
     }
 
     /// Asks for the addresses of `HOST:PORT`. An IP address is answered at once.
@@ -38,7 +42,10 @@ impl Resolver {
             match self.start() {
                 Ok(asked) => self.asked = Some(asked),
                 Err(error) => {
-                    self.answer(seed, Err(format!("cannot start the look-up thread: {error}")));
+                    self.answer(
+                        seed,
+                        Err(format!("cannot start the look-up thread: {error}")),
+                    );
                     return;
                 }
             }
@@ -46,7 +53,10 @@ impl Resolver {
         if let Some(asked) = &self.asked
             && let Err(refused) = asked.try_send(seed)
         {
-            self.answer(refused.into_inner(), Err("too many look-ups are waiting".into()));
+            self.answer(
+                refused.into_inner(),
+                Err("too many look-ups are waiting".into()),
+            );
         }
     }
 
@@ -81,8 +91,10 @@ impl Resolver {
 }
 
 fn look_up(seed: &str) -> Result<Vec<SocketAddr>, String> {
-    let mut addrs: Vec<SocketAddr> =
-        seed.to_socket_addrs().map_err(|error| error.to_string())?.collect();
+    let mut addrs: Vec<SocketAddr> = seed
+        .to_socket_addrs()
+        .map_err(|error| error.to_string())?
+        .collect();
     addrs.dedup();
     if addrs.is_empty() {
         return Err("the name has no address".into());

@@ -109,9 +109,13 @@ impl Snapshot {
     }
 
     pub(crate) fn publish_members(&self, members: Vec<MemberInfo>, health_score: u32) {
-        let alive = members.iter().filter(|m| m.status == MemberStatus::Alive).count();
+        let alive = members
+            .iter()
+            .filter(|m| m.status == MemberStatus::Alive)
+            .count();
         *self.members.write() = Arc::new(members);
-        self.health_score.store(health_score, std::sync::atomic::Ordering::Relaxed);
+        self.health_score
+            .store(health_score, std::sync::atomic::Ordering::Relaxed);
         self.readiness.lock().alive = alive;
         self.recount();
     }
@@ -145,7 +149,11 @@ impl Snapshot {
             .filter(|m| !peers.contains_key(&m.node))
             .map(|m| {
                 let error = dials.get(&m.node).and_then(|row| row.last_error.as_deref());
-                format!("no connection to {}: {}", m.node, error.unwrap_or("none was made yet"))
+                format!(
+                    "no connection to {}: {}",
+                    m.node,
+                    error.unwrap_or("none was made yet")
+                )
             })
             .collect();
         let connected = peers.len();
@@ -204,7 +212,9 @@ impl Snapshot {
             .filter(|info| info.state != crate::stats::ConnectionState::Down)
             .collect();
         for member in self.members.read().iter() {
-            let is_linked = rows.iter().any(|row| row.peer.as_ref() == Some(&member.node));
+            let is_linked = rows
+                .iter()
+                .any(|row| row.peer.as_ref() == Some(&member.node));
             if member.is_self || member.status == MemberStatus::Left || is_linked {
                 continue;
             }
@@ -243,12 +253,19 @@ impl Snapshot {
             if missing.is_empty() {
                 return Ok(());
             }
-            if self.changed.wait_until(&mut readiness, deadline).timed_out() {
+            if self
+                .changed
+                .wait_until(&mut readiness, deadline)
+                .timed_out()
+            {
                 let missing = readiness.missing(ready);
                 if missing.is_empty() {
                     return Ok(());
                 }
-                return Err(NotReady::Timeout { waited: timeout, missing });
+                return Err(NotReady::Timeout {
+                    waited: timeout,
+                    missing,
+                });
             }
         }
     }
@@ -278,7 +295,10 @@ impl Readiness {
                 missing
             }
             Ready::Peers(_) | Ready::Members(_) => Vec::new(),
-            Ready::FullMesh => joining.into_iter().chain(self.missing.iter().cloned()).collect(),
+            Ready::FullMesh => joining
+                .into_iter()
+                .chain(self.missing.iter().cloned())
+                .collect(),
         }
     }
 }

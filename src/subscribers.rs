@@ -25,7 +25,9 @@ impl Subscriber {
     /// `false` when the subscriber is gone.
     fn tell(&mut self, at: SystemTime, kind: &EventKind) -> bool {
         if self.missed > 0 {
-            let lagged = EventKind::Lagged { missed: self.missed };
+            let lagged = EventKind::Lagged {
+                missed: self.missed,
+            };
             match self.push(at, lagged) {
                 Ok(()) => self.missed = 0,
                 Err(Push::Full) => {}
@@ -47,7 +49,11 @@ impl Subscriber {
     }
 
     fn push(&mut self, at: SystemTime, kind: EventKind) -> Result<(), Push> {
-        match self.events.try_send(Event { seq: self.seq + 1, at, kind }) {
+        match self.events.try_send(Event {
+            seq: self.seq + 1,
+            at,
+            kind,
+        }) {
             Ok(()) => {
                 self.seq += 1;
                 Ok(())
@@ -72,7 +78,9 @@ pub(crate) struct Subscribers {
 
 impl Subscribers {
     pub(crate) fn new() -> Self {
-        Self { list: Mutex::new(Some(Vec::new())) }
+        Self {
+            list: Mutex::new(Some(Vec::new())),
+        }
     }
 
     /// A new subscriber's channel. It ends at once when the node has stopped or has too many.
@@ -80,7 +88,11 @@ impl Subscribers {
         let (sender, receiver) = crossbeam_channel::bounded(EVENT_CAPACITY);
         if let Some(list) = &mut *self.list.lock() {
             if list.len() < MAX_SUBSCRIBERS {
-                list.push(Subscriber { events: sender, seq: 0, missed: 0 });
+                list.push(Subscriber {
+                    events: sender,
+                    seq: 0,
+                    missed: 0,
+                });
             } else {
                 log::warn!(target: "node", "more than {MAX_SUBSCRIBERS} event subscribers; refused");
             }

@@ -16,7 +16,10 @@ pub(crate) type Handle = thread::JoinHandle<()>;
 /// What the system said when it refused the thread.
 pub(crate) fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> io::Result<Handle> {
     debug_assert!(name.len() <= 15, "{name} would be cut");
-    thread::Builder::new().name(name.to_owned()).stack_size(STACK_BYTES).spawn(body)
+    thread::Builder::new()
+        .name(name.to_owned())
+        .stack_size(STACK_BYTES)
+        .spawn(body)
 }
 
 /// What a panic said, for a log line or an error.

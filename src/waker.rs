@@ -77,7 +77,10 @@ fn timespec(duration: Duration) -> Timespec {
 }
 
 #[cfg(test)]
-#[expect(clippy::disallowed_methods, reason = "the sleep is against the real clock")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the sleep is against the real clock"
+)]
 mod tests {
     use super::*;
 

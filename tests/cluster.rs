@@ -1,5 +1,8 @@
 //! Several real nodes in one process: forming, messages, requests, ends.
-#![expect(clippy::disallowed_methods, reason = "real nodes run against the real clock")]
+#![expect(
+    clippy::disallowed_methods,
+    reason = "real nodes run against the real clock"
+)]
 #![cfg(feature = "ca")]
 
 #[path = "support/cluster.rs"]
@@ -20,7 +23,8 @@ fn three_nodes_find_each_other_and_exchange_requests_in_every_direction() {
         .iter()
         .map(|node| {
             let app = node.register("echo").unwrap();
-            app.on_request(2, |request| Ok(request.payload.clone())).unwrap();
+            app.on_request(2, |request| Ok(request.payload.clone()))
+                .unwrap();
             app
         })
         .collect();
@@ -59,15 +63,24 @@ fn a_killed_node_is_found_dead_and_a_leaving_one_left() {
     let events = nodes[0].events();
     let report = nodes[1].shutdown(10 * SECOND);
     assert!(report.left, "{report:?}");
-    await_event(&events, "member_left of n2", |kind| {
-        matches!(kind, EventKind::MemberLeft { node, .. } if *node == id("n2"))
-    });
+    await_event(
+        &events,
+        "member_left of n2",
+        |kind| matches!(kind, EventKind::MemberLeft { node, .. } if *node == id("n2")),
+    );
     nodes[2].abort();
-    await_event(&events, "member_dead of n3", |kind| {
-        matches!(kind, EventKind::MemberDead { node, .. } if *node == id("n3"))
-    });
+    await_event(
+        &events,
+        "member_dead of n3",
+        |kind| matches!(kind, EventKind::MemberDead { node, .. } if *node == id("n3")),
+    );
     let members = nodes[0].members();
-    let status = |name: &str| members.iter().find(|m| m.node == id(name)).map(|m| m.status);
+    let status = |name: &str| {
+        members
+            .iter()
+            .find(|m| m.node == id(name))
+            .map(|m| m.status)
+    };
     assert_eq!(status("n2"), Some(MemberStatus::Left));
     assert_eq!(status("n3"), Some(MemberStatus::Dead));
 }

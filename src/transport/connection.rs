@@ -10,13 +10,16 @@
 //! until the socket, the eventfd or the next deadline. After a close it stays a tenth of a second
 //! to repeat the closing datagram, which nobody acknowledges, and ends.
 
-#![expect(clippy::disallowed_methods, reason = "time enters here: quiche's deadlines are real")]
+#![expect(
+    clippy::disallowed_methods,
+    reason = "time enters here: quiche's deadlines are real"
+)]
 
 use std::{
     collections::{BTreeMap, VecDeque},
     io,
     net::{SocketAddr, UdpSocket},
-    os::fd::{AsFd, AsRawFd},
+    os::fd::AsFd,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, OnceLock, atomic::Ordering::Relaxed},
     time::{Duration, Instant},
@@ -37,7 +40,6 @@ use crate::{
     transport::{
         Command, Context, Datagram, Notice,
         framing::{self, FramingError, Preamble, ReplyStatus, StreamKind},
-        millis,
         streams::{CONTROL, Incoming, Streams},
     },
     trust,
@@ -86,13 +88,6 @@ pub(super) enum Path {
 }
 
 impl Path {
-    fn socket(&self) -> &UdpSocket {
-        match self {
-            Self::Own(socket) => socket,
-            Self::Shared(socket) => socket,
-        }
-    }
-
     fn send(&self, datagram: &[u8], peer: SocketAddr) -> io::Result<usize> {
         match self {
             Self::Own(socket) => socket.send(datagram),
@@ -161,7 +156,7 @@ pub(crate) struct Connection {
     changed: Condvar,
     info: Mutex<ConnectionInfo>,
     /// The connection this one replaces: its messages come first.
-    predecessor: Mutex<Option<Arc<Connection>>>,
+    predecessor: Mutex<Option<Arc<Self>>>,
 }
 
 /// What a worker is started with.
@@ -276,7 +271,10 @@ impl Connection {
 
     fn peer_name(&self) -> NodeId {
         // Only used where the connection is in use, which takes a proven peer.
-        self.peer.get().cloned().unwrap_or_else(|| self.context.node.clone())
+        self.peer
+            .get()
+            .cloned()
+            .unwrap_or_else(|| self.context.node.clone())
     }
 
     /// Takes a message over, waiting for room until `deadline`.
@@ -288,22 +286,36 @@ impl Connection {
     ) -> Result<(), SendErrorKind> {
         let max = self.context.config.max_message_bytes;
         if payload.len() > max {
-            return Err(SendErrorKind::TooLarge { bytes: payload.len(), max });
+            return Err(SendErrorKind::TooLarge {
+                bytes: payload.len(),
+                max,
+            });
         }
         self.await_predecessor(deadline);
         let mut state = self.state.lock();
         loop {
             if let Some(reason) = &state.closed {
                 let reason = reason.to_string();
-                return Err(SendErrorKind::Disconnected { peer: self.peer_name(), reason });
+                return Err(SendErrorKind::Disconnected {
+                    peer: self.peer_name(),
+                    reason,
+                });
             }
-            if state.streams.existing(StreamKind::Messages, app).is_some_and(|s| s.stopped) {
+            if state
+                .streams
+                .existing(StreamKind::Messages, app)
+                .is_some_and(|s| s.stopped)
+            {
                 state.streams.forget(StreamKind::Messages, app);
                 let (peer, app) = (self.peer_name(), app.to_string());
                 return Err(SendErrorKind::NoApplication { peer, app });
             }
             let is_open = matches!(state.phase, Phase::InUse);
-            if is_open && state.streams.has_room(StreamKind::Messages, app, payload.len()) {
+            if is_open
+                && state
+                    .streams
+                    .has_room(StreamKind::Messages, app, payload.len())
+            {
                 break;
             }
             if !self.wait(&mut state, deadline) {
@@ -321,7 +333,10 @@ impl Connection {
         loop {
             if let Some(reason) = &state.closed {
                 let reason = reason.to_string();
-                return Err(SendErrorKind::Disconnected { peer: self.peer_name(), reason });
+                return Err(SendErrorKind::Disconnected {
+                    peer: self.peer_name(),
+                    reason,
+                });
             }
             match state.streams.existing(StreamKind::Messages, app) {
                 None => return Ok(()),
@@ -349,24 +364,37 @@ impl Connection {
     ) -> Result<PendingReply<'_>, RequestError> {
         let max = self.context.config.max_message_bytes;
         if payload.len() > max {
-            return Err(RequestError::TooLarge { bytes: payload.len(), max });
+            return Err(RequestError::TooLarge {
+                bytes: payload.len(),
+                max,
+            });
         }
         self.await_predecessor(deadline);
         let mut state = self.state.lock();
         loop {
             if let Some(reason) = &state.closed {
                 let reason = reason.to_string();
-                return Err(RequestError::Disconnected { peer: self.peer_name(), reason });
+                return Err(RequestError::Disconnected {
+                    peer: self.peer_name(),
+                    reason,
+                });
             }
             let is_open = matches!(state.phase, Phase::InUse);
             if is_open && state.requests.len() >= self.context.config.max_requests_in_flight {
                 return Err(RequestError::Busy(self.peer_name()));
             }
-            if is_open && state.streams.has_room(StreamKind::Requests, app, payload.len()) {
+            if is_open
+                && state
+                    .streams
+                    .has_room(StreamKind::Requests, app, payload.len())
+            {
                 break;
             }
             if !self.wait(&mut state, deadline) {
-                return Err(RequestError::Timeout { peer: self.peer_name(), timeout });
+                return Err(RequestError::Timeout {
+                    peer: self.peer_name(),
+                    timeout,
+                });
             }
         }
         let id = state.next_request;
@@ -375,10 +403,16 @@ impl Connection {
         state.requests.insert(id, answer);
         let timeout_ms = u32::try_from(timeout.as_millis()).unwrap_or(u32::MAX);
         let head = framing::request_head(id, timeout_ms);
-        state.streams.push(StreamKind::Requests, app, &head, payload);
+        state
+            .streams
+            .push(StreamKind::Requests, app, &head, payload);
         self.write_and_send(&mut state);
         drop(state);
-        Ok(PendingReply { connection: self, id, reply })
+        Ok(PendingReply {
+            connection: self,
+            id,
+            reply,
+        })
     }
 
     /// Sends a health ping; its round-trip time comes on the returned channel.
@@ -423,7 +457,9 @@ impl Connection {
     /// Order across a swap: what was sent on the replaced connection arrives first. Bounded by the
     /// time a connection may drain.
     fn await_predecessor(&self, deadline: Instant) {
-        let Some(predecessor) = self.predecessor.lock().clone() else { return };
+        let Some(predecessor) = self.predecessor.lock().clone() else {
+            return;
+        };
         let deadline = deadline.min(Instant::now() + self.context.config.drain_timeout);
         {
             let mut state = predecessor.state.lock();
@@ -444,7 +480,8 @@ impl Connection {
         if now >= deadline {
             return false;
         }
-        self.changed.wait_until(state, deadline.min(now + Duration::from_millis(50)));
+        self.changed
+            .wait_until(state, deadline.min(now + Duration::from_millis(50)));
         true
     }
 
@@ -529,7 +566,10 @@ impl PendingReply<'_> {
         timeout: Duration,
     ) -> Result<Vec<u8>, RequestError> {
         self.reply.recv_deadline(deadline).unwrap_or_else(|_| {
-            Err(RequestError::Timeout { peer: self.connection.peer_name(), timeout })
+            Err(RequestError::Timeout {
+                peer: self.connection.peer_name(),
+                timeout,
+            })
         })
     }
 }
@@ -544,9 +584,10 @@ impl Drop for PendingReply<'_> {
 impl Replier for Connection {
     fn reply(&self, app: &str, id: u64, answer: Answer) {
         let (status, payload) = match answer {
-            Answer::Ok(payload) if payload.len() > self.context.config.max_message_bytes => {
-                (ReplyStatus::Error, b"reply is larger than a message may be".to_vec())
-            }
+            Answer::Ok(payload) if payload.len() > self.context.config.max_message_bytes => (
+                ReplyStatus::Error,
+                b"reply is larger than a message may be".to_vec(),
+            ),
             Answer::Ok(payload) => (ReplyStatus::Ok, payload),
             Answer::Error(message) => (ReplyStatus::Error, message.into_bytes()),
             Answer::Expired => {
@@ -559,9 +600,14 @@ impl Replier for Connection {
         let mut state = self.state.lock();
         state.answering = state.answering.saturating_sub(1);
         while state.closed.is_none() {
-            if state.streams.has_room(StreamKind::Replies, &app, payload.len()) {
+            if state
+                .streams
+                .has_room(StreamKind::Replies, &app, payload.len())
+            {
                 let head = framing::reply_head(id, status);
-                state.streams.push(StreamKind::Replies, &app, &head, &payload);
+                state
+                    .streams
+                    .push(StreamKind::Replies, &app, &head, &payload);
                 self.write_and_send(&mut state);
                 return;
             }
@@ -617,7 +663,11 @@ impl Worker {
             let why = panic_message(panic.as_ref());
             log::error!(target: "transport", addr:% = connection.addr, panic:% = why;
                 "connection worker panicked; the connection is closed");
-            connection.context.counters.worker_panics.fetch_add(1, Relaxed);
+            connection
+                .context
+                .counters
+                .worker_panics
+                .fetch_add(1, Relaxed);
             let mut state = connection.state.lock();
             if state.closed.is_none() {
                 let reason = CloseReason::Local(CloseCode::Internal);
@@ -627,7 +677,9 @@ impl Worker {
             }
         }
         // The reactor may be gone itself; then nobody needs to know.
-        let _ = connection.context.notices.send(Notice::Gone { connection: connection.id });
+        let _ = connection.context.notices.send(Notice::Gone {
+            connection: connection.id,
+        });
         connection.context.reactor.wake();
     }
 
@@ -659,7 +711,11 @@ impl Worker {
         let connection = &self.connection;
         let waker = (connection.waker.as_fd(), Interest::Read);
         let is_full = !connection.state.lock().unsent.is_empty();
-        let interest = if is_full { Interest::ReadWrite } else { Interest::Read };
+        let interest = if is_full {
+            Interest::ReadWrite
+        } else {
+            Interest::Read
+        };
         let now = Instant::now();
         let slept = match &connection.path {
             Path::Own(socket) => sleep(&[waker, (socket.as_fd(), interest)], now, deadline),
@@ -769,14 +825,19 @@ impl Worker {
             self.feed(state, first.from, first.bytes, now);
         }
         let connection = Arc::clone(&self.connection);
-        let Path::Own(socket) = &connection.path else { return };
+        let Path::Own(socket) = &connection.path else {
+            return;
+        };
         for _ in 0..RECEIVE_BUDGET {
             match socket.recv_from(&mut self.datagram) {
                 Ok((length, from)) => {
                     if from == connection.addr && self.is_ours(state, length) {
                         self.heard_at = now;
                         state.refused_at = None;
-                        let info = quiche::RecvInfo { from, to: self.local };
+                        let info = quiche::RecvInfo {
+                            from,
+                            to: self.local,
+                        };
                         // An error is in the connection's state, or a datagram to ignore.
                         let _ = state.quic.recv(&mut self.datagram[..length], info);
                     } else {
@@ -809,7 +870,9 @@ impl Worker {
     /// first datagram of a new life of their peer.
     fn is_ours(&self, state: &State, length: usize) -> bool {
         let datagram = &self.datagram[..length];
-        let Some(&first) = datagram.first() else { return true };
+        let Some(&first) = datagram.first() else {
+            return true;
+        };
         let is_long_header = first & 0x80 != 0;
         if self.connection.side == Side::Dialed || !is_long_header || !state.quic.is_established() {
             return true;
@@ -821,7 +884,10 @@ impl Worker {
 
     fn feed(&mut self, state: &mut State, from: SocketAddr, mut bytes: Vec<u8>, now: Instant) {
         self.heard_at = now;
-        let info = quiche::RecvInfo { from, to: self.local };
+        let info = quiche::RecvInfo {
+            from,
+            to: self.local,
+        };
         let _ = state.quic.recv(&mut bytes, info);
     }
 
@@ -867,7 +933,7 @@ impl Worker {
     }
 
     /// Moves the handshake on: certificate, HELLO, READY.
-    fn advance(&mut self, state: &mut State, now: Instant) {
+    fn advance(&self, state: &mut State, now: Instant) {
         if state.phase != Phase::Handshaking || !state.quic.is_established() {
             return;
         }
@@ -884,8 +950,10 @@ impl Worker {
                     let hello = self.hello();
                     self.connection.push_control(state, hello);
                     let mut incoming = Incoming::new();
-                    incoming.preamble =
-                        Some(Preamble { kind: StreamKind::Control, app: String::new() });
+                    incoming.preamble = Some(Preamble {
+                        kind: StreamKind::Control,
+                        app: String::new(),
+                    });
                     state.streams.incoming.insert(CONTROL, incoming);
                 }
             }
@@ -899,7 +967,10 @@ impl Worker {
     /// Who the peer's certificate says it is. TLS has judged the chain; this judges the name.
     fn judge(&self, state: &State) -> Result<NodeId, Refusal> {
         let wrong = |why: String| (CloseCode::Identity, CloseReason::WrongIdentity(why));
-        let leaf = state.quic.peer_cert().ok_or_else(|| wrong("no certificate".into()))?;
+        let leaf = state
+            .quic
+            .peer_cert()
+            .ok_or_else(|| wrong("no certificate".into()))?;
         let (node, cluster) = trust::certified_names(leaf).map_err(wrong)?;
         let context = &self.connection.context;
         if cluster != context.cluster {
@@ -910,9 +981,9 @@ impl Worker {
             return Ok(node);
         }
         match &self.expected {
-            Some(expected) if *expected != node => {
-                Err(wrong(format!("certificate is for {node}, expected {expected}")))
-            }
+            Some(expected) if *expected != node => Err(wrong(format!(
+                "certificate is for {node}, expected {expected}"
+            ))),
             Some(_) | None => Ok(node),
         }
     }
@@ -985,16 +1056,27 @@ impl Worker {
     }
 
     fn read_stream(&mut self, state: &mut State, id: u64, now: Instant) -> Result<(), Refusal> {
-        let mut incoming = state.streams.incoming.remove(&id).unwrap_or_else(Incoming::new);
+        let mut incoming = state
+            .streams
+            .incoming
+            .remove(&id)
+            .unwrap_or_else(Incoming::new);
         let outcome = self.read_incoming(state, id, &mut incoming, now);
         match outcome {
             // A finished stream is forgotten, unless something of it still waits; the control
             // stream must not finish while the connection lives.
             Ok(Reading::Finished) if id == CONTROL => return Err(protocol(FramingError::Short)),
             Ok(Reading::Finished) => {
-                if incoming.preamble.as_ref().is_some_and(|p| p.kind == StreamKind::Sync) {
+                if incoming
+                    .preamble
+                    .as_ref()
+                    .is_some_and(|p| p.kind == StreamKind::Sync)
+                {
                     let connection = self.connection.id;
-                    self.notices.push_back(Notice::SyncEnd { connection, stream: id });
+                    self.notices.push_back(Notice::SyncEnd {
+                        connection,
+                        stream: id,
+                    });
                 }
             }
             Ok(Reading::Reset) => {}
@@ -1029,7 +1111,11 @@ impl Worker {
             if piece.is_empty() {
                 if incoming.fin {
                     let whole = incoming.decoder.is_at_boundary();
-                    return if whole { Ok(Reading::Finished) } else { Err(protocol(FramingError::Short)) };
+                    return if whole {
+                        Ok(Reading::Finished)
+                    } else {
+                        Err(protocol(FramingError::Short))
+                    };
                 }
                 if self.notices.len() > MAX_KEPT_NOTICES && is_bidirectional(id) {
                     return Ok(Reading::Stalled);
@@ -1081,10 +1167,14 @@ impl Worker {
             StreamKind::Control => (id == CONTROL, crate::control::MAX_HELLO_BYTES),
             StreamKind::Sync => (id != CONTROL && is_bidirectional(id), MAX_CONTROL_BYTES),
             StreamKind::Messages => (!is_bidirectional(id), max_message),
-            StreamKind::Requests => {
-                (!is_bidirectional(id), max_message + framing::REQUEST_HEAD_BYTES)
-            }
-            StreamKind::Replies => (!is_bidirectional(id), max_message + framing::REPLY_HEAD_BYTES),
+            StreamKind::Requests => (
+                !is_bidirectional(id),
+                max_message + framing::REQUEST_HEAD_BYTES,
+            ),
+            StreamKind::Replies => (
+                !is_bidirectional(id),
+                max_message + framing::REPLY_HEAD_BYTES,
+            ),
             // Streams of bytes come with a later version; a peer must not use them on this one.
             StreamKind::Raw => (false, 0),
         };
@@ -1104,11 +1194,12 @@ impl Worker {
         unit: Vec<u8>,
         now: Instant,
     ) -> Result<Delivered, Refusal> {
-        let Some(preamble) = &incoming.preamble else { return Ok(Delivered::Ignore) };
+        let Some(preamble) = &incoming.preamble else {
+            return Ok(Delivered::Ignore);
+        };
         match preamble.kind {
             StreamKind::Control => {
-                let frame = Control::decode(&unit)
-                    .map_err(|_| protocol(FramingError::Preamble))?;
+                let frame = Control::decode(&unit).map_err(|_| protocol(FramingError::Preamble))?;
                 self.handle_control(state, incoming, frame, now)?;
                 Ok(Delivered::Yes)
             }
@@ -1117,10 +1208,14 @@ impl Worker {
                 if incoming.frames > MAX_SYNC_FRAMES {
                     return Err(protocol(FramingError::TooLarge));
                 }
-                let frame = SyncFrame::decode(&unit)
-                    .map_err(|_| protocol(FramingError::Preamble))?;
+                let frame =
+                    SyncFrame::decode(&unit).map_err(|_| protocol(FramingError::Preamble))?;
                 let connection = self.connection.id;
-                self.notices.push_back(Notice::Sync { connection, stream: id, frame });
+                self.notices.push_back(Notice::Sync {
+                    connection,
+                    stream: id,
+                    frame,
+                });
                 Ok(Delivered::Yes)
             }
             StreamKind::Messages => Ok(self.deliver_message(incoming, unit)),
@@ -1136,14 +1231,19 @@ impl Worker {
 
     fn deliver_message(&self, incoming: &mut Incoming, unit: Vec<u8>) -> Delivered {
         let context = &self.connection.context;
-        let Some(preamble) = &incoming.preamble else { return Delivered::Ignore };
+        let Some(preamble) = &incoming.preamble else {
+            return Delivered::Ignore;
+        };
         let Some(inbox) = context.registry.get(&preamble.app) else {
             context.counters.messages_for_nobody.fetch_add(1, Relaxed);
             log::debug!(target: "transport", peer:% = self.connection.peer_name(),
                 app:% = preamble.app; "no such application here; its messages are refused");
             return Delivered::Ignore;
         };
-        let Some(permit) = inbox.message_budget.take(unit.len(), &self.connection.waker) else {
+        let Some(permit) = inbox
+            .message_budget
+            .take(unit.len(), &self.connection.waker)
+        else {
             incoming.blocked = Some(unit);
             return Delivered::Blocked;
         };
@@ -1160,7 +1260,9 @@ impl Worker {
         now: Instant,
     ) -> Result<Delivered, Refusal> {
         let context = &self.connection.context;
-        let Some(preamble) = &incoming.preamble else { return Ok(Delivered::Ignore) };
+        let Some(preamble) = &incoming.preamble else {
+            return Ok(Delivered::Ignore);
+        };
         let inbox = context
             .registry
             .get(&preamble.app)
@@ -1172,14 +1274,20 @@ impl Worker {
             state.streams.push(StreamKind::Replies, &app, &head, &[]);
             return Ok(Delivered::Yes);
         };
-        let Some(permit) = inbox.request_budget.take(unit.len(), &self.connection.waker) else {
+        let Some(permit) = inbox
+            .request_budget
+            .take(unit.len(), &self.connection.waker)
+        else {
             incoming.blocked = Some(unit);
             return Ok(Delivered::Blocked);
         };
         let (id, timeout_ms, payload) = framing::split_request(unit).map_err(protocol)?;
         state.answering += 1;
         inbox.deliver_request(PendingRequest {
-            request: Request { from: self.connection.peer_name(), payload },
+            request: Request {
+                from: self.connection.peer_name(),
+                payload,
+            },
             id,
             expires_at: now + Duration::from_millis(timeout_ms.into()),
             replier: Arc::clone(&self.connection) as Arc<dyn Replier>,
@@ -1197,7 +1305,9 @@ impl Worker {
         payload: Vec<u8>,
     ) {
         // No waiter: it gave up before the reply came.
-        let Some(waiter) = state.requests.remove(&id) else { return };
+        let Some(waiter) = state.requests.remove(&id) else {
+            return;
+        };
         let peer = self.connection.peer_name();
         let outcome = match status {
             ReplyStatus::Ok => Ok(payload),
@@ -1205,9 +1315,10 @@ impl Worker {
                 let message = String::from_utf8_lossy(&payload).into_owned();
                 Err(RequestError::Remote { peer, message })
             }
-            ReplyStatus::NoHandler => {
-                Err(RequestError::NoHandler { peer, app: preamble.app.clone() })
-            }
+            ReplyStatus::NoHandler => Err(RequestError::NoHandler {
+                peer,
+                app: preamble.app.clone(),
+            }),
             ReplyStatus::Expired => {
                 let message = "the request expired before it was handled".to_owned();
                 Err(RequestError::Remote { peer, message })
@@ -1244,7 +1355,9 @@ impl Worker {
                 Ok(())
             }
             (Phase::Ready, Control::Ready) => {
-                let Some(hello) = self.greeted.take() else { return out_of_order };
+                let Some(hello) = self.greeted.take() else {
+                    return out_of_order;
+                };
                 self.come_up(state, hello.boot, hello.keyring_digest, now);
                 Ok(())
             }
@@ -1264,7 +1377,8 @@ impl Worker {
             }
             (_, Control::Ping { id }) => {
                 let reactor_age_ms = self.connection.context.reactor_age_ms(now);
-                self.connection.push_control(state, Control::Pong { id, reactor_age_ms });
+                self.connection
+                    .push_control(state, Control::Pong { id, reactor_age_ms });
                 Ok(())
             }
             (_, Control::Pong { id, .. }) => {
@@ -1301,7 +1415,8 @@ impl Worker {
                 | Control::KeysHeld(_)),
             ) => {
                 let connection = self.connection.id;
-                self.notices.push_back(Notice::Control { connection, frame });
+                self.notices
+                    .push_back(Notice::Control { connection, frame });
                 Ok(())
             }
         }
@@ -1321,7 +1436,11 @@ impl Worker {
             boot,
             side: self.connection.side,
             addr: self.connection.addr,
-            certificate: state.quic.peer_cert().map(<[u8]>::to_vec).unwrap_or_default(),
+            certificate: state
+                .quic
+                .peer_cert()
+                .map(<[u8]>::to_vec)
+                .unwrap_or_default(),
             keyring_digest,
         });
     }
@@ -1336,7 +1455,10 @@ impl Worker {
         for (&stream, incoming) in &mut state.streams.incoming {
             if incoming.delivered > incoming.acknowledged {
                 incoming.acknowledged = incoming.delivered;
-                acks.push(Control::MessageAck { stream, count: incoming.delivered });
+                acks.push(Control::MessageAck {
+                    stream,
+                    count: incoming.delivered,
+                });
             }
         }
         for ack in acks {
@@ -1389,7 +1511,9 @@ impl Worker {
     fn finish(&self, state: &mut State, reason: CloseReason) -> Notice {
         let unacknowledged = state.streams.unacknowledged();
         let counters = &self.connection.context.counters;
-        counters.messages_unacknowledged.fetch_add(unacknowledged, Relaxed);
+        counters
+            .messages_unacknowledged
+            .fetch_add(unacknowledged, Relaxed);
         state.closed = Some(reason.clone());
         let peer = self.connection.peer_name();
         for (_, waiter) in std::mem::take(&mut state.requests) {
@@ -1403,7 +1527,11 @@ impl Worker {
         let mut info = self.connection.info.lock();
         info.state = ConnectionState::Down;
         info.last_error = Some(reason.to_string());
-        Notice::Down { connection: self.connection.id, reason, unacknowledged }
+        Notice::Down {
+            connection: self.connection.id,
+            reason,
+            unacknowledged,
+        }
     }
 
     fn publish(&mut self, state: &State, now: Instant) {
@@ -1420,7 +1548,12 @@ impl Worker {
         }
         self.info_at = now;
         info.state = shown;
-        info.peer = self.connection.peer.get().cloned().or_else(|| self.expected.clone());
+        info.peer = self
+            .connection
+            .peer
+            .get()
+            .cloned()
+            .or_else(|| self.expected.clone());
         let stats = state.quic.stats();
         info.sent_bytes = stats.sent_bytes;
         info.received_bytes = stats.recv_bytes;
@@ -1462,7 +1595,9 @@ enum Delivered {
 
 /// Tells the peer that nobody reads the stream.
 fn ignore(state: &mut State, id: u64) -> Reading {
-    let _ = state.quic.stream_shutdown(id, quiche::Shutdown::Read, NO_SUCH_APP);
+    let _ = state
+        .quic
+        .stream_shutdown(id, quiche::Shutdown::Read, NO_SUCH_APP);
     Reading::Reset
 }
 

@@ -80,8 +80,14 @@ struct PerSecond {
 
 impl PerSecond {
     fn allow(&mut self, now: Instant) -> bool {
-        if self.since.is_none_or(|since| now >= since + Duration::from_secs(1)) {
-            *self = Self { since: Some(now), count: 0 };
+        if self
+            .since
+            .is_none_or(|since| now >= since + Duration::from_secs(1))
+        {
+            *self = Self {
+                since: Some(now),
+                count: 0,
+            };
         }
         self.count += 1;
         self.count <= MAX_ANSWERS_PER_SECOND
@@ -182,7 +188,9 @@ impl Endpoint {
     /// Gives a connection's worker a command. `false` when there is no such connection or its queue
     /// is full.
     pub(crate) fn command(&self, id: ConnectionId, command: Command) -> bool {
-        self.links.get(&id).is_some_and(|link| link.connection.command(command))
+        self.links
+            .get(&id)
+            .is_some_and(|link| link.connection.command(command))
     }
 
     /// Starts a connection to `addr`. It reports by notices, also that it failed.
@@ -200,7 +208,11 @@ impl Endpoint {
         let socket = udp::dial(addr).map_err(refused)?;
         let local = socket.local_addr().map_err(refused)?;
         let name = node.map(|node| {
-            format!("{node}.{}.{}", self.context.cluster, crate::node_id::NAME_SUFFIX)
+            format!(
+                "{node}.{}.{}",
+                self.context.cluster,
+                crate::node_id::NAME_SUFFIX
+            )
         });
         let scid = self.new_id().ok_or("the system has no random numbers")?;
         let quic = quiche::connect(
@@ -238,7 +250,16 @@ impl Endpoint {
         for route in &ids {
             self.routes.insert(route.clone(), id);
         }
-        self.links.insert(id, Link { connection, thread, ids, half_open, has_own_socket });
+        self.links.insert(
+            id,
+            Link {
+                connection,
+                thread,
+                ids,
+                half_open,
+                has_own_socket,
+            },
+        );
         Ok(())
     }
 
@@ -258,7 +279,10 @@ impl Endpoint {
     ) -> Routed {
         let routed = self.route(now, datagram, allocate);
         if routed == Routed::Refused {
-            self.context.counters.refused_datagrams.fetch_add(1, Relaxed);
+            self.context
+                .counters
+                .refused_datagrams
+                .fetch_add(1, Relaxed);
         }
         routed
     }
@@ -300,7 +324,10 @@ impl Endpoint {
         if self.command(id, Command::Inject(datagram)) {
             return Routed::Connection;
         }
-        self.context.counters.dropped_injections.fetch_add(1, Relaxed);
+        self.context
+            .counters
+            .dropped_injections
+            .fetch_add(1, Relaxed);
         Routed::Connection
     }
 
@@ -326,12 +353,19 @@ impl Endpoint {
             },
             None => None,
         };
-        let half_open = self.links.values().filter_map(|link| link.half_open).collect::<Vec<_>>();
+        let half_open = self
+            .links
+            .values()
+            .filter_map(|link| link.half_open)
+            .collect::<Vec<_>>();
         if half_open.len() >= MAX_HALF_OPEN {
             return Routed::Refused;
         }
         let unproven = half_open.iter().filter(|(_, proven)| !proven);
-        let from_source = unproven.clone().filter(|(other, _)| *other == source).count();
+        let from_source = unproven
+            .clone()
+            .filter(|(other, _)| *other == source)
+            .count();
         let is_crowded = unproven.count() >= MAX_UNPROVEN || from_source >= MAX_UNPROVEN_PER_SOURCE;
         if odcid.is_none() && is_crowded {
             return self.answer_by_retry(now, &datagram, header, age);
@@ -357,7 +391,10 @@ impl Endpoint {
         // After a Retry the client uses the id that we chose there.
         let scid = match odcid {
             Some(_) => header.dcid.as_ref().to_vec(),
-            None => self.new_id().ok_or_else(|| io::Error::other("no random numbers"))?.to_vec(),
+            None => self
+                .new_id()
+                .ok_or_else(|| io::Error::other("no random numbers"))?
+                .to_vec(),
         };
         let path = self.path_to(addr);
         let local = match &path {
@@ -396,7 +433,11 @@ impl Endpoint {
     /// the kernel would prefer.
     fn path_to(&self, addr: SocketAddr) -> Path {
         let shared = || Path::Shared(Arc::clone(&self.listener));
-        let own = self.links.values().filter(|link| link.has_own_socket).count();
+        let own = self
+            .links
+            .values()
+            .filter(|link| link.has_own_socket)
+            .count();
         let is_taken = self
             .links
             .values()
@@ -440,7 +481,9 @@ impl Endpoint {
             return Routed::Refused;
         }
         let token = self.retry.seal(datagram.from, header.dcid.as_ref(), age);
-        let (Some(token), Some(scid)) = (token, self.new_id()) else { return Routed::Refused };
+        let (Some(token), Some(scid)) = (token, self.new_id()) else {
+            return Routed::Refused;
+        };
         let mut answer = [0; MIN_INITIAL_BYTES];
         let written = quiche::retry(
             &header.scid,
@@ -506,7 +549,9 @@ impl Endpoint {
     /// After a reset they need not: the peer has forgotten the connection anyway.
     pub(crate) fn handle_down(&mut self, now: Instant, id: ConnectionId) {
         self.forget_quiet(now);
-        let Some(link) = self.links.get_mut(&id) else { return };
+        let Some(link) = self.links.get_mut(&id) else {
+            return;
+        };
         link.half_open = None;
         for route in std::mem::take(&mut link.ids) {
             self.routes.remove(&route);

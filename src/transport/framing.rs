@@ -123,7 +123,9 @@ pub enum FramingError {
 /// Whether `name` is an application name: 1 to 64 of letters, digits, `.`, `_` and `-`.
 pub fn is_app_name(name: &str) -> bool {
     (1..=MAX_NAME_BYTES).contains(&name.len())
-        && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
+        && name
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
 }
 
 /// Cuts a unit, given in parts, into frames and hands each to `push`.
@@ -189,9 +191,14 @@ impl Decoder {
             self.preamble.push(byte);
             let kind = StreamKind::from_wire(self.preamble[0]).ok_or(FramingError::Preamble)?;
             if !kind.has_name() {
-                return Ok(Some(Preamble { kind, app: String::new() }));
+                return Ok(Some(Preamble {
+                    kind,
+                    app: String::new(),
+                }));
             }
-            let Some(&len) = self.preamble.get(1) else { continue };
+            let Some(&len) = self.preamble.get(1) else {
+                continue;
+            };
             if len == 0 || usize::from(len) > MAX_NAME_BYTES {
                 return Err(FramingError::Preamble);
             }
@@ -200,7 +207,10 @@ impl Decoder {
                     .ok()
                     .filter(|app| is_app_name(app))
                     .ok_or(FramingError::Preamble)?;
-                return Ok(Some(Preamble { kind, app: app.to_owned() }));
+                return Ok(Some(Preamble {
+                    kind,
+                    app: app.to_owned(),
+                }));
             }
         }
         Ok(None)
@@ -215,7 +225,9 @@ impl Decoder {
     pub fn unit(&mut self, input: &mut &[u8]) -> Result<Option<Vec<u8>>, FramingError> {
         loop {
             let Some((left, more)) = self.current else {
-                let Some((&byte, rest)) = input.split_first() else { return Ok(None) };
+                let Some((&byte, rest)) = input.split_first() else {
+                    return Ok(None);
+                };
                 *input = rest;
                 self.header.push(byte);
                 if self.header.len() == HEADER_BYTES {
@@ -244,8 +256,7 @@ impl Decoder {
             return Err(FramingError::Reserved);
         }
         let more = flags & MORE != 0;
-        let body =
-            u32::from_be_bytes([0, self.header[1], self.header[2], self.header[3]]) as usize;
+        let body = u32::from_be_bytes([0, self.header[1], self.header[2], self.header[3]]) as usize;
         if body > MAX_FRAME_BYTES || self.unit.len() + body > self.max_unit_bytes {
             return Err(FramingError::TooLarge);
         }
@@ -344,7 +355,13 @@ mod tests {
 
     #[test]
     fn units_come_back_whole_however_the_bytes_are_cut() {
-        let payloads = [vec![], vec![1], vec![2; 65_536], vec![3; 65_537], vec![4; 200_000]];
+        let payloads = [
+            vec![],
+            vec![1],
+            vec![2; 65_536],
+            vec![3; 65_537],
+            vec![4; 200_000],
+        ];
         let mut stream = Vec::new();
         for payload in &payloads {
             stream.extend(frames(b"", payload));
@@ -368,11 +385,20 @@ mod tests {
     fn a_head_and_a_payload_become_one_unit() {
         let payload = vec![9; 70_000];
         let bytes = frames(&request_head(7, 5_000), &payload);
-        let unit = Decoder::new(1 << 20).unit(&mut bytes.as_slice()).unwrap().unwrap();
+        let unit = Decoder::new(1 << 20)
+            .unit(&mut bytes.as_slice())
+            .unwrap()
+            .unwrap();
         assert_eq!(split_request(unit), Ok((7, 5_000, payload)));
         let bytes = frames(&reply_head(8, ReplyStatus::Error), b"no");
-        let unit = Decoder::new(100).unit(&mut bytes.as_slice()).unwrap().unwrap();
-        assert_eq!(split_reply(unit), Ok((8, ReplyStatus::Error, b"no".to_vec())));
+        let unit = Decoder::new(100)
+            .unit(&mut bytes.as_slice())
+            .unwrap()
+            .unwrap();
+        assert_eq!(
+            split_reply(unit),
+            Ok((8, ReplyStatus::Error, b"no".to_vec()))
+        );
     }
 
     #[test]
@@ -389,7 +415,11 @@ mod tests {
     #[test]
     fn many_small_frames_cannot_grow_a_unit_past_its_limit() {
         let mut decoder = Decoder::new(1_000);
-        let frame = [1, 0, 0, 100].iter().copied().chain([7; 100]).collect::<Vec<u8>>();
+        let frame = [1, 0, 0, 100]
+            .iter()
+            .copied()
+            .chain([7; 100])
+            .collect::<Vec<u8>>();
         let outcome = (0..11).find_map(|_| decoder.unit(&mut frame.as_slice()).err());
         assert_eq!(outcome, Some(FramingError::TooLarge));
     }
@@ -402,7 +432,10 @@ mod tests {
             (StreamKind::Messages, "orders"),
             (StreamKind::Replies, &"x".repeat(64)),
         ] {
-            let preamble = Preamble { kind, app: app.to_owned() };
+            let preamble = Preamble {
+                kind,
+                app: app.to_owned(),
+            };
             let bytes = preamble.encode();
             let mut decoder = Decoder::new(10);
             let mut seen = None;
@@ -412,8 +445,18 @@ mod tests {
             }
             assert_eq!(seen, Some(preamble));
         }
-        for bad in [&[0_u8][..], &[7], &[2, 0], &[2, 65], &[2, 1, b'/'], &[2, 2, 0xc3, 0x28]] {
-            assert_eq!(Decoder::new(10).preamble(&mut &bad[..]), Err(FramingError::Preamble));
+        for bad in [
+            &[0_u8][..],
+            &[7],
+            &[2, 0],
+            &[2, 65],
+            &[2, 1, b'/'],
+            &[2, 2, 0xc3, 0x28],
+        ] {
+            assert_eq!(
+                Decoder::new(10).preamble(&mut &bad[..]),
+                Err(FramingError::Preamble)
+            );
         }
     }
 }

@@ -185,15 +185,29 @@ pub(crate) enum Notice {
     /// The peer said USE.
     Used { connection: ConnectionId },
     /// A control frame that is not the worker's own business.
-    Control { connection: ConnectionId, frame: Control },
+    Control {
+        connection: ConnectionId,
+        frame: Control,
+    },
     /// One frame of a sync.
-    Sync { connection: ConnectionId, stream: u64, frame: SyncFrame },
+    Sync {
+        connection: ConnectionId,
+        stream: u64,
+        frame: SyncFrame,
+    },
     /// The peer's half of a sync is complete.
-    SyncEnd { connection: ConnectionId, stream: u64 },
+    SyncEnd {
+        connection: ConnectionId,
+        stream: u64,
+    },
     /// A datagram that belongs to another connection, or opens one.
     Stray { datagram: Datagram },
     /// The connection is over; nothing but `Gone` follows.
-    Down { connection: ConnectionId, reason: CloseReason, unacknowledged: u64 },
+    Down {
+        connection: ConnectionId,
+        reason: CloseReason,
+        unacknowledged: u64,
+    },
     /// The worker thread ends.
     Gone { connection: ConnectionId },
 }

@@ -164,7 +164,10 @@ impl Streams {
         let stream = self.outgoing.entry(CONTROL).or_insert_with(|| {
             let mut stream = Outgoing::new(StreamKind::Control);
             if is_dialer {
-                let preamble = Preamble { kind: StreamKind::Control, app: String::new() };
+                let preamble = Preamble {
+                    kind: StreamKind::Control,
+                    app: String::new(),
+                };
                 stream.push(preamble.encode());
             }
             stream
@@ -176,14 +179,23 @@ impl Streams {
     /// The outgoing stream of an application, opened if need be.
     pub(super) fn app(&mut self, kind: StreamKind, app: &Arc<str>) -> (u64, &mut Outgoing) {
         let next_uni = &mut self.next_uni;
-        let id = *self.by_app.entry((kind, Arc::clone(app))).or_insert_with(|| {
-            let id = *next_uni;
-            *next_uni += 4;
-            id
-        });
+        let id = *self
+            .by_app
+            .entry((kind, Arc::clone(app)))
+            .or_insert_with(|| {
+                let id = *next_uni;
+                *next_uni += 4;
+                id
+            });
         let stream = self.outgoing.entry(id).or_insert_with(|| {
             let mut stream = Outgoing::new(kind);
-            stream.push(Preamble { kind, app: app.to_string() }.encode());
+            stream.push(
+                Preamble {
+                    kind,
+                    app: app.to_string(),
+                }
+                .encode(),
+            );
             stream
         });
         (id, stream)
@@ -227,20 +239,34 @@ impl Streams {
         let id = self.next_bidi;
         self.next_bidi += 4;
         let mut stream = Outgoing::new(StreamKind::Sync);
-        stream.push(Preamble { kind: StreamKind::Sync, app: String::new() }.encode());
+        stream.push(
+            Preamble {
+                kind: StreamKind::Sync,
+                app: String::new(),
+            }
+            .encode(),
+        );
         self.outgoing.insert(id, stream);
         self.finish_sync(id, frames);
         // The answer comes without a preamble: the stream is known.
         let mut incoming = Incoming::new();
-        incoming.preamble = Some(Preamble { kind: StreamKind::Sync, app: String::new() });
-        incoming.decoder.set_max_unit_bytes(crate::control::MAX_CONTROL_BYTES);
+        incoming.preamble = Some(Preamble {
+            kind: StreamKind::Sync,
+            app: String::new(),
+        });
+        incoming
+            .decoder
+            .set_max_unit_bytes(crate::control::MAX_CONTROL_BYTES);
         self.incoming.insert(id, incoming);
         id
     }
 
     /// Puts this end's half of a sync on its way.
     pub(super) fn finish_sync(&mut self, id: u64, frames: &[Vec<u8>]) {
-        let stream = self.outgoing.entry(id).or_insert_with(|| Outgoing::new(StreamKind::Sync));
+        let stream = self
+            .outgoing
+            .entry(id)
+            .or_insert_with(|| Outgoing::new(StreamKind::Sync));
         for frame in frames {
             framing::encode_unit(&[], frame, |frame| stream.push(frame));
         }
@@ -308,9 +334,9 @@ impl Streams {
 
     /// Whether nothing waits to be written or acknowledged.
     pub(super) fn is_idle(&self) -> bool {
-        self.outgoing
-            .values()
-            .all(|stream| stream.stopped || (stream.queue.is_empty() && stream.unacknowledged() == 0))
+        self.outgoing.values().all(|stream| {
+            stream.stopped || (stream.queue.is_empty() && stream.unacknowledged() == 0)
+        })
     }
 
     /// Messages that the peer has not acknowledged.
@@ -320,7 +346,11 @@ impl Streams {
 
     /// Streams that are open in either direction.
     pub(super) fn count(&self) -> u64 {
-        let both = self.outgoing.keys().chain(self.incoming.keys()).collect::<BTreeSet<_>>();
+        let both = self
+            .outgoing
+            .keys()
+            .chain(self.incoming.keys())
+            .collect::<BTreeSet<_>>();
         both.len() as u64
     }
 }

@@ -21,7 +21,8 @@ pub(crate) fn quic_config(identity: &Identity, config: &Config) -> Result<quiche
     let tls = tls_context(identity).map_err(|error| error.to_string())?;
     let mut quic = quiche::Config::with_boring_ssl_ctx_builder(quiche::PROTOCOL_VERSION, tls)
         .map_err(|error| error.to_string())?;
-    quic.set_application_protos(&[ALPN]).map_err(|error| error.to_string())?;
+    quic.set_application_protos(&[ALPN])
+        .map_err(|error| error.to_string())?;
     let idle_ms = u64::try_from(config.idle_timeout.as_millis()).unwrap_or(u64::MAX);
     quic.set_max_idle_timeout(idle_ms);
     quic.set_max_recv_udp_payload_size(config.max_datagram_bytes.max(MAX_RECEIVED_DATAGRAM_BYTES));

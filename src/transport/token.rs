@@ -116,11 +116,17 @@ mod tests {
         let addr: SocketAddr = "192.0.2.1:5000".parse().unwrap();
         let now = Duration::from_secs(100);
         let token = tokens.seal(addr, b"original", now).unwrap();
-        assert_eq!(tokens.open(addr, &token, now).as_deref(), Ok(&b"original"[..]));
+        assert_eq!(
+            tokens.open(addr, &token, now).as_deref(),
+            Ok(&b"original"[..])
+        );
         let late = now + RETRY_LIFETIME + Duration::from_millis(1);
         assert_eq!(tokens.open(addr, &token, late), Err(TokenError::Expired));
         let other_port = "192.0.2.1:5001".parse().unwrap();
-        assert_eq!(tokens.open(other_port, &token, now), Err(TokenError::Forged));
+        assert_eq!(
+            tokens.open(other_port, &token, now),
+            Err(TokenError::Forged)
+        );
         for at in 0..token.len() {
             let mut forged = token.clone();
             forged[at] ^= 1;

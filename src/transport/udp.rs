@@ -38,7 +38,11 @@ pub(crate) fn listen(addr: SocketAddr) -> io::Result<Listener> {
             log::debug!(target: "transport", error:%; "no sockets for accepted connections");
         })
         .is_ok();
-    Ok(Listener { socket: socket.into(), addr, guarded })
+    Ok(Listener {
+        socket: socket.into(),
+        addr,
+        guarded,
+    })
 }
 
 /// Binds the gossip socket.
@@ -87,7 +91,10 @@ fn bound(socket: &Socket, addr: SocketAddr, buffer_bytes: usize) -> io::Result<(
 }
 
 fn local(socket: &Socket) -> io::Result<SocketAddr> {
-    socket.local_addr()?.as_socket().ok_or_else(|| io::Error::other("not an IP socket"))
+    socket
+        .local_addr()?
+        .as_socket()
+        .ok_or_else(|| io::Error::other("not an IP socket"))
 }
 
 /// Makes the listener the first of a reuseport group and steers every stranger to it.
@@ -104,8 +111,16 @@ fn guard(listener: &Socket, addr: SocketAddr) -> io::Result<()> {
 #[expect(unsafe_code, reason = "SO_ATTACH_REUSEPORT_CBPF has no safe wrapper")]
 fn steer_to_first(listener: &Socket) -> io::Result<()> {
     // BPF_RET | BPF_K with k = 0: always the socket with index 0.
-    let mut program = [libc::sock_filter { code: 0x06, jt: 0, jf: 0, k: 0 }];
-    let filter = libc::sock_fprog { len: 1, filter: program.as_mut_ptr() };
+    let mut program = [libc::sock_filter {
+        code: 0x06,
+        jt: 0,
+        jf: 0,
+        k: 0,
+    }];
+    let filter = libc::sock_fprog {
+        len: 1,
+        filter: program.as_mut_ptr(),
+    };
     // SAFETY: the descriptor is open, the option takes a `sock_fprog` of exactly this size, and
     // the kernel copies the program before the call returns.
     let result = unsafe {
@@ -117,7 +132,11 @@ fn steer_to_first(listener: &Socket) -> io::Result<()> {
             size_of::<libc::sock_fprog>() as libc::socklen_t,
         )
     };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
 
 #[cfg(not(target_os = "linux"))]
@@ -146,13 +165,19 @@ mod tests {
             stranger.send_to(b"hello", listener.addr).unwrap();
         }
         listener.socket.set_nonblocking(false).unwrap();
-        listener.socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        listener
+            .socket
+            .set_read_timeout(Some(Duration::from_secs(5)))
+            .unwrap();
         let mut buffer = [0; 16];
         for _ in 0..64 {
             assert_eq!(listener.socket.recv(&mut buffer).unwrap(), 5);
         }
         assert_eq!(own.recv(&mut buffer).unwrap(), 4);
-        assert_eq!(own.recv(&mut buffer).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        assert_eq!(
+            own.recv(&mut buffer).unwrap_err().kind(),
+            io::ErrorKind::WouldBlock
+        );
     }
 
     #[test]
