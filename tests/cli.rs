@@ -385,7 +385,7 @@ fn a_certificate_says_what_it_is() {
         "node           n1\n",
         "cluster        prod\n",
         "n1.prod.nodosum",
-        "89 days left",
+        " days left)",
     ] {
         assert!(
             stdout(&leaf).contains(part),

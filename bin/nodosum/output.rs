@@ -390,9 +390,9 @@ mod tests {
 
     #[test]
     fn a_table_aligns_and_escapes_its_cells() {
-        let expected = "NAME                       AGE\n\
-                        a                      0.41 ms\n\
-                        long\\u{9}\\u{1b}[2J      1m 30s\n";
+        let expected = "NAME                    AGE\n\
+                        a                   0.41 ms\n\
+                        long\\u{9}\\u{1b}[2J   1m 30s\n";
         assert_eq!(rendered(Format::Table, true), expected);
         assert_eq!(rendered(Format::Table, false).lines().count(), 2);
     }

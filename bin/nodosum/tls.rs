@@ -470,7 +470,7 @@ mod tests {
         );
         assert!(ca.ca && ca.node.is_none());
         assert_eq!(ca.permitted_names, ["prod.nodosum"]);
-        assert!(page(leaf).contains("89 days left"), "{}", page(leaf));
+        assert!(page(leaf).contains("days left)"), "{}", page(leaf));
         assert!(
             page(ca).contains("may issue for  prod.nodosum"),
             "{}",
