@@ -13,7 +13,6 @@ use std::{
     net::{Ipv4Addr, SocketAddr},
     os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
-    sync::Arc,
     thread,
     time::{Duration, Instant},
 };
@@ -27,7 +26,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::{
-    admin::{history::History, server::Server},
+    admin::{history::History, server::Server, socket::bind},
     args::{self, DemoFormat},
     clock::{self, Deadline},
     exit::{Exit, Failure},
@@ -266,12 +265,10 @@ impl Demo {
         };
         let path = dir.join("n1.sock");
         let history = History::record(first.node.events())?;
-        match Server::start(
-            first.node.clone(),
-            Arc::clone(&history),
-            [first.echo.clone()],
-            &path,
-        ) {
+        let server = bind(&path).and_then(|socket| {
+            Server::start(first.node.clone(), history, [first.echo.clone()], socket)
+        });
+        match server {
             Ok(server) => {
                 self.server = Some(server);
                 Ok(Some(path))

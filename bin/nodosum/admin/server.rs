@@ -37,7 +37,7 @@ use super::{
         Command, ConnsView, DeliveryView, Envelope, FailedView, MAX_REQUEST_LINE, MembersView,
         ReadError, Reply, StatusView, VERSION, Versioned, read_line, read_payload,
     },
-    socket::{Bound, bind},
+    socket::Bound,
 };
 use crate::{
     clock::Deadline,
@@ -86,17 +86,17 @@ struct Shared {
 }
 
 impl Server {
-    /// Serves `node` at `path`. `apps` are those that the process has registered itself.
+    /// Serves `node` at a socket. `apps` are those that the process has registered itself.
     pub(crate) fn start(
         node: Node,
         history: Arc<History>,
         apps: impl IntoIterator<Item = App>,
-        path: &Path,
+        bound: Bound,
     ) -> Result<Self, Failure> {
         let failed = |error: std::io::Error| {
             Failure::failed(format!("cannot start the admin server: {error}"))
         };
-        let bound = bind(path)?;
+        let path = bound.path().to_owned();
         bound.listener.set_nonblocking(true).map_err(failed)?;
         let (running, stopped) = UnixStream::pair().map_err(failed)?;
         let shared = Arc::new(Shared {
