@@ -95,11 +95,12 @@ pub(crate) fn run(args: &args::Demo) -> Result<Exit, Failure> {
     demo.summary.nodes = demo.total;
     let budget = args.budget.map(Deadline::after);
     let outcome = demo.live(&dir.path, budget);
-    let outcome = outcome.and(demo.shut_down());
+    // Whatever came before, nothing is left running.
+    let ended = demo.shut_down();
     if args.keep {
         demo.stage.kept(&dir.path)?;
     }
-    demo.finish(outcome)
+    demo.finish(outcome.and(ended))
 }
 
 /// Why the steps ended early.
