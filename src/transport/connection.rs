@@ -966,6 +966,9 @@ impl Worker {
                 }
             }
             Err((code, reason)) => {
+                // The end of our handshake goes first: without it an acceptor has no keys to read
+                // the close with, and would wait for its deadline.
+                self.connection.send_datagrams(state);
                 state.closing = Some(reason);
                 close(state, code);
             }
