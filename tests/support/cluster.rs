@@ -1,5 +1,12 @@
 //! Several real nodes in one process, on loopback.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot start has failed")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    reason = "each test file uses a part of this"
+)]
+
 use std::time::{Duration, Instant};
 
 use nodosum::{
