@@ -7,13 +7,13 @@
     clippy::disallowed_methods,
     reason = "real nodes run against the real clock"
 )]
+#![expect(clippy::unwrap_used, reason = "a test may panic, in its helpers too")]
+#![expect(unreachable_pub, reason = "modules that several tests share")]
 #![cfg(feature = "ca")]
 
 #[path = "support/cluster.rs"]
-#[allow(dead_code, reason = "shared with other tests")]
 mod cluster;
 #[path = "support/raw_quic.rs"]
-#[allow(dead_code, reason = "shared with other tests")]
 mod raw_quic;
 
 use std::{
@@ -29,8 +29,8 @@ use std::{
 
 use cluster::{Lab, PATIENCE, await_event, eventually, id};
 use nodosum::{
-    App, ClusterName, ConnectionState, EventKind, Events, Identity, IdentityError, Node,
-    Profile, Ready, StartError,
+    App, ClusterName, ConnectionState, EventKind, Events, Identity, IdentityError, Node, Profile,
+    Ready, StartError,
     ca::{Authority, Template},
     control::{Control, Hello},
     transport::{self, framing::StreamKind},
@@ -55,7 +55,7 @@ const NO_APPLICATION_PROTOCOL: u8 = 120;
 // Close codes of the protocol.
 const IDENTITY: u64 = 2;
 const PROTOCOL: u64 = 3;
-const SELF_DIAL: u64 = 6;
+const OVERLOADED: u64 = 5;
 
 /// An authority that may sign any name, which an operator can make with other tools.
 struct Unconstrained {
@@ -165,11 +165,19 @@ impl Witness {
         let app = honest.register("inbox").unwrap();
         app.send(self.node.id(), "honest", 10 * SECOND).unwrap();
         let first = self.app.messages().recv_timeout(PATIENCE).unwrap();
-        assert_eq!((first.from.as_str(), &*first.payload), (honest.id().as_str(), &b"honest"[..]));
+        assert_eq!(
+            (first.from.as_str(), &*first.payload),
+            (honest.id().as_str(), &b"honest"[..])
+        );
         let reply = app.request(self.node.id(), "honest", 10 * SECOND).unwrap();
         assert_eq!(reply, b"honest");
         assert_eq!(self.requests.load(SeqCst), 1);
-        let peers: Vec<_> = self.node.peers().into_iter().map(|peer| peer.node).collect();
+        let peers: Vec<_> = self
+            .node
+            .peers()
+            .into_iter()
+            .map(|peer| peer.node)
+            .collect();
         assert_eq!(peers, [honest.id().clone()]);
     }
 }
@@ -240,7 +248,9 @@ fn bad_certificates(lab: &Lab) -> Vec<(&'static str, Certificate, Vec<End>)> {
         ),
         (
             "two names",
-            issue(good, "n2", |t| t.dns_names.push(format!("n3.{cluster}.nodosum"))),
+            issue(good, "n2", |t| {
+                t.dns_names.push(format!("n3.{cluster}.nodosum"))
+            }),
             vec![End::Code(IDENTITY)],
         ),
         (
@@ -257,7 +267,9 @@ fn bad_certificates(lab: &Lab) -> Vec<(&'static str, Certificate, Vec<End>)> {
         ),
         (
             "for every node of the cluster",
-            issue(good, "n2", |t| t.dns_names = vec![format!("*.{cluster}.nodosum")]),
+            issue(good, "n2", |t| {
+                t.dns_names = vec![format!("*.{cluster}.nodosum")]
+            }),
             vec![End::Code(IDENTITY)],
         ),
     ]
@@ -267,7 +279,11 @@ fn bad_certificates(lab: &Lab) -> Vec<(&'static str, Certificate, Vec<End>)> {
 fn a_dialler_without_an_acceptable_certificate_is_refused() {
     let lab = Lab::new("diallers");
     let witness = Witness::new(lab.builder("n1").start().unwrap());
-    let mut cases = vec![("no certificate", None, vec![End::Alert(CERTIFICATE_REQUIRED)])];
+    let mut cases = vec![(
+        "no certificate",
+        None,
+        vec![End::Alert(CERTIFICATE_REQUIRED)],
+    )];
     for (what, certificate, ends) in bad_certificates(&lab) {
         cases.push((what, Some(certificate), ends));
     }
@@ -332,7 +348,7 @@ fn an_acceptor_without_a_certificate_is_no_node() {
     let events = node.events();
     let mut server = RawServer::bind(config(None, &[ALPN]));
     let seed = server.addr().to_string();
-    let (other, events) = (node.clone(), events);
+    let other = &node;
     let join = std::thread::scope(|scope| {
         let join = scope.spawn(move || other.join(&[seed], PATIENCE));
         let mut raw = server.accept();
@@ -343,7 +359,10 @@ fn an_acceptor_without_a_certificate_is_no_node() {
         join.join().unwrap()
     });
     let error = join.unwrap_err().to_string();
-    assert!(error.contains("TLS: ") && error.contains("peer refused us"), "{error}");
+    assert!(
+        error.contains("TLS: ") && error.contains("peer refused us"),
+        "{error}"
+    );
     while let Some(event) = events.try_recv() {
         assert_eq!(event.kind, EventKind::Ready);
     }
@@ -362,14 +381,21 @@ fn nodes_of_two_authorities_refuse_each_other() {
         let error = stranger.join(&[&seed], PATIENCE).unwrap_err().to_string();
         assert!(error.contains("unknown certificate authority"), "{error}");
         let other = stranger.quic_addr().to_string();
-        let error = witness.node.join(&[other], PATIENCE).unwrap_err().to_string();
+        let error = witness
+            .node
+            .join(&[other], PATIENCE)
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("unknown certificate authority"), "{error}");
         assert_eq!(stranger.peers(), []);
         assert_eq!(stranger.members().len(), 1);
         stranger.shutdown(10 * SECOND);
         while let Some(event) = events.try_recv() {
             let kind = event.kind;
-            assert!(matches!(kind, EventKind::Ready | EventKind::Leaving), "{kind:?}");
+            assert!(
+                matches!(kind, EventKind::Ready | EventKind::Leaving),
+                "{kind:?}"
+            );
         }
     }
     let honest = lab.builder("n9").seed(seed).start().unwrap();
@@ -497,7 +523,10 @@ fn another_protocol_is_refused() {
             join.join().unwrap()
         });
         let error = join.unwrap_err().to_string();
-        assert!(error.contains("no common application protocol"), "{alpn:?}: {error}");
+        assert!(
+            error.contains("no common application protocol"),
+            "{alpn:?}: {error}"
+        );
     }
     let seed = witness.node.quic_addr().to_string();
     let honest = lab.builder("n9").seed(seed).start().unwrap();
@@ -533,7 +562,7 @@ fn a_dialler_that_lies_in_its_hello_is_refused() {
                 boot: witness.node.boot_id(),
                 ..honest.clone()
             }),
-            SELF_DIAL,
+            IDENTITY,
         ),
         (
             "a version of the future",
@@ -543,8 +572,16 @@ fn a_dialler_that_lies_in_its_hello_is_refused() {
             }),
             PROTOCOL,
         ),
-        ("READY first", [open(), control(Control::Ready)].concat(), PROTOCOL),
-        ("USE first", [open(), control(Control::Use)].concat(), PROTOCOL),
+        (
+            "READY first",
+            [open(), control(Control::Ready)].concat(),
+            PROTOCOL,
+        ),
+        (
+            "USE first",
+            [open(), control(Control::Use)].concat(),
+            PROTOCOL,
+        ),
         (
             "HELLO twice",
             [say(honest.clone()), control(Control::Hello(honest.clone()))].concat(),
@@ -556,7 +593,11 @@ fn a_dialler_that_lies_in_its_hello_is_refused() {
             PROTOCOL,
         ),
         ("garbage", [open(), unit(&[0xff; 32])].concat(), PROTOCOL),
-        ("more than a HELLO may be", [open(), unit(&[0; 1_025])].concat(), PROTOCOL),
+        (
+            "more than a HELLO may be",
+            [open(), unit(&[0; 1_025])].concat(),
+            PROTOCOL,
+        ),
         (
             "an application's stream in place of the control stream",
             [preamble(StreamKind::Messages, "inbox"), unit(b"evil")].concat(),
@@ -602,6 +643,15 @@ fn an_acceptor_that_lies_in_its_hello_is_refused() {
             }),
             IDENTITY,
         ),
+        // It would never be dialled again if that were believed.
+        (
+            "the dialler's life",
+            say(Hello {
+                boot: witness.node.boot_id(),
+                ..honest
+            }),
+            IDENTITY,
+        ),
         ("READY", control(Control::Ready), PROTOCOL),
         ("USE", control(Control::Use), PROTOCOL),
         ("more than a HELLO may be", unit(&[0; 1_025]), PROTOCOL),
@@ -630,6 +680,30 @@ fn an_acceptor_that_lies_in_its_hello_is_refused() {
     let seed = witness.node.quic_addr().to_string();
     let honest = lab.builder("n9").seed(seed).start().unwrap();
     witness.assert_heard_nobody_but(&honest);
+}
+
+#[test]
+fn two_processes_of_one_identity_refuse_each_other() {
+    let lab = Lab::new("twins");
+    let identity = lab.identity("n1");
+    let start = || {
+        Node::builder(identity.clone())
+            .profile(Profile::Local)
+            .start()
+            .unwrap()
+    };
+    let (witness, twin) = (Witness::new(start()), Witness::new(start()));
+    for (from, to) in [(&witness, &twin), (&twin, &witness)] {
+        let seed = to.node.quic_addr().to_string();
+        let error = from.node.join(&[seed], PATIENCE).unwrap_err().to_string();
+        assert!(error.contains("closed by the peer: identity"), "{error}");
+    }
+    let seed = witness.node.quic_addr().to_string();
+    let honest = lab.builder("n9").seed(seed).start().unwrap();
+    witness.assert_heard_nobody_but(&honest);
+    while let Some(event) = twin.events.try_recv() {
+        assert_eq!(event.kind, EventKind::Ready);
+    }
 }
 
 #[test]
@@ -667,7 +741,10 @@ fn nothing_of_an_application_is_read_before_hello_and_use() {
     raw.push(CONTROL, control(Control::Use));
     raw.until("the message", |_| !witness.app.messages().is_empty());
     let message = witness.app.messages().recv_timeout(PATIENCE).unwrap();
-    assert_eq!((message.from.as_str(), &*message.payload), ("a0", &b"evil"[..]));
+    assert_eq!(
+        (message.from.as_str(), &*message.payload),
+        ("a0", &b"evil"[..])
+    );
     raw.until("the request", |_| witness.requests.load(SeqCst) == 1);
     await_event(
         &witness.events,
@@ -705,8 +782,8 @@ fn a_dialler_that_never_says_hello_is_dropped_at_the_deadline() {
             raw.push(CONTROL, start);
         }
         pour_application_data(&mut raw);
-        // Overloaded: whoever it was may try again.
-        assert_eq!(raw.end(), End::Code(5));
+        // Whoever it was may try again.
+        assert_eq!(raw.end(), End::Code(OVERLOADED));
     }
     let seed = witness.node.quic_addr().to_string();
     let honest = lab.builder("n9").seed(seed).start().unwrap();
@@ -732,7 +809,9 @@ fn a_node_that_dials_itself_learns_it_and_stops() {
     witness.node.wait_ready(Ready::Started, PATIENCE).unwrap();
     // Itself is no failure, and nobody was reached.
     assert_eq!(witness.node.join(&[addr.to_string()], PATIENCE), Ok(0));
-    eventually("no connection to itself", || witness.node.connections().is_empty());
+    eventually("no connection to itself", || {
+        witness.node.connections().is_empty()
+    });
     assert_eq!(witness.node.peers(), []);
     assert_eq!(witness.node.members().len(), 1);
     let established = witness.node.status().connections.established;
@@ -751,7 +830,8 @@ struct TlsDir(PathBuf);
 
 impl TlsDir {
     fn new(name: &str) -> Self {
-        let dir = std::env::temp_dir().join(format!("nodosum-refusals-{}-{name}", std::process::id()));
+        let dir =
+            std::env::temp_dir().join(format!("nodosum-refusals-{}-{name}", std::process::id()));
         fs::create_dir_all(&dir).unwrap();
         Self(dir)
     }
@@ -865,7 +945,11 @@ fn a_node_does_not_start_as_somebody_else_than_its_certificate_says() {
             "{error}"
         );
     }
-    builder().expect_node("n1").expect_cluster("names").start().unwrap();
+    builder()
+        .expect_node("n1")
+        .expect_cluster("names")
+        .start()
+        .unwrap();
 
     for names in [
         vec!["n1.names.nodosum", "n2.names.nodosum"],
@@ -878,7 +962,10 @@ fn a_node_does_not_start_as_somebody_else_than_its_certificate_says() {
         });
         dir.fill(&lab, &certificate);
         let error = dir.refusal();
-        assert!(matches!(error, IdentityError::Name(_)), "{names:?}: {error}");
+        assert!(
+            matches!(error, IdentityError::Name(_)),
+            "{names:?}: {error}"
+        );
     }
 }
 
@@ -896,7 +983,10 @@ fn a_node_does_not_start_with_a_key_or_an_authority_that_is_not_its_certificates
         },
     );
     let error = dir.refusal();
-    assert!(matches!(error, IdentityError::KeyMismatch { .. }), "{error}");
+    assert!(
+        matches!(error, IdentityError::KeyMismatch { .. }),
+        "{error}"
+    );
 
     dir.fill(&lab, &good);
     let twin = other_authority("pairs");

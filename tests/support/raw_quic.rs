@@ -1,4 +1,5 @@
 //! A QUIC end that keeps to no rule: any certificate or none, any ALPN, any bytes at any time.
+#![allow(dead_code, reason = "each test takes what it needs")]
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -304,7 +305,10 @@ impl RawServer {
         self.socket.set_read_timeout(Some(PATIENCE)).unwrap();
         let mut datagram = [0; 2_048];
         loop {
-            let (length, from) = self.socket.recv_from(&mut datagram).expect("nobody dialled");
+            let (length, from) = self
+                .socket
+                .recv_from(&mut datagram)
+                .expect("nobody dialled");
             let header = quiche::Header::from_slice(&mut datagram[..length], 16);
             let is_initial = header.is_ok_and(|header| header.ty == quiche::Type::Initial);
             if !is_initial || !self.served.insert(from) {
