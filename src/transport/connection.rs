@@ -982,6 +982,9 @@ impl Worker {
                 }
             }
             Err((code, reason)) => {
+                // The end of our handshake goes first: without it an acceptor has no keys to read
+                // the close with, and would wait for its deadline.
+                self.connection.send_datagrams(state);
                 state.closing = Some(reason);
                 close(state, code);
             }
@@ -1028,15 +1031,21 @@ impl Worker {
         let context = &self.connection.context;
         let certified = self.connection.peer.get();
         let wrong = |why: String| Err((CloseCode::Identity, CloseReason::WrongIdentity(why)));
-        if hello.boot == context.boot {
-            let reason = CloseReason::Local(CloseCode::SelfDial);
-            return Err((CloseCode::SelfDial, reason));
-        }
         if certified != Some(&hello.node) || hello.cluster != context.cluster {
             return wrong(format!("HELLO says {}.{}", hello.node, hello.cluster));
         }
-        if hello.node == context.node {
-            return wrong("another process has this node's name and certificate".into());
+        // Only our own certificate makes it ourselves: an address that is taken for our own is
+        // never dialled again, so nobody else may make us believe that.
+        match (hello.node == context.node, hello.boot == context.boot) {
+            (true, true) => {
+                let reason = CloseReason::Local(CloseCode::SelfDial);
+                return Err((CloseCode::SelfDial, reason));
+            }
+            (true, false) => {
+                return wrong("another process has this node's name and certificate".into());
+            }
+            (false, true) => return wrong("HELLO repeats this node's own boot id".into()),
+            (false, false) => {}
         }
         if !hello.is_compatible() {
             let reason = CloseReason::Local(CloseCode::Protocol);
