@@ -680,6 +680,7 @@ impl Reactor {
             | Control::Ping { .. }
             | Control::Pong { .. }
             | Control::MessageAck { .. }
+            | Control::Refused { .. }
             | Control::Drained
             | Control::Unknown => {}
         }
