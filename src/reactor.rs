@@ -243,8 +243,8 @@ impl Reactor {
             self.seed_state
                 .insert(seed.clone(), format!("seed {seed}: no answer yet"));
         }
-        self.publish_joining();
         self.first_round = Some(self.parts.mesh.join(now, seeds));
+        self.publish_joining();
         self.settle(now);
         loop {
             let now = Instant::now();
@@ -683,6 +683,7 @@ impl Reactor {
             | Control::Ping { .. }
             | Control::Pong { .. }
             | Control::MessageAck { .. }
+            | Control::Refused { .. }
             | Control::Drained
             | Control::Unknown => {}
         }
