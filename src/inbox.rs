@@ -105,7 +105,7 @@ pub struct Message {
     /// What it sent.
     pub payload: Vec<u8>,
     /// Its room in the inbox, until the message is dropped.
-    pub(crate) permit: Permit,
+    _permit: Permit,
 }
 
 /// A request from a peer, as a handler sees it.
@@ -178,7 +178,7 @@ impl Inbox {
         let _ = self.messages.0.send(Message {
             from,
             payload,
-            permit,
+            _permit: permit,
         });
     }
 

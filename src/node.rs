@@ -31,7 +31,7 @@ use crate::{
     snapshot::{Ready, Snapshot, Stage},
     stats::{
         ConnectionCounts, ConnectionInfo, ConnectionState, MemberCounts, MemberInfo, MemberStatus,
-        PeerInfo, Side, Status,
+        PeerInfo, Status,
     },
     subscribers::{Events, Subscribers},
     swim::{self, Swim},
@@ -132,7 +132,7 @@ impl Builder {
     }
 
     /// Adds a label that every member sees. All labels together take at most 512 bytes, counting
-    /// two for each.
+    /// six for each.
     pub fn tag(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
         self.tags.insert(key.into(), value.into());
         self
@@ -769,5 +769,98 @@ impl Drop for Handle {
             gossip_received = self.counters.gossip_received.load(Relaxed),
             gossip_sent = self.counters.gossip_sent.load(Relaxed);
             "node dropped");
+    }
+}
+
+#[cfg(test)]
+#[cfg(feature = "ca")]
+mod tests {
+    use super::*;
+    use crate::{ca::Authority, event::EventKind};
+
+    fn builder() -> Builder {
+        let cluster = ClusterName::new("unit").unwrap();
+        let authority = Authority::new(&cluster, Duration::from_secs(3_600)).unwrap();
+        let node = NodeId::new("n1").unwrap();
+        let issued = authority.issue(&node, Duration::from_secs(600)).unwrap();
+        let identity = Identity::from_pem(
+            issued.certificate_pem.as_bytes(),
+            issued.key_pem.as_bytes(),
+            authority.certificate_pem().as_bytes(),
+        );
+        Node::builder(identity.unwrap())
+    }
+
+    #[test]
+    fn a_panic_during_start_still_answers_ready_with_an_error() {
+        let node = builder().panic_at_start().start().unwrap();
+        let patience = Duration::from_secs(20);
+        let error = node.wait_ready(Ready::Started, patience).unwrap_err();
+        assert!(
+            matches!(&error, NotReady::Failed(why) if why.contains("panic")),
+            "{error}"
+        );
+        assert!(node.shutdown(patience).threads_stuck.is_empty());
+    }
+
+    #[test]
+    fn a_panic_of_the_reactor_ends_waits_events_and_calls() {
+        let node = builder().start().unwrap();
+        let events = node.events();
+        node.wait_ready(Ready::Started, Duration::from_secs(20))
+            .unwrap();
+        node.handle
+            .tell(Command::Panic, Instant::now() + Duration::from_secs(5))
+            .unwrap();
+        let error = node
+            .wait_ready(Ready::Peers(1), Duration::from_secs(20))
+            .unwrap_err();
+        assert!(matches!(error, NotReady::Failed(_)), "{error}");
+        while let Some(event) = events.recv() {
+            assert_eq!(event.kind, EventKind::Ready);
+        }
+        assert!(matches!(
+            node.join(&["127.0.0.1:1"], LEAVE_TIMEOUT),
+            Err(CommandError::Stopped)
+        ));
+        assert!(matches!(node.register("late"), Err(RegisterError::Stopped)));
+    }
+
+    #[test]
+    fn seeds_are_checked_before_anything_starts() {
+        for seed in ["", "host", "host:", ":1", "host:0", "host:65536", "host:x"] {
+            let error = builder().seed(seed).start().unwrap_err();
+            assert!(matches!(error, StartError::Config(_)), "{seed:?}: {error}");
+        }
+        assert!(check_seed("n1.example:7946").is_ok());
+        assert!(check_seed("[::1]:7946").is_ok());
+    }
+
+    #[test]
+    fn an_address_nobody_can_reach_is_refused_unless_another_is_advertised() {
+        let any: SocketAddr = "0.0.0.0:0".parse().unwrap();
+        let error = builder().bind(any).start().unwrap_err();
+        assert!(matches!(error, StartError::Config(_)), "{error}");
+        let node = builder()
+            .bind(any)
+            .advertise("127.0.0.1:0".parse().unwrap())
+            .start()
+            .unwrap();
+        assert_ne!(node.quic_addr().port(), 0);
+        assert_ne!(node.gossip_addr().port(), node.quic_addr().port());
+    }
+
+    #[test]
+    fn names_that_contradict_the_certificate_are_refused() {
+        let error = builder().expect_node("n2").start().unwrap_err();
+        assert!(matches!(
+            error,
+            StartError::Identity(IdentityError::Contradiction { .. })
+        ));
+        let error = builder().expect_cluster("other").start().unwrap_err();
+        assert!(matches!(
+            error,
+            StartError::Identity(IdentityError::Contradiction { .. })
+        ));
     }
 }

@@ -6,10 +6,10 @@
 use std::{borrow::Borrow, fmt, str::FromStr, sync::Arc};
 
 /// The longest label DNS allows (RFC 1035 §2.3.4), in bytes.
-pub const MAX_LABEL_BYTES: usize = 63;
+pub(crate) const MAX_LABEL_BYTES: usize = 63;
 
 /// The last label of every certificate name: `<node>.<cluster>.nodosum`.
-pub const NAME_SUFFIX: &str = "nodosum";
+pub(crate) const NAME_SUFFIX: &str = "nodosum";
 
 /// Why a string is not a node id or a cluster name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

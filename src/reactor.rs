@@ -90,7 +90,7 @@ pub(crate) enum Command {
         reply: Sender<Result<usize, CommandError>>,
     },
     Leave {
-        reply: Sender<(Vec<NodeId>, Vec<NodeId>)>,
+        reply: Sender<Leave>,
         deadline: Instant,
     },
     ForceLeave {
@@ -133,12 +133,15 @@ pub(crate) struct Parts {
     pub(crate) panic_at_start: bool,
 }
 
+/// Who has confirmed a leave, and who has not.
+pub(crate) type Leave = (Vec<NodeId>, Vec<NodeId>);
+
 /// A leave that waits for confirmations.
 struct Leaving {
     waiting: BTreeSet<NodeId>,
     confirmed: Vec<NodeId>,
     incarnation: Option<u64>,
-    replies: Vec<(Instant, Sender<(Vec<NodeId>, Vec<NodeId>)>)>,
+    replies: Vec<(Instant, Sender<Leave>)>,
 }
 
 /// What a peer has sent of a sync so far.
@@ -747,13 +750,13 @@ impl Reactor {
 
     // ---- sync
 
-    fn start_sync(&mut self, node: &NodeId) {
+    fn start_sync(&self, node: &NodeId) {
         if let Some(connection) = self.parts.snapshot.peer(node) {
             self.start_sync_on(connection.id);
         }
     }
 
-    fn start_sync_on(&mut self, connection: ConnectionId) {
+    fn start_sync_on(&self, connection: ConnectionId) {
         self.parts.counters.syncs.fetch_add(1, Relaxed);
         let frames = self.sync_frames();
         log::debug!(target: "swim", connection:%, frames = frames.len(); "sync");
@@ -898,12 +901,7 @@ impl Reactor {
         false
     }
 
-    fn leave(
-        &mut self,
-        now: Instant,
-        reply: Sender<(Vec<NodeId>, Vec<NodeId>)>,
-        deadline: Instant,
-    ) {
+    fn leave(&mut self, now: Instant, reply: Sender<Leave>, deadline: Instant) {
         if let Some(leaving) = &mut self.leaving {
             leaving.replies.push((deadline, reply));
             return;

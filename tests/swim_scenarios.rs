@@ -4,7 +4,7 @@
 mod transcript;
 
 /// Enough that an outcome does not rest on one lucky order of events.
-const SEEDS: u64 = 60;
+const SEEDS: u64 = 12;
 
 macro_rules! stories {
     ($($name:ident)*) => {

@@ -13,14 +13,16 @@
 //!
 //! **Suspicion.** A member that did not answer is suspected, and the cluster hears of it. Every
 //! member that hears of it **probes the suspect itself**, within half the shortest suspicion, and
-//! accuses it too if that fails. Each such confirmation shortens the wait, from `S_max` down to
+//! accuses it too if that fails. Who waits longer than the shortest suspicion looks and accuses again,
+//! and whoever knows the suspect to be dead answers that. Each such confirmation shortens the wait, from `S_max` down to
 //! `S_min` (`suspicion`). A confirmation counts only when the accuser's own authenticated datagram
-//! brings it: a relayed accusation can raise a suspicion, but neither shorten nor end one, so one
-//! member cannot speak with many voices.
+//! brings it: a relayed one can raise a suspicion, but does not count, so that one member cannot
+//! speak with many voices.
 //!
 //! **Death.** A member is dead when its time is up *and* this node's own latest probe of it failed.
-//! "Dead" from somebody else is one more accusation and nothing more: no verdict is ever taken over,
-//! so a member that one node cannot reach is not dead for those who can.
+//! "Dead" from somebody else, who has waited the time out already, shortens the wait to `S_min` and
+//! does nothing more: no verdict is ever taken over, so a member that one node cannot reach is not
+//! dead for those who can, and one liar cannot kill anybody who answers.
 //!
 //! **Refutation.** Whoever pings or answers a doubted member tells it so in the same datagram
 //! (Lifeguard's buddy). The accused has a record with a higher incarnation signed, which ends every
@@ -851,11 +853,16 @@ impl Swim {
         let Some(member) = self.members.get(&node) else {
             return;
         };
-        let wanted = match &member.standing {
-            Standing::Suspect(_) => true,
-            Standing::Dead { .. } => member.hearsay,
-            Standing::Alive | Standing::Left => false,
+        let incarnation = member.incarnation();
+        let (wanted, ask_again) = match &member.standing {
+            Standing::Suspect(suspicion) => (true, suspicion.own_probe_failed),
+            Standing::Dead { .. } => (member.hearsay, false),
+            Standing::Alive | Standing::Left => (false, false),
         };
+        if ask_again {
+            // The shortest wait is over, and too few have confirmed. Whoever knows better answers.
+            self.accuse(now, node.clone(), incarnation);
+        }
         if !wanted || self.probes.is_probing(&node) {
             return;
         }
@@ -970,15 +977,16 @@ impl Swim {
             }
             Standing::Suspect(suspicion) => {
                 suspicion.own_probe_failed = true;
-                let confirmed = suspicion.confirm(&self.id);
-                let deadline = suspicion.deadline();
-                if confirmed {
+                let news = suspicion.confirm(&self.id);
+                let (deadline, next_look) = (suspicion.deadline(), suspicion.next_look(now));
+                if news {
                     self.accuse(now, node.clone(), incarnation);
                 }
                 if deadline <= now {
                     self.die(now, &node);
                 } else {
-                    self.timers.set(Timer::Suspicion(node), deadline);
+                    self.timers.set(Timer::Suspicion(node.clone()), deadline);
+                    self.timers.set(Timer::Check(node), next_look);
                 }
             }
             Standing::Dead { .. } | Standing::Left => {}
@@ -1000,7 +1008,7 @@ impl Swim {
 
     // ---- suspicion, death, refutation
 
-    /// Somebody says that a member is suspect or dead, which comes to the same: a first-hand voice.
+    /// Somebody says that a member is suspect or dead.
     fn on_accusation(
         &mut self,
         now: Instant,
@@ -1029,20 +1037,68 @@ impl Swim {
             self.counters.stale += 1;
             return;
         }
-        match &mut member.standing {
+        let condemned = matches!(statement, Statement::Dead(_));
+        let relay = match &mut member.standing {
             Standing::Alive => {
                 self.suspect(now, node, accuser.clone(), false);
-                self.spread_statement(now, node, statement);
+                if condemned {
+                    self.condemn(node);
+                }
+                true
             }
-            // Relaying this would be useless: it only counts at first hand.
             Standing::Suspect(suspicion) => {
+                // Relaying a confirmation would be useless: it only counts at first hand.
                 if from == accuser && suspicion.confirm(accuser) {
                     let deadline = suspicion.deadline();
                     self.timers.set(Timer::Suspicion(node.clone()), deadline);
                 }
+                condemned && self.condemn(node)
             }
-            Standing::Dead { .. } | Standing::Left => {}
+            Standing::Dead { .. } => {
+                if from == accuser && !condemned && !member.hearsay {
+                    self.tell_dead(from, node);
+                }
+                false
+            }
+            Standing::Left => false,
+        };
+        if relay {
+            self.spread_statement(now, node, statement);
         }
+    }
+
+    /// Tells a member that still wonders about `node` that it is dead here.
+    fn tell_dead(&mut self, to: &NodeId, node: &NodeId) {
+        let (Some(doubter), Some(dead)) = (self.members.get(to), self.members.get(node)) else {
+            return;
+        };
+        let statement = Statement::Dead(Accusation {
+            node: node.clone(),
+            incarnation: dead.incarnation(),
+            accuser: self.id.clone(),
+        });
+        let destination = doubter.record.record.gossip_addr;
+        let payload = message::encode_statement(&statement);
+        self.counters.sent.count(&Body::Gossip);
+        self.transmits.push_back(Transmit {
+            to: to.clone(),
+            destination,
+            payload,
+        });
+    }
+
+    /// Leaves a suspect the shortest time only; false when that was so before.
+    fn condemn(&mut self, node: &NodeId) -> bool {
+        let Some(member) = self.members.get_mut(node) else {
+            return false;
+        };
+        let Standing::Suspect(suspicion) = &mut member.standing else {
+            return false;
+        };
+        let shortened = suspicion.condemn();
+        let deadline = suspicion.deadline();
+        self.timers.set(Timer::Suspicion(node.clone()), deadline);
+        shortened
     }
 
     /// Begins to doubt a member that is alive.
@@ -1055,10 +1111,12 @@ impl Swim {
         suspicion.own_probe_failed = own_probe_failed;
         self.timers
             .set(Timer::Suspicion(node.clone()), suspicion.deadline());
-        if !own_probe_failed {
-            let check = self.rng.between(Duration::ZERO, min / 2);
-            self.timers.set(Timer::Check(node.clone()), now + check);
-        }
+        let check = if own_probe_failed {
+            min
+        } else {
+            self.rng.between(Duration::ZERO, min / 2)
+        };
+        self.timers.set(Timer::Check(node.clone()), now + check);
         self.members
             .set_standing(node, Standing::Suspect(suspicion), now);
         self.counters.suspicions += 1;
@@ -1452,7 +1510,7 @@ impl Swim {
                 return;
             }
             self.on_record(now, record, Source::Member(from));
-            self.suspect_at(now, &node, incarnation, from);
+            self.doubt_at(now, &node, incarnation, from, gone);
             return;
         };
         if gone && !member.is_live() {
@@ -1464,16 +1522,29 @@ impl Swim {
             return;
         }
         self.on_record(now, record, Source::Member(from));
-        self.suspect_at(now, &node, incarnation, from);
+        self.doubt_at(now, &node, incarnation, from, gone);
     }
 
-    /// Doubts a member that is alive here with exactly this incarnation.
-    fn suspect_at(&mut self, now: Instant, node: &NodeId, incarnation: u64, by: &NodeId) {
-        let alive = self.members.get(node).is_some_and(|member| {
-            matches!(member.standing, Standing::Alive) && member.incarnation() == incarnation
-        });
-        if alive {
+    /// Doubts a member that lives here with exactly this incarnation.
+    fn doubt_at(
+        &mut self,
+        now: Instant,
+        node: &NodeId,
+        incarnation: u64,
+        by: &NodeId,
+        condemned: bool,
+    ) {
+        let Some(member) = self.members.get(node) else {
+            return;
+        };
+        if member.incarnation() != incarnation {
+            return;
+        }
+        if matches!(member.standing, Standing::Alive) {
             self.suspect(now, node, by.clone(), false);
+        }
+        if condemned {
+            self.condemn(node);
         }
     }
 
@@ -1770,3 +1841,6 @@ fn view(member: &Member) -> MemberView<'_> {
         since: member.since,
     }
 }
+
+#[cfg(test)]
+mod tests;

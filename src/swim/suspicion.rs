@@ -7,8 +7,9 @@
 //!
 //! where `k` confirmations are enough. The first accuser never counts, everyone else once.
 //!
-//! One thing goes beyond the paper: a suspicion knows whether this node's own latest probe of the
-//! accused failed, since nobody is declared dead on hearsay.
+//! Two things go beyond the paper. A suspicion knows whether this node's own latest probe of the
+//! accused failed, since nobody is declared dead on hearsay. And when another member says that it
+//! has waited the time out (it declares the accused dead), the wait here shrinks to `min`.
 
 use std::{
     collections::BTreeSet,
@@ -27,6 +28,7 @@ pub(super) struct Suspicion {
     wanted: usize,
     /// At most `wanted`.
     confirmers: BTreeSet<NodeId>,
+    condemned: bool,
     /// Whether this node's own latest probe since `start` went unanswered.
     pub(super) own_probe_failed: bool,
 }
@@ -47,6 +49,7 @@ impl Suspicion {
             max,
             wanted,
             confirmers: BTreeSet::new(),
+            condemned: false,
             own_probe_failed: false,
         }
     }
@@ -58,8 +61,19 @@ impl Suspicion {
 
     /// When the accused is dead unless it refutes.
     pub(super) fn deadline(&self) -> Instant {
-        let timeout = timeout(self.confirmers.len(), self.wanted, self.min, self.max);
+        let timeout = if self.condemned {
+            self.min
+        } else {
+            timeout(self.confirmers.len(), self.wanted, self.min, self.max)
+        };
         self.start + timeout
+    }
+
+    /// When to look at the accused again after a probe that failed: once the shortest wait is over,
+    /// and then once in each such time.
+    pub(super) fn next_look(&self, now: Instant) -> Instant {
+        let first = self.start + self.min;
+        if now < first { first } else { now + self.min }
     }
 
     /// Counts a confirmation; false when it tells nothing new.
@@ -67,6 +81,11 @@ impl Suspicion {
         *by != self.accuser
             && self.confirmers.len() < self.wanted
             && self.confirmers.insert(by.clone())
+    }
+
+    /// Another member declares the accused dead; false when one did before.
+    pub(super) fn condemn(&mut self) -> bool {
+        !std::mem::replace(&mut self.condemned, true)
     }
 
     /// Grants the accused time during which this node could not have heard it.
@@ -152,6 +171,20 @@ mod tests {
         let now = Instant::now();
         let (min, max) = (Duration::from_secs(4), Duration::from_secs(24));
         let suspicion = Suspicion::new(id("a"), now, min, max, 0);
+        assert_eq!(suspicion.deadline(), now + min);
+    }
+
+    #[test]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "a starting point in time; nothing is measured"
+    )]
+    fn a_declared_death_leaves_the_shortest_wait() {
+        let now = Instant::now();
+        let (min, max) = (Duration::from_secs(4), Duration::from_secs(24));
+        let mut suspicion = Suspicion::new(id("a"), now, min, max, 2);
+        assert!(suspicion.condemn());
+        assert!(!suspicion.condemn());
         assert_eq!(suspicion.deadline(), now + min);
     }
 }

@@ -19,9 +19,12 @@ use std::{
     collections::{BTreeMap, VecDeque},
     io,
     net::{SocketAddr, UdpSocket},
-    os::fd::{AsFd, AsRawFd},
+    os::fd::AsFd,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, OnceLock, atomic::Ordering::Relaxed},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::{Duration, Instant},
 };
 
@@ -40,16 +43,17 @@ use crate::{
     transport::{
         Command, Context, Datagram, Notice,
         framing::{self, FramingError, Preamble, ReplyStatus, StreamKind},
-        millis,
         streams::{CONTROL, Incoming, Streams},
     },
     trust,
     waker::{Interest, Waker, sleep},
 };
 
-/// Commands that may wait for a worker; most are injected datagrams, which are dropped and counted
-/// when the queue is full.
+/// Commands that may wait for a worker. Injected datagrams may fill half of the queue and are
+/// dropped and counted beyond; a worker that lets the rest fill up is stuck, and its connection is
+/// closed rather than left without a command that mattered.
 const COMMAND_CAPACITY: usize = 256;
+const INJECT_CAPACITY: usize = COMMAND_CAPACITY / 2;
 
 /// Notices a worker keeps while the reactor's queue is full, before it stops reading control and
 /// sync streams.
@@ -57,6 +61,9 @@ const MAX_KEPT_NOTICES: usize = 64;
 
 /// Datagrams handled before the rest of the turn has its turn.
 const RECEIVE_BUDGET: usize = 64;
+
+/// When a full socket that is shared with the listener is tried again.
+const SHARED_RETRY: Duration = Duration::from_millis(2);
 
 /// When the closing datagram is sent again: it is never acknowledged.
 const CLOSE_REPEATS: [Duration; 2] = [Duration::from_millis(20), Duration::from_millis(80)];
@@ -92,13 +99,6 @@ pub(super) enum Path {
 }
 
 impl Path {
-    fn socket(&self) -> &UdpSocket {
-        match self {
-            Self::Own(socket) => socket,
-            Self::Shared(socket) => socket,
-        }
-    }
-
     fn send(&self, datagram: &[u8], peer: SocketAddr) -> io::Result<usize> {
         match self {
             Self::Own(socket) => socket.send(datagram),
@@ -167,7 +167,9 @@ pub(crate) struct Connection {
     changed: Condvar,
     info: Mutex<ConnectionInfo>,
     /// The connection this one replaces: its messages come first.
-    predecessor: Mutex<Option<Arc<Connection>>>,
+    predecessor: Mutex<Option<Arc<Self>>>,
+    /// The worker let its commands pile up.
+    is_stuck: AtomicBool,
 }
 
 /// What a worker is started with.
@@ -226,6 +228,7 @@ pub(super) fn new(
             ..ConnectionInfo::empty(start.addr, ConnectionState::Handshaking)
         }),
         predecessor: Mutex::new(None),
+        is_stuck: AtomicBool::new(false),
         context,
     });
     let worker = Worker {
@@ -259,12 +262,19 @@ impl Connection {
 
     /// Gives the worker a command. `false` when its queue is full.
     pub(crate) fn command(&self, command: Command) -> bool {
+        let is_datagram = matches!(command, Command::Inject(_));
+        if is_datagram && self.commands.len() >= INJECT_CAPACITY {
+            return false;
+        }
         match self.commands.try_send(command) {
             Ok(()) => {
                 self.waker.wake();
                 true
             }
-            Err(TrySendError::Full(_)) => false,
+            Err(TrySendError::Full(_)) => {
+                self.is_stuck.store(true, Relaxed);
+                false
+            }
             // The worker is gone; what it was told has no meaning any more.
             Err(TrySendError::Disconnected(_)) => true,
         }
@@ -699,7 +709,12 @@ impl Worker {
             match self.turn() {
                 Turn::Sleep(deadline) => {
                     self.deliver_notices();
-                    if !self.sleep(deadline) {
+                    if let Err(error) = self.sleep(deadline) {
+                        let connection = Arc::clone(&self.connection);
+                        let mut state = connection.state.lock();
+                        let down = self.finish(&mut state, CloseReason::Io(error.to_string()));
+                        drop(state);
+                        let _ = connection.context.notices.send(down);
                         return;
                     }
                 }
@@ -718,7 +733,7 @@ impl Worker {
         }
     }
 
-    fn sleep(&self, deadline: Option<Instant>) -> bool {
+    fn sleep(&self, deadline: Option<Instant>) -> io::Result<()> {
         let connection = &self.connection;
         let waker = (connection.waker.as_fd(), Interest::Read);
         let is_full = !connection.state.lock().unsent.is_empty();
@@ -730,14 +745,15 @@ impl Worker {
         let now = Instant::now();
         let slept = match &connection.path {
             Path::Own(socket) => sleep(&[waker, (socket.as_fd(), interest)], now, deadline),
-            Path::Shared(_) => sleep(&[waker], now, deadline),
+            Path::Shared(_) => {
+                // The listener's readiness is the reactor's business: try again soon instead.
+                let retry = is_full.then(|| now + SHARED_RETRY);
+                let deadline = [deadline, retry].into_iter().flatten().min();
+                sleep(&[waker], now, deadline)
+            }
         };
         connection.waker.clear();
         slept
-            .inspect_err(|error| {
-                log::error!(target: "transport", addr:% = connection.addr, error:%; "poll failed");
-            })
-            .is_ok()
     }
 
     /// Sends the closing datagram again: it is the only one that QUIC never repeats by itself.
@@ -944,7 +960,7 @@ impl Worker {
     }
 
     /// Moves the handshake on: certificate, HELLO, READY.
-    fn advance(&mut self, state: &mut State, now: Instant) {
+    fn advance(&self, state: &mut State, now: Instant) {
         if state.phase != Phase::Handshaking || !state.quic.is_established() {
             return;
         }
@@ -969,6 +985,9 @@ impl Worker {
                 }
             }
             Err((code, reason)) => {
+                // The end of our handshake goes first: without it an acceptor has no keys to read
+                // the close with, and would wait for its deadline.
+                self.connection.send_datagrams(state);
                 state.closing = Some(reason);
                 close(state, code);
             }
@@ -1015,15 +1034,21 @@ impl Worker {
         let context = &self.connection.context;
         let certified = self.connection.peer.get();
         let wrong = |why: String| Err((CloseCode::Identity, CloseReason::WrongIdentity(why)));
-        if hello.boot == context.boot {
-            let reason = CloseReason::Local(CloseCode::SelfDial);
-            return Err((CloseCode::SelfDial, reason));
-        }
         if certified != Some(&hello.node) || hello.cluster != context.cluster {
             return wrong(format!("HELLO says {}.{}", hello.node, hello.cluster));
         }
-        if hello.node == context.node {
-            return wrong("another process has this node's name and certificate".into());
+        // Only our own certificate makes it ourselves: an address that is taken for our own is
+        // never dialled again, so nobody else may make us believe that.
+        match (hello.node == context.node, hello.boot == context.boot) {
+            (true, true) => {
+                let reason = CloseReason::Local(CloseCode::SelfDial);
+                return Err((CloseCode::SelfDial, reason));
+            }
+            (true, false) => {
+                return wrong("another process has this node's name and certificate".into());
+            }
+            (false, true) => return wrong("HELLO repeats this node's own boot id".into()),
+            (false, false) => {}
         }
         if !hello.is_compatible() {
             let reason = CloseReason::Local(CloseCode::Protocol);
@@ -1528,7 +1553,7 @@ impl Worker {
                 close(state, CloseCode::Internal);
             }
         }
-        if state.control_overflow {
+        if state.control_overflow || self.connection.is_stuck.load(Relaxed) {
             close(state, CloseCode::Overloaded);
         }
         if self.next_ping_at.is_some_and(|at| now >= at) {

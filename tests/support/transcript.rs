@@ -8,6 +8,7 @@
 //!
 //! ```text
 //! nodes 5 [lan|wan|local]     n1 … n5, not yet connected; or names: nodes a b c
+//! tombstones 5m               before `nodes`: for how long the dead are remembered
 //! join b a | join all         a handshake and a sync of b with a; of everyone with the first
 //! crash a | restart a [moved] | pause a | resume a | leave a | tags a k=v | force-leave b a
 //! drop a->b | pass a->b       loses datagrams in one direction
@@ -115,6 +116,7 @@ struct World {
     now: Instant,
     rng: Rng,
     config: Config,
+    tombstone: Option<Duration>,
     nodes: BTreeMap<NodeId, Node>,
     wire: BTreeMap<(Instant, u64), Delivery>,
     serial: u64,
@@ -168,6 +170,7 @@ impl World {
             now: start,
             rng: Rng::new(seed),
             config: Config::lan(),
+            tombstone: None,
             nodes: BTreeMap::new(),
             wire: BTreeMap::new(),
             serial: 0,
@@ -184,6 +187,7 @@ impl World {
         let words: Vec<&str> = line.split_whitespace().collect();
         match words[..] {
             ["nodes", ref rest @ ..] => self.create(rest)?,
+            ["tombstones", time] => self.tombstone = Some(duration(time)?),
             ["join", "all"] => self.join_all()?,
             ["join", node, to] => self.join(&id(node)?, &id(to)?)?,
             ["crash", node] => {
@@ -325,6 +329,7 @@ impl World {
                 (name, Err(_)) => names.push(name.to_owned()),
             }
         }
+        self.config.tombstone = self.tombstone.unwrap_or(self.config.tombstone);
         for name in names {
             let node = id(&name)?;
             let core = self.core(&node, None);
@@ -350,7 +355,7 @@ impl World {
         });
         let boot = (u128::from(self.rng.u64()) << 64) | u128::from(self.rng.u64());
         let record = Record {
-            cluster: "test".parse().unwrap(),
+            cluster: "test".parse().expect("a label"),
             node: node.clone(),
             incarnation: 1,
             boot: BootId(boot.to_be_bytes()),

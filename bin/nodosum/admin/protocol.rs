@@ -1,0 +1,679 @@
+//! What is said over the admin socket.
+//!
+//! One connection carries one request. The client writes a JSON object on one line and, where the
+//! command carries a payload, that many bytes after it. The node answers with JSON objects, a line
+//! each; a reply that carries bytes announces their number and they follow its line. Both the
+//! length of a line and of a payload are bounded, and the receiver takes memory as bytes arrive,
+//! never because a length was announced.
+//!
+//! The version in the request is judged before anything else, so that a client and a node of
+//! different releases tell each other so instead of guessing.
+//!
+//! The views in here are the public JSON objects of the read commands: their field names are an
+//! interface and never change their meaning or unit.
+
+use std::{
+    collections::BTreeMap,
+    io::{self, BufRead, Read},
+    time::{Duration, SystemTime},
+};
+
+use jiff::Timestamp;
+use nodosum::{ConnectionInfo, Event, EventKind, MemberInfo, Node};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use crate::exit::Exit;
+
+/// The version of this protocol.
+pub(crate) const VERSION: u32 = 1;
+
+/// The longest request: names and addresses, with room for a thousand of them.
+pub(crate) const MAX_REQUEST_LINE: u64 = 64 * 1024;
+
+/// The longest line of a reply: 16,384 members with the longest names and tags fit.
+pub(crate) const MAX_REPLY_LINE: u64 = 32 * 1024 * 1024;
+
+/// The largest payload, in either direction: that of a message.
+pub(crate) const MAX_PAYLOAD: u64 = 16 * 1024 * 1024;
+
+/// A command to the node, as it stands in the first line.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Envelope {
+    pub(crate) version: u32,
+    #[serde(flatten)]
+    pub(crate) command: Command,
+}
+
+/// Read first, so that an unknown version is told apart from a broken request.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Versioned {
+    pub(crate) version: u32,
+}
+
+/// What a node can be asked to do.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "command", rename_all = "snake_case")]
+pub(crate) enum Command {
+    Members,
+    Conns,
+    Status,
+    Events {
+        follow: bool,
+    },
+    Wait {
+        members: Option<u32>,
+        connected: Option<u32>,
+        ready: bool,
+        timeout_seconds: f64,
+    },
+    Ping {
+        node: String,
+        timeout_seconds: f64,
+    },
+    Send {
+        to: Vec<String>,
+        app: String,
+        timeout_seconds: f64,
+        payload_bytes: u64,
+    },
+    Broadcast {
+        app: String,
+        timeout_seconds: f64,
+        payload_bytes: u64,
+    },
+    Request {
+        to: String,
+        app: String,
+        timeout_seconds: f64,
+        payload_bytes: u64,
+    },
+    Join {
+        seeds: Vec<String>,
+        timeout_seconds: f64,
+    },
+    Leave {
+        timeout_seconds: f64,
+    },
+    ForceLeave {
+        node: String,
+    },
+}
+
+impl Command {
+    /// How many bytes follow the line.
+    pub(crate) fn payload_bytes(&self) -> u64 {
+        match self {
+            Self::Send { payload_bytes, .. }
+            | Self::Broadcast { payload_bytes, .. }
+            | Self::Request { payload_bytes, .. } => *payload_bytes,
+            Self::Members
+            | Self::Conns
+            | Self::Status
+            | Self::Events { .. }
+            | Self::Wait { .. }
+            | Self::Ping { .. }
+            | Self::Join { .. }
+            | Self::Leave { .. }
+            | Self::ForceLeave { .. } => 0,
+        }
+    }
+}
+
+/// One line of the node's answer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "reply", rename_all = "snake_case")]
+pub(crate) enum Reply {
+    Members(MembersView),
+    Conns(ConnsView),
+    Status(Box<StatusView>),
+    Event(EventView),
+    /// No more events.
+    End,
+    /// It was done, and there is nothing to say about it.
+    Done,
+    Pong {
+        rtt_seconds: f64,
+    },
+    Delivery(DeliveryView),
+    /// This many bytes follow.
+    Payload {
+        payload_bytes: u64,
+    },
+    Joined {
+        answered: u64,
+    },
+    Left {
+        confirmed: Vec<String>,
+        unconfirmed: Vec<String>,
+    },
+    Error {
+        exit: Exit,
+        message: String,
+        hint: Option<String>,
+    },
+}
+
+/// The object of `members`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct MembersView {
+    pub(crate) schema: u32,
+    pub(crate) node: String,
+    pub(crate) cluster: String,
+    pub(crate) members: Vec<MemberView>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct MemberView {
+    pub(crate) node: String,
+    pub(crate) status: String,
+    pub(crate) quic_addr: String,
+    pub(crate) gossip_addr: String,
+    pub(crate) incarnation: u64,
+    pub(crate) tags: BTreeMap<String, String>,
+    #[serde(rename = "self")]
+    pub(crate) is_self: bool,
+    pub(crate) connected: bool,
+    pub(crate) rtt_seconds: Option<f64>,
+    pub(crate) version: String,
+}
+
+impl MembersView {
+    pub(crate) fn of(node: &Node) -> Self {
+        Self {
+            schema: 1,
+            node: node.id().to_string(),
+            cluster: node.cluster().to_string(),
+            members: node.members().into_iter().map(MemberView::from).collect(),
+        }
+    }
+}
+
+impl From<MemberInfo> for MemberView {
+    fn from(member: MemberInfo) -> Self {
+        Self {
+            node: member.node.to_string(),
+            status: member.status.to_string(),
+            quic_addr: member.quic_addr.to_string(),
+            gossip_addr: member.gossip_addr.to_string(),
+            incarnation: member.incarnation,
+            tags: member.tags,
+            is_self: member.is_self,
+            connected: member.connected,
+            rtt_seconds: seconds(member.rtt),
+            version: member.version,
+        }
+    }
+}
+
+/// The object of `conns`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct ConnsView {
+    pub(crate) schema: u32,
+    pub(crate) node: String,
+    pub(crate) connections: Vec<ConnView>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct ConnView {
+    pub(crate) peer: Option<String>,
+    pub(crate) side: Option<String>,
+    pub(crate) state: String,
+    pub(crate) addr: String,
+    pub(crate) rtt_seconds: Option<f64>,
+    pub(crate) min_rtt_seconds: Option<f64>,
+    pub(crate) cwnd_bytes: u64,
+    pub(crate) mtu_bytes: u64,
+    pub(crate) sent_bytes: u64,
+    pub(crate) received_bytes: u64,
+    pub(crate) sent_packets: u64,
+    pub(crate) received_packets: u64,
+    pub(crate) lost_packets: u64,
+    pub(crate) streams: u64,
+    pub(crate) idle_seconds: Option<f64>,
+    pub(crate) up_seconds: Option<f64>,
+    pub(crate) last_ping_seconds: Option<f64>,
+    pub(crate) ping_failures: u64,
+    pub(crate) dials: u64,
+    pub(crate) last_error: Option<String>,
+    pub(crate) next_dial_seconds: Option<f64>,
+}
+
+impl ConnsView {
+    pub(crate) fn of(node: &Node) -> Self {
+        Self {
+            schema: 1,
+            node: node.id().to_string(),
+            connections: node.connections().into_iter().map(ConnView::from).collect(),
+        }
+    }
+}
+
+impl From<ConnectionInfo> for ConnView {
+    fn from(connection: ConnectionInfo) -> Self {
+        Self {
+            peer: connection.peer.map(|peer| peer.to_string()),
+            side: connection.side.map(|side| side.as_str().to_owned()),
+            state: connection.state.as_str().to_owned(),
+            addr: connection.addr.to_string(),
+            rtt_seconds: seconds(connection.rtt),
+            min_rtt_seconds: seconds(connection.min_rtt),
+            cwnd_bytes: connection.cwnd_bytes,
+            mtu_bytes: connection.mtu_bytes,
+            sent_bytes: connection.sent_bytes,
+            received_bytes: connection.received_bytes,
+            sent_packets: connection.sent_packets,
+            received_packets: connection.received_packets,
+            lost_packets: connection.lost_packets,
+            streams: connection.streams,
+            idle_seconds: seconds(connection.idle),
+            up_seconds: seconds(connection.up),
+            last_ping_seconds: seconds(connection.last_ping),
+            ping_failures: connection.ping_failures,
+            dials: connection.dials,
+            last_error: connection.last_error,
+            next_dial_seconds: seconds(connection.next_dial),
+        }
+    }
+}
+
+/// The object of `status`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct StatusView {
+    pub(crate) schema: u32,
+    pub(crate) node: String,
+    pub(crate) cluster: String,
+    pub(crate) version: String,
+    pub(crate) pid: u32,
+    pub(crate) uptime_seconds: f64,
+    pub(crate) ready: bool,
+    pub(crate) members: MemberCountsView,
+    pub(crate) connections: ConnectionCountsView,
+    pub(crate) health_score: u32,
+    pub(crate) threads: usize,
+    pub(crate) open_fds: Option<u64>,
+    pub(crate) rss_bytes: Option<u64>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct MemberCountsView {
+    pub(crate) alive: usize,
+    pub(crate) suspect: usize,
+    pub(crate) dead: usize,
+    pub(crate) left: usize,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct ConnectionCountsView {
+    pub(crate) established: usize,
+    pub(crate) handshaking: usize,
+    pub(crate) draining: usize,
+    pub(crate) down: usize,
+}
+
+impl StatusView {
+    pub(crate) fn of(node: &Node) -> Self {
+        let status = node.status();
+        Self {
+            schema: 1,
+            node: status.node.to_string(),
+            cluster: status.cluster.to_string(),
+            version: status.version.to_owned(),
+            pid: std::process::id(),
+            uptime_seconds: status.uptime.as_secs_f64(),
+            ready: status.ready,
+            members: MemberCountsView {
+                alive: status.members.alive,
+                suspect: status.members.suspect,
+                dead: status.members.dead,
+                left: status.members.left,
+            },
+            connections: ConnectionCountsView {
+                established: status.connections.established,
+                handshaking: status.connections.handshaking,
+                draining: status.connections.draining,
+                down: status.connections.down,
+            },
+            health_score: status.health_score,
+            threads: status.threads,
+            open_fds: open_fds(),
+            rss_bytes: rss_bytes(),
+        }
+    }
+}
+
+/// How many descriptors this process has open; unknown where the system does not say.
+fn open_fds() -> Option<u64> {
+    let entries = std::fs::read_dir("/proc/self/fd").ok()?.count();
+    // Reading the directory has one of its own.
+    u64::try_from(entries).ok()?.checked_sub(1)
+}
+
+/// The memory that this process has resident; unknown where the system does not say.
+fn rss_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    kibibytes.checked_mul(1_024)
+}
+
+/// One event, as `events -o jsonl` prints it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct EventView {
+    pub(crate) schema: u32,
+    /// Counts what this client was told, without gaps.
+    pub(crate) seq: u64,
+    pub(crate) at: String,
+    pub(crate) event: String,
+    pub(crate) node: Option<String>,
+    pub(crate) reason: Option<String>,
+    /// How many events are missing before this one; of `lagged` only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) missed: Option<u64>,
+    /// How many messages the peer never acknowledged; of `disconnected` only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) unacknowledged: Option<u64>,
+}
+
+impl From<Event> for EventView {
+    fn from(event: Event) -> Self {
+        let (mut missed, mut unacknowledged) = (None, None);
+        if let EventKind::Lagged { missed: count } = event.kind {
+            missed = Some(count);
+        }
+        if let EventKind::Disconnected {
+            unacknowledged: count,
+            ..
+        } = event.kind
+        {
+            unacknowledged = Some(count);
+        }
+        Self {
+            schema: 1,
+            seq: event.seq,
+            at: rfc3339(event.at),
+            event: event.kind.name().to_owned(),
+            node: event.kind.node().map(ToString::to_string),
+            reason: event.kind.reason().map(str::to_owned),
+            missed,
+            unacknowledged,
+        }
+    }
+}
+
+/// The object of `send` and `broadcast`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct DeliveryView {
+    pub(crate) schema: u32,
+    pub(crate) ok: Vec<String>,
+    pub(crate) failed: Vec<FailedView>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct FailedView {
+    pub(crate) node: String,
+    pub(crate) error: String,
+}
+
+pub(crate) fn seconds(duration: Option<Duration>) -> Option<f64> {
+    duration.map(|duration| duration.as_secs_f64())
+}
+
+/// A time in UTC with microseconds. A clock outside the years that can be written (−9999 to 9999)
+/// shows as the epoch.
+pub(crate) fn rfc3339(at: SystemTime) -> String {
+    format!(
+        "{:.6}",
+        Timestamp::try_from(at).unwrap_or(Timestamp::UNIX_EPOCH)
+    )
+}
+
+/// Why a line could not be read.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ReadError {
+    #[error("connection closed")]
+    Closed,
+    #[error("line is longer than {0} bytes")]
+    TooLong(u64),
+    #[error("not understood: {0}")]
+    Malformed(#[from] serde_json::Error),
+    #[error("{0}")]
+    Io(#[from] io::Error),
+}
+
+/// Reads one line of at most `longest` bytes, without its end.
+pub(crate) fn read_line(reader: &mut impl BufRead, longest: u64) -> Result<Vec<u8>, ReadError> {
+    let mut line = Vec::new();
+    // One byte more than allowed tells a line that is too long from one that just fits.
+    reader.take(longest + 1).read_until(b'\n', &mut line)?;
+    if line.pop_if(|last| *last == b'\n').is_some() {
+        return Ok(line);
+    }
+    if line.len() as u64 > longest {
+        return Err(ReadError::TooLong(longest));
+    }
+    Err(ReadError::Closed)
+}
+
+/// Reads one object from one line.
+pub(crate) fn read_json<T: DeserializeOwned>(
+    reader: &mut impl BufRead,
+    longest: u64,
+) -> Result<T, ReadError> {
+    Ok(serde_json::from_slice(&read_line(reader, longest)?)?)
+}
+
+/// Reads exactly `length` bytes; memory grows with what arrives, not with what was announced.
+pub(crate) fn read_payload(reader: &mut impl Read, length: u64) -> Result<Vec<u8>, ReadError> {
+    if length > MAX_PAYLOAD {
+        return Err(ReadError::TooLong(MAX_PAYLOAD));
+    }
+    let mut payload = Vec::new();
+    reader.take(length).read_to_end(&mut payload)?;
+    if payload.len() as u64 == length {
+        Ok(payload)
+    } else {
+        Err(ReadError::Closed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_command_survives_the_line() {
+        let commands = [
+            Command::Members,
+            Command::Conns,
+            Command::Status,
+            Command::Events { follow: true },
+            Command::Wait {
+                members: Some(3),
+                connected: None,
+                ready: true,
+                timeout_seconds: 0.25,
+            },
+            Command::Ping {
+                node: "n2".into(),
+                timeout_seconds: 5.0,
+            },
+            Command::Send {
+                to: vec!["n2".into()],
+                app: "echo".into(),
+                timeout_seconds: 1.0,
+                payload_bytes: 7,
+            },
+            Command::Broadcast {
+                app: "echo".into(),
+                timeout_seconds: 1.0,
+                payload_bytes: 0,
+            },
+            Command::Request {
+                to: "n2".into(),
+                app: "echo".into(),
+                timeout_seconds: 1.0,
+                payload_bytes: MAX_PAYLOAD,
+            },
+            Command::Join {
+                seeds: vec!["h:1".into()],
+                timeout_seconds: 1.0,
+            },
+            Command::Leave {
+                timeout_seconds: 1.0,
+            },
+            Command::ForceLeave { node: "n3".into() },
+        ];
+        for command in commands {
+            let envelope = Envelope {
+                version: VERSION,
+                command,
+            };
+            let mut line = serde_json::to_vec(&envelope).unwrap();
+            line.push(b'\n');
+            let back: Envelope = read_json(&mut line.as_slice(), MAX_REQUEST_LINE).unwrap();
+            assert_eq!(back, envelope);
+        }
+    }
+
+    #[test]
+    fn a_reply_of_each_shape_survives_the_line() {
+        let event = EventView {
+            schema: 1,
+            seq: 1,
+            at: rfc3339(SystemTime::UNIX_EPOCH),
+            event: "ready".into(),
+            node: None,
+            reason: None,
+            missed: None,
+            unacknowledged: None,
+        };
+        let json = serde_json::to_string(&event).unwrap();
+        assert_eq!(
+            json,
+            "{\"schema\":1,\"seq\":1,\"at\":\"1970-01-01T00:00:00.000000Z\",\"event\":\"ready\",\
+             \"node\":null,\"reason\":null}"
+        );
+        let view = DeliveryView {
+            schema: 1,
+            ok: vec!["n2".into()],
+            failed: vec![FailedView {
+                node: "n3".into(),
+                error: "no".into(),
+            }],
+        };
+        assert_eq!(
+            serde_json::to_string(&view).unwrap(),
+            "{\"schema\":1,\"ok\":[\"n2\"],\"failed\":[{\"node\":\"n3\",\"error\":\"no\"}]}"
+        );
+        let replies = [
+            Reply::Event(event),
+            Reply::Delivery(view),
+            Reply::End,
+            Reply::Done,
+            Reply::Pong {
+                rtt_seconds: 0.000_4,
+            },
+            Reply::Payload { payload_bytes: 3 },
+            Reply::Joined { answered: 1 },
+            Reply::Left {
+                confirmed: vec![],
+                unconfirmed: vec!["n2".into()],
+            },
+            Reply::Error {
+                exit: Exit::Unmet,
+                message: "m".into(),
+                hint: None,
+            },
+        ];
+        for reply in replies {
+            let line = serde_json::to_string(&reply).unwrap();
+            assert_eq!(
+                serde_json::from_str::<Reply>(&line).unwrap(),
+                reply,
+                "{line}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_keys_of_members_and_conns_are_the_published_ones() {
+        let member = MemberView {
+            node: "n2".into(),
+            status: "alive".into(),
+            quic_addr: "127.0.0.1:1".into(),
+            gossip_addr: "127.0.0.1:2".into(),
+            incarnation: 3,
+            tags: [("k".to_owned(), "v".to_owned())].into(),
+            is_self: false,
+            connected: true,
+            rtt_seconds: Some(0.000_4),
+            version: "0.1.0".into(),
+        };
+        assert_eq!(
+            serde_json::to_string(&member).unwrap(),
+            "{\"node\":\"n2\",\"status\":\"alive\",\"quic_addr\":\"127.0.0.1:1\",\
+             \"gossip_addr\":\"127.0.0.1:2\",\"incarnation\":3,\"tags\":{\"k\":\"v\"},\
+             \"self\":false,\"connected\":true,\"rtt_seconds\":0.0004,\"version\":\"0.1.0\"}"
+        );
+        let conn = ConnView {
+            peer: Some("n2".into()),
+            side: None,
+            state: "down".into(),
+            addr: "127.0.0.1:1".into(),
+            rtt_seconds: None,
+            min_rtt_seconds: None,
+            cwnd_bytes: 0,
+            mtu_bytes: 0,
+            sent_bytes: 0,
+            received_bytes: 0,
+            sent_packets: 0,
+            received_packets: 0,
+            lost_packets: 0,
+            streams: 0,
+            idle_seconds: None,
+            up_seconds: None,
+            last_ping_seconds: None,
+            ping_failures: 0,
+            dials: 2,
+            last_error: Some("refused".into()),
+            next_dial_seconds: Some(0.5),
+        };
+        assert_eq!(
+            serde_json::to_string(&conn).unwrap(),
+            "{\"peer\":\"n2\",\"side\":null,\"state\":\"down\",\"addr\":\"127.0.0.1:1\",\
+             \"rtt_seconds\":null,\"min_rtt_seconds\":null,\"cwnd_bytes\":0,\"mtu_bytes\":0,\
+             \"sent_bytes\":0,\"received_bytes\":0,\"sent_packets\":0,\"received_packets\":0,\
+             \"lost_packets\":0,\"streams\":0,\"idle_seconds\":null,\"up_seconds\":null,\
+             \"last_ping_seconds\":null,\"ping_failures\":0,\"dials\":2,\
+             \"last_error\":\"refused\",\"next_dial_seconds\":0.5}"
+        );
+    }
+
+    #[test]
+    fn lines_and_payloads_are_bounded_and_cut_ones_noticed() {
+        assert_eq!(read_line(&mut &b"abc\nrest"[..], 3).unwrap(), b"abc");
+        assert!(matches!(
+            read_line(&mut &b"abcd\n"[..], 3),
+            Err(ReadError::TooLong(3))
+        ));
+        assert!(matches!(
+            read_line(&mut &b"ab"[..], 3),
+            Err(ReadError::Closed)
+        ));
+        assert!(matches!(
+            read_line(&mut &b""[..], 3),
+            Err(ReadError::Closed)
+        ));
+        assert_eq!(read_payload(&mut &b"abc"[..], 2).unwrap(), b"ab");
+        assert!(matches!(
+            read_payload(&mut &b"abc"[..], 4),
+            Err(ReadError::Closed)
+        ));
+        assert!(matches!(
+            read_payload(&mut &b"abc"[..], MAX_PAYLOAD + 1),
+            Err(ReadError::TooLong(MAX_PAYLOAD))
+        ));
+    }
+}

@@ -1,0 +1,732 @@
+//! The command line: every command, its flags, and how values are read.
+//!
+//! What clap refuses here ends with exit code 2 and its own message. What needs the world (files,
+//! sockets, certificates) is judged by the commands.
+
+use std::{collections::BTreeSet, ffi::OsString, net::SocketAddr, path::PathBuf, time::Duration};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use jiff::{Span, SpanRelativeTo};
+use nodosum::{ClusterName, NodeId};
+use regex::Regex;
+
+use crate::{
+    logging::LogFormat,
+    output::{Format, Layout},
+};
+
+/// What the top-level help ends with.
+const EXIT_CODES: &str = "\
+Example:
+  nodosum demo --for 30s
+
+Exit codes: 0 done, 1 failed, 2 usage, 3 node unreachable, 4 condition not met or nothing
+matched, 5 bad configuration. Data goes to standard output, everything else to standard error.";
+
+/// The longest duration taken for a time-out: a day. It keeps deadlines far from overflow.
+const MAX_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// The longest validity of a certificate: a hundred years.
+const MAX_VALIDITY: Duration = Duration::from_secs(36_500 * 24 * 60 * 60);
+
+/// Turns several processes into one cluster: membership and a mutually authenticated QUIC mesh
+#[derive(Debug, Parser)]
+#[command(
+    name = "nodosum",
+    version,
+    after_help = EXIT_CODES,
+    disable_help_subcommand = true,
+    infer_long_args = false,
+    max_term_width = 100
+)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run a node in the foreground
+    Run(Box<Run>),
+    /// Run a cluster in this process that proves itself
+    Demo(Demo),
+    /// Make and inspect certificates
+    #[command(subcommand)]
+    Tls(Tls),
+    /// List the members of the cluster as the node sees them
+    Members(Members),
+    /// List the node's connections
+    Conns(Conns),
+    /// Show a node in one look
+    Status(Status),
+    /// Show what happened, and what happens
+    Events(Events),
+    /// Wait until the node sees enough of the cluster
+    Wait(Wait),
+    /// Measure the round trip to a member over its connection
+    Ping(Ping),
+    /// Send a message to an application on other nodes
+    Send(Send),
+    /// Send a request to an application on another node and print the reply
+    Request(Request),
+    /// Send a message to an application on every connected node
+    Broadcast(Broadcast),
+    /// Make the node join through these seeds
+    Join(Join),
+    /// Make the node say goodbye to its cluster
+    Leave(Leave),
+    /// Force a dead member out of the cluster
+    ForceLeave(ForceLeave),
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Example:
+  nodosum run --tls-dir n1 --bind 127.0.0.1:7946
+  nodosum run --tls-dir n2 --bind 127.0.0.1:8946 --seed 127.0.0.1:7946
+
+A cluster across hosts needs --bind with an address that the others reach. Every flag can be given
+as a variable, such as NODOSUM_BIND. RUST_LOG filters the log. TERM and INT leave gracefully.")]
+pub(crate) struct Run {
+    /// Name of this node; must agree with its certificate
+    #[arg(long, value_name = "NAME", env = "NODOSUM_NODE", hide_env = true)]
+    pub(crate) node: Option<NodeId>,
+    /// Name of the cluster; must agree with the certificate
+    #[arg(long, value_name = "NAME", env = "NODOSUM_CLUSTER", hide_env = true)]
+    pub(crate) cluster: Option<ClusterName>,
+    /// QUIC; the address others use as a seed. Port 0 picks one
+    #[arg(
+        long,
+        value_name = "IP:PORT",
+        default_value = "127.0.0.1:7946",
+        env = "NODOSUM_BIND",
+        hide_env = true
+    )]
+    pub(crate) bind: SocketAddr,
+    /// Membership datagrams [default: the port after --bind]
+    #[arg(
+        long,
+        value_name = "IP:PORT",
+        env = "NODOSUM_GOSSIP_BIND",
+        hide_env = true
+    )]
+    pub(crate) gossip_bind: Option<SocketAddr>,
+    /// Where others reach --bind [default: --bind]
+    #[arg(
+        long,
+        value_name = "IP:PORT",
+        env = "NODOSUM_ADVERTISE",
+        hide_env = true
+    )]
+    pub(crate) advertise: Option<SocketAddr>,
+    /// Where others reach --gossip-bind
+    #[arg(
+        long,
+        value_name = "IP:PORT",
+        env = "NODOSUM_GOSSIP_ADVERTISE",
+        hide_env = true
+    )]
+    pub(crate) gossip_advertise: Option<SocketAddr>,
+    /// QUIC address of a member to join through; may be repeated
+    #[arg(
+        long = "seed",
+        value_name = "HOST:PORT",
+        env = "NODOSUM_SEED",
+        hide_env = true,
+        value_delimiter = ','
+    )]
+    pub(crate) seeds: Vec<String>,
+    /// Directory with ca.pem, node.pem and node.key
+    #[arg(long, value_name = "DIR", env = "NODOSUM_TLS_DIR", hide_env = true)]
+    pub(crate) tls_dir: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) admin: Admin,
+    /// Write the bound addresses to this file, as JSON
+    #[arg(long, value_name = "PATH", env = "NODOSUM_PORTS_FILE", hide_env = true)]
+    pub(crate) ports_file: Option<PathBuf>,
+    /// Timing of membership
+    #[arg(
+        long,
+        value_enum,
+        default_value_t,
+        env = "NODOSUM_PROFILE",
+        hide_env = true,
+        hide_possible_values = true,
+        value_name = "lan|wan|local"
+    )]
+    pub(crate) profile: Profile,
+    /// Label of this node; may be repeated
+    #[arg(long = "tag", value_name = "K=V", value_parser = tag, env = "NODOSUM_TAG", hide_env = true)]
+    pub(crate) tags: Vec<(String, String)>,
+    /// Log lines on standard error
+    #[arg(
+        long,
+        value_enum,
+        default_value_t,
+        env = "NODOSUM_LOG_FORMAT",
+        hide_env = true,
+        hide_possible_values = true,
+        value_name = "text|json"
+    )]
+    pub(crate) log_format: LogFormat,
+}
+
+/// Timing of membership.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Profile {
+    #[default]
+    Lan,
+    Wan,
+    Local,
+}
+
+/// Where the node's admin socket is.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Admin {
+    /// The node's admin socket; commands without it use the only one they find
+    #[arg(
+        long = "admin",
+        id = "admin",
+        value_name = "PATH",
+        env = "NODOSUM_ADMIN",
+        hide_env_values = true
+    )]
+    pub(crate) path: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Example:
+  nodosum demo --nodes 5 --for 30s
+
+The nodes find each other, exchange requests between every pair, lose one and get it back. The last
+line is PASS or FAIL. Without --for and on a terminal the demo goes on until Ctrl-C.")]
+pub(crate) struct Demo {
+    /// How many nodes
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u8).range(2..=50))]
+    pub(crate) nodes: u8,
+    /// Time for everything; after the steps, requests go on until it is over
+    #[arg(long = "for", value_name = "DURATION", value_parser = timeout)]
+    pub(crate) budget: Option<Duration>,
+    /// Text for people, or one JSON object for each step
+    #[arg(short, long, value_enum, default_value_t, value_name = "FORMAT")]
+    pub(crate) output: DemoFormat,
+    /// Keep the certificates and print where they are
+    #[arg(long)]
+    pub(crate) keep: bool,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum DemoFormat {
+    #[default]
+    Text,
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+#[command(after_help = "\
+Example:
+  nodosum tls ca create --cluster prod --out ca
+  nodosum tls cert create --ca ca --node n1 --out n1
+  nodosum tls inspect n1/node.pem")]
+pub(crate) enum Tls {
+    /// The certificate authority of a cluster
+    #[command(subcommand)]
+    Ca(Ca),
+    /// Certificates of nodes
+    #[command(subcommand)]
+    Cert(Cert),
+    /// Show what the certificates in a file say
+    Inspect(Inspect),
+}
+
+#[derive(Debug, Subcommand)]
+#[command(after_help = "Example:\n  nodosum tls ca create --cluster prod --out ca")]
+pub(crate) enum Ca {
+    /// Make an authority: ca.pem and ca.key
+    Create(CaCreate),
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Example:
+  nodosum tls ca create --cluster prod --out ca
+
+Whoever has ca.key can be any node of the cluster. It belongs on no node.")]
+pub(crate) struct CaCreate {
+    /// The one cluster it can issue certificates for
+    #[arg(long, value_name = "NAME")]
+    pub(crate) cluster: ClusterName,
+    /// Directory to write ca.pem and ca.key to
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: PathBuf,
+    /// How long it is valid
+    #[arg(long, value_name = "DURATION", default_value = "3650d", value_parser = validity)]
+    pub(crate) valid_for: Duration,
+}
+
+#[derive(Debug, Subcommand)]
+#[command(after_help = "Example:\n  nodosum tls cert create --ca ca --node n1 --out n1")]
+pub(crate) enum Cert {
+    /// Issue a certificate: a directory ready to be a --tls-dir
+    Create(CertCreate),
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Example:
+  nodosum tls cert create --ca ca --node n1 --out n1
+  nodosum run --tls-dir n1")]
+pub(crate) struct CertCreate {
+    /// Directory with ca.pem and ca.key
+    #[arg(long, value_name = "DIR")]
+    pub(crate) ca: PathBuf,
+    /// Name of the node
+    #[arg(long, value_name = "NAME")]
+    pub(crate) node: NodeId,
+    /// Name of the cluster; must agree with the authority's
+    #[arg(long, value_name = "NAME")]
+    pub(crate) cluster: Option<ClusterName>,
+    /// Directory to write ca.pem, node.pem and node.key to
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: PathBuf,
+    /// How long it is valid, at most as long as the authority
+    #[arg(long, value_name = "DURATION", default_value = "90d", value_parser = validity)]
+    pub(crate) valid_for: Duration,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  nodosum tls inspect n1/node.pem")]
+pub(crate) struct Inspect {
+    /// A PEM file with certificates
+    pub(crate) file: PathBuf,
+    /// Text for people, or JSON
+    #[arg(short, long, value_enum, default_value_t, value_name = "FORMAT")]
+    pub(crate) output: DemoFormat,
+}
+
+/// How a read command prints.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Read {
+    #[command(flatten)]
+    pub(crate) admin: Admin,
+    /// table, wide, json, jsonl, tsv or name
+    #[arg(
+        short,
+        long,
+        value_enum,
+        default_value_t,
+        value_name = "FORMAT",
+        hide_possible_values = true,
+        hide_default_value = true
+    )]
+    pub(crate) output: Format,
+    /// Leave out the header row
+    #[arg(long)]
+    pub(crate) no_header: bool,
+}
+
+impl Read {
+    pub(crate) fn layout(&self) -> Layout {
+        Layout {
+            format: self.output,
+            header: !self.no_header,
+        }
+    }
+}
+
+/// Doing it again and again.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Watch {
+    /// Repeat every SECS seconds, 2 if not given
+    #[arg(long = "watch", id = "watch", value_name = "SECS", num_args = 0..=1, require_equals = true, default_missing_value = "2", value_parser = watch_interval)]
+    pub(crate) interval: Option<Duration>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Example:
+  nodosum members --status alive --tag zone=a -o json
+
+Exits with 4 when a filter is given and nothing matches.")]
+pub(crate) struct Members {
+    #[command(flatten)]
+    pub(crate) read: Read,
+    #[command(flatten)]
+    pub(crate) watch: Watch,
+    /// Only these: alive, suspect, dead, left
+    #[arg(
+        long,
+        value_enum,
+        value_delimiter = ',',
+        value_name = "STATUS",
+        hide_possible_values = true
+    )]
+    pub(crate) status: Vec<MemberStatus>,
+    /// Only members whose name matches this regular expression
+    #[arg(long, value_name = "RE")]
+    pub(crate) name: Option<Regex>,
+    /// Only members with this tag; may be repeated
+    #[arg(long = "tag", value_name = "K=V", value_parser = tag)]
+    pub(crate) tags: Vec<(String, String)>,
+    /// Order: node, status, rtt or incarnation
+    #[arg(
+        long,
+        value_enum,
+        default_value_t,
+        value_name = "KEY",
+        hide_possible_values = true
+    )]
+    pub(crate) sort: MemberSort,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum MemberStatus {
+    Alive,
+    Suspect,
+    Dead,
+    Left,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum MemberSort {
+    #[default]
+    Node,
+    Status,
+    Rtt,
+    Incarnation,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Example:
+  nodosum conns --status down,handshaking --watch=1
+
+A member without a connection has a row too, with the reason and the next try. Exits with 4 when a
+filter is given and nothing matches.")]
+pub(crate) struct Conns {
+    #[command(flatten)]
+    pub(crate) read: Read,
+    #[command(flatten)]
+    pub(crate) watch: Watch,
+    /// Only these: handshaking, established, draining, down
+    #[arg(
+        long,
+        value_enum,
+        value_delimiter = ',',
+        value_name = "STATE",
+        hide_possible_values = true
+    )]
+    pub(crate) status: Vec<ConnState>,
+    /// Only peers whose name matches this regular expression
+    #[arg(long, value_name = "RE")]
+    pub(crate) name: Option<Regex>,
+    /// Order: peer, state, rtt, up, sent, received or lost
+    #[arg(
+        long,
+        value_enum,
+        default_value_t,
+        value_name = "KEY",
+        hide_possible_values = true
+    )]
+    pub(crate) sort: ConnSort,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ConnState {
+    Handshaking,
+    Established,
+    Draining,
+    Down,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ConnSort {
+    #[default]
+    Peer,
+    State,
+    Rtt,
+    Up,
+    Sent,
+    Received,
+    Lost,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  nodosum status -o json")]
+pub(crate) struct Status {
+    #[command(flatten)]
+    pub(crate) read: Read,
+    #[command(flatten)]
+    pub(crate) watch: Watch,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Example:
+  nodosum events -f -o jsonl
+
+Prints what the node remembers, at most 1,024 events, and with -f what happens from then on. What
+was dropped is told by an event `lagged`.")]
+pub(crate) struct Events {
+    #[command(flatten)]
+    pub(crate) read: Read,
+    /// Go on until the node ends
+    #[arg(short, long)]
+    pub(crate) follow: bool,
+    /// Only events about nodes whose name matches this regular expression
+    #[arg(long, value_name = "RE")]
+    pub(crate) name: Option<Regex>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Example:
+  nodosum wait --members 3 --connected 2 --timeout 30s
+
+Everything asked for must hold at once. Exits with 4 at the time-out, with 3 when no node answered
+until then.")]
+pub(crate) struct Wait {
+    #[command(flatten)]
+    pub(crate) admin: Admin,
+    /// At least this many members are alive, the node itself included
+    #[arg(long, value_name = "N")]
+    pub(crate) members: Option<u32>,
+    /// At least this many peers are connected
+    #[arg(long, value_name = "N")]
+    pub(crate) connected: Option<u32>,
+    /// The first join round is over; asked for when nothing else is
+    #[arg(long)]
+    pub(crate) ready: bool,
+    /// When to give up
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = timeout)]
+    pub(crate) timeout: Duration,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  nodosum ping n2 -c 5")]
+pub(crate) struct Ping {
+    /// The member
+    pub(crate) node: NodeId,
+    /// How many times, one a second
+    #[arg(short, long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) count: u32,
+    /// How long to wait for each answer
+    #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = timeout)]
+    pub(crate) timeout: Duration,
+    #[command(flatten)]
+    pub(crate) read: Read,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Example:
+  nodosum send --to n2 --to n3 --app echo hello
+
+`ok` means that the receiving node acknowledged the message. PAYLOAD `-` reads standard input.")]
+pub(crate) struct Send {
+    /// The receiving node; may be repeated
+    #[arg(long, value_name = "NODE", required = true)]
+    pub(crate) to: Vec<NodeId>,
+    #[command(flatten)]
+    pub(crate) message: Message,
+    #[command(flatten)]
+    pub(crate) read: Read,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Example:
+  nodosum broadcast --app echo hello
+
+`ok` means that the receiving node acknowledged the message. PAYLOAD `-` reads standard input.
+Exits with 4 when no peer is connected.")]
+pub(crate) struct Broadcast {
+    #[command(flatten)]
+    pub(crate) message: Message,
+    #[command(flatten)]
+    pub(crate) read: Read,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Example:
+  nodosum request --to n2 --app echo hello
+
+Every node of `nodosum run` answers the application `echo`. PAYLOAD `-` reads standard input.")]
+pub(crate) struct Request {
+    /// The node to ask
+    #[arg(long, value_name = "NODE")]
+    pub(crate) to: NodeId,
+    #[command(flatten)]
+    pub(crate) message: Message,
+    #[command(flatten)]
+    pub(crate) admin: Admin,
+}
+
+/// What is sent.
+#[derive(Debug, Args)]
+pub(crate) struct Message {
+    /// The application on the receiving side
+    #[arg(long, value_name = "NAME")]
+    pub(crate) app: String,
+    /// When to give up
+    #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = timeout)]
+    pub(crate) timeout: Duration,
+    /// The bytes to send; `-` reads them from standard input
+    #[arg(default_value = "", hide_default_value = true)]
+    pub(crate) payload: OsString,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  nodosum join 10.0.0.1:7946 10.0.0.2:7946")]
+pub(crate) struct Join {
+    /// QUIC addresses of members
+    #[arg(value_name = "HOST:PORT", required = true)]
+    pub(crate) seeds: Vec<String>,
+    /// When to give up
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = timeout)]
+    pub(crate) timeout: Duration,
+    #[command(flatten)]
+    pub(crate) admin: Admin,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Example:
+  nodosum leave
+
+The process goes on running until it is ended. TERM leaves by itself: this command is for seeing
+who confirmed it before the process goes.")]
+pub(crate) struct Leave {
+    /// How long to wait for others to confirm
+    #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = timeout)]
+    pub(crate) timeout: Duration,
+    #[command(flatten)]
+    pub(crate) admin: Admin,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Example:
+  nodosum force-leave n3
+
+Acts on a member that is dead in the eyes of the node; exits with 4 otherwise.")]
+pub(crate) struct ForceLeave {
+    /// The dead member
+    pub(crate) node: NodeId,
+    #[command(flatten)]
+    pub(crate) admin: Admin,
+}
+
+/// Reads `250ms`, `30s`, `1h 30m`, `90d`; a day has 24 hours.
+fn duration(text: &str, longest: Duration) -> Result<Duration, String> {
+    let example = "write it with a unit, such as 250ms, 30s or 90d";
+    let span: Span = text
+        .parse()
+        .map_err(|_| format!("not a duration; {example}"))?;
+    let duration = span
+        .to_duration(SpanRelativeTo::days_are_24_hours())
+        .map_err(|_| "months and years have no fixed length; use days".to_owned())?;
+    let duration = Duration::try_from(duration).map_err(|_| "must not be negative".to_owned())?;
+    if duration > longest {
+        return Err(format!("longer than {} days", longest.as_secs() / 86_400));
+    }
+    Ok(duration)
+}
+
+fn timeout(text: &str) -> Result<Duration, String> {
+    duration(text, MAX_TIMEOUT)
+}
+
+fn validity(text: &str) -> Result<Duration, String> {
+    duration(text, MAX_VALIDITY)
+}
+
+/// Reads seconds as a plain number, or a duration. Faster than ten a second helps nobody.
+fn watch_interval(text: &str) -> Result<Duration, String> {
+    let interval = match text.parse::<f64>() {
+        Ok(seconds) => Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())?,
+        Err(_) => timeout(text)?,
+    };
+    if !(Duration::from_millis(100)..=MAX_TIMEOUT).contains(&interval) {
+        return Err("must be between 0.1 seconds and a day".to_owned());
+    }
+    Ok(interval)
+}
+
+fn tag(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        Some(_) | None => Err("not KEY=VALUE".to_owned()),
+    }
+}
+
+/// The first tag that is given twice.
+pub(crate) fn repeated_tag(tags: &[(String, String)]) -> Option<&str> {
+    let mut seen = BTreeSet::new();
+    tags.iter()
+        .map(|(key, _)| key.as_str())
+        .find(|key| !seen.insert(*key))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_contradicts_itself_nowhere() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn durations_are_read_with_their_units() {
+        let good = [
+            ("250ms", Duration::from_millis(250)),
+            ("30s", Duration::from_secs(30)),
+            ("1.5s", Duration::from_millis(1_500)),
+            ("1h 30m", Duration::from_secs(5_400)),
+            ("90d", Duration::from_secs(90 * 86_400)),
+            ("0s", Duration::ZERO),
+        ];
+        for (text, expected) in good {
+            assert_eq!(validity(text), Ok(expected), "{text}");
+        }
+        for bad in [
+            "",
+            "5",
+            "s",
+            "-5s",
+            "1 month",
+            "1y",
+            "40000d",
+            "99999999999999d",
+            "5s junk",
+        ] {
+            assert!(validity(bad).is_err(), "{bad:?} was taken");
+        }
+        assert!(timeout("25h").is_err());
+    }
+
+    #[test]
+    fn a_watch_interval_is_seconds_or_a_duration() {
+        assert_eq!(watch_interval("2"), Ok(Duration::from_secs(2)));
+        assert_eq!(watch_interval("0.5"), Ok(Duration::from_millis(500)));
+        assert_eq!(watch_interval("500ms"), Ok(Duration::from_millis(500)));
+        for bad in ["0", "-1", "nan", "inf", "1e300", "0.01", "2d", "x"] {
+            assert!(watch_interval(bad).is_err(), "{bad:?} was taken");
+        }
+    }
+
+    #[test]
+    fn tags_are_key_and_value() {
+        assert_eq!(tag("zone=a=b"), Ok(("zone".into(), "a=b".into())));
+        assert_eq!(tag("empty="), Ok(("empty".into(), String::new())));
+        assert!(tag("zone").is_err() && tag("=a").is_err());
+        let tags = ["a=1", "b=2", "a=3"].map(|text| tag(text).unwrap());
+        assert_eq!(repeated_tag(&tags), Some("a"));
+        assert_eq!(repeated_tag(&tags[..2]), None);
+    }
+}

@@ -1,0 +1,148 @@
+//! `nodosum status`.
+
+use crate::{
+    CALL_TIMEOUT,
+    admin::{
+        client::{call, unexpected},
+        protocol::{Command, Reply, StatusView},
+    },
+    args::Status,
+    exit::{Exit, Failure},
+    output::{Column, Format, bytes, clean, duration, raw, render, seconds},
+    watch,
+};
+
+/// For TSV, where a status is one row like everything else.
+const COLUMNS: [Column<StatusView>; 18] = [
+    Column::text("NODE", "node", |status| status.node.clone()),
+    Column::text("CLUSTER", "cluster", |status| status.cluster.clone()),
+    Column::text("VERSION", "version", |status| status.version.clone()),
+    Column::text("PID", "pid", |status| status.pid.to_string()),
+    Column::text("UPTIME", "uptime_seconds", |status| {
+        status.uptime_seconds.to_string()
+    }),
+    Column::text("READY", "ready", |status| status.ready.to_string()),
+    Column::text("ALIVE", "members_alive", |status| {
+        status.members.alive.to_string()
+    }),
+    Column::text("SUSPECT", "members_suspect", |status| {
+        status.members.suspect.to_string()
+    }),
+    Column::text("DEAD", "members_dead", |status| {
+        status.members.dead.to_string()
+    }),
+    Column::text("LEFT", "members_left", |status| {
+        status.members.left.to_string()
+    }),
+    Column::text("UP", "connections_established", |status| {
+        status.connections.established.to_string()
+    }),
+    Column::text("HANDSHAKING", "connections_handshaking", |status| {
+        status.connections.handshaking.to_string()
+    }),
+    Column::text("DRAINING", "connections_draining", |status| {
+        status.connections.draining.to_string()
+    }),
+    Column::text("DOWN", "connections_down", |status| {
+        status.connections.down.to_string()
+    }),
+    Column::text("HEALTH", "health_score", |status| {
+        status.health_score.to_string()
+    }),
+    Column::text("THREADS", "threads", |status| status.threads.to_string()),
+    Column::text("FDS", "open_fds", |status| raw(status.open_fds)),
+    Column::text("RSS", "rss_bytes", |status| raw(status.rss_bytes)),
+];
+
+pub(crate) fn run(args: &Status) -> Result<Exit, Failure> {
+    watch::run(&args.watch, &args.read, || {
+        let reply = call(&args.read.admin, Command::Status, &[], CALL_TIMEOUT)?;
+        let Reply::Status(status) = reply else {
+            return Err(unexpected());
+        };
+        let text = match args.read.output {
+            Format::Table | Format::Wide => page(&status),
+            // The status says its schema itself, so that its line is the same object.
+            Format::Json | Format::Jsonl => crate::output::json_line(&status)?,
+            Format::Tsv | Format::Name => {
+                let name = |status: &StatusView| status.node.clone();
+                render(
+                    args.read.layout(),
+                    &COLUMNS,
+                    std::slice::from_ref(&*status),
+                    name,
+                    &status,
+                )?
+            }
+        };
+        Ok((text, Exit::Done))
+    })
+}
+
+fn page(status: &StatusView) -> String {
+    let (members, connections) = (&status.members, &status.connections);
+    let unknown = || "unknown".to_owned();
+    let lines = [
+        ("node", status.node.clone()),
+        ("cluster", status.cluster.clone()),
+        ("version", status.version.clone()),
+        ("pid", status.pid.to_string()),
+        ("uptime", seconds(Some(status.uptime_seconds))),
+        ("ready", if status.ready { "yes" } else { "no" }.to_owned()),
+        (
+            "members",
+            format!(
+                "{} alive, {} suspect, {} dead, {} left",
+                members.alive, members.suspect, members.dead, members.left
+            ),
+        ),
+        (
+            "connections",
+            format!(
+                "{} established, {} handshaking, {} draining, {} down",
+                connections.established,
+                connections.handshaking,
+                connections.draining,
+                connections.down
+            ),
+        ),
+        (
+            "health score",
+            format!("{} (0 is healthy)", status.health_score),
+        ),
+        ("threads", status.threads.to_string()),
+        (
+            "open files",
+            status.open_fds.map_or_else(unknown, |fds| fds.to_string()),
+        ),
+        ("memory", status.rss_bytes.map_or_else(unknown, bytes)),
+    ];
+    lines
+        .iter()
+        .map(|(name, value)| format!("{name:<14}{}\n", clean(value)))
+        .collect()
+}
+
+/// The status as fields of one log line.
+pub(crate) fn log(status: &StatusView) {
+    log::info!(
+        target: "node",
+        node = status.node.as_str(),
+        cluster = status.cluster.as_str(),
+        uptime = duration(std::time::Duration::try_from_secs_f64(status.uptime_seconds).unwrap_or_default()).as_str(),
+        ready = status.ready,
+        alive = status.members.alive,
+        suspect = status.members.suspect,
+        dead = status.members.dead,
+        left = status.members.left,
+        established = status.connections.established,
+        handshaking = status.connections.handshaking,
+        draining = status.connections.draining,
+        down = status.connections.down,
+        health_score = status.health_score,
+        threads = status.threads,
+        open_fds = status.open_fds,
+        rss_bytes = status.rss_bytes;
+        "status"
+    );
+}

@@ -1,0 +1,623 @@
+//! What transcripts cannot show: limits, counts and answers of a single core.
+
+use super::*;
+use crate::record::{SignedRecord, encode_addr};
+
+const NOBODY: &str = "127.0.0.1:9";
+
+fn id(name: &str) -> NodeId {
+    name.parse().unwrap()
+}
+
+fn signed(record: Record) -> Arc<VerifiedRecord> {
+    let payload = Arc::from(record.encode());
+    let signature = Arc::from(vec![0; 72]);
+    Arc::new(VerifiedRecord {
+        record,
+        signed: SignedRecord { payload, signature },
+    })
+}
+
+fn record(name: &str, incarnation: u64, boot: u8) -> Record {
+    let port = 1_000 + name.bytes().map(u16::from).sum::<u16>();
+    let addr = SocketAddr::from(([127, 0, 0, 1], port));
+    assert_eq!(encode_addr(addr).len(), 6);
+    Record {
+        cluster: "test".parse().unwrap(),
+        node: id(name),
+        incarnation,
+        boot: BootId([boot; 16]),
+        quic_addr: addr,
+        gossip_addr: addr,
+        tags: BTreeMap::new(),
+        left: false,
+        protocol: (1, 1),
+        version: "0".into(),
+        certificate: [0; 32],
+    }
+}
+
+/// A core named `me` and a clock that the test moves.
+struct Bench {
+    core: Swim,
+    now: Instant,
+}
+
+impl Bench {
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "a starting point in time; nothing is measured"
+    )]
+    fn new(config: Config, members: &[&str]) -> Self {
+        let now = Instant::now();
+        let mut core = Swim::new(config, signed(record("me", 1, 1)), 7, now);
+        for name in members {
+            core.handle_record(now, signed(record(name, 1, 1)));
+        }
+        let mut bench = Self { core, now };
+        bench.events();
+        bench.sent();
+        bench
+    }
+
+    fn events(&mut self) -> Vec<Event> {
+        std::iter::from_fn(|| self.core.poll_event()).collect()
+    }
+
+    fn actions(&mut self) -> Vec<Action> {
+        std::iter::from_fn(|| self.core.poll_action()).collect()
+    }
+
+    fn sent(&mut self) -> Vec<(NodeId, Message)> {
+        std::iter::from_fn(|| self.core.poll_transmit())
+            .map(|transmit| (transmit.to, Message::decode(&transmit.payload).unwrap()))
+            .collect()
+    }
+
+    fn receive(&mut self, from: &str, body: Body) {
+        self.tell(from, body, Vec::new());
+    }
+
+    fn tell(&mut self, from: &str, body: Body, statements: Vec<Statement>) {
+        let message = Message {
+            body,
+            statements,
+            records: Vec::new(),
+        };
+        let addr = NOBODY.parse().unwrap();
+        self.core
+            .handle_message(self.now, &id(from), addr, message, Vec::new());
+    }
+
+    /// Moves to the next timer and fires it.
+    fn tick(&mut self) {
+        self.now = self.core.poll_timeout().unwrap();
+        self.core.handle_timeout(self.now);
+    }
+
+    /// Ticks until a message of the wanted kind is sent; returns all of those.
+    fn tick_until(&mut self, wanted: fn(&Body) -> bool) -> Vec<(NodeId, Body)> {
+        for _ in 0..1_000 {
+            self.tick();
+            let sent = self
+                .sent()
+                .into_iter()
+                .map(|(to, message)| (to, message.body));
+            let sent: Vec<_> = sent.filter(|(_, body)| wanted(body)).collect();
+            if !sent.is_empty() {
+                return sent;
+            }
+        }
+        panic!("nothing of the kind was sent");
+    }
+
+    fn signs(&mut self) -> Record {
+        let mut wanted = self
+            .actions()
+            .into_iter()
+            .filter_map(|action| match action {
+                Action::Sign(record) => Some(record),
+                Action::SignForcedLeave(_)
+                | Action::Sync { .. }
+                | Action::PingOverConnection { .. } => None,
+            });
+        let record = wanted.next().expect("a record to sign");
+        assert_eq!(wanted.next(), None);
+        record
+    }
+
+    /// Lets a probe fail; each helper nacks or not. Returns the score after it.
+    fn fail_a_probe(&mut self, nacks: bool) -> u32 {
+        let requests = self.tick_until(|body| matches!(body, Body::PingReq { .. }));
+        for (helper, body) in requests {
+            let Body::PingReq { seq, .. } = body else {
+                continue;
+            };
+            if nacks {
+                self.receive(helper.as_str(), Body::Nack { seq });
+                // A second one counts nothing.
+                self.receive(helper.as_str(), Body::Nack { seq });
+            }
+        }
+        let failed = self.core.counters().probes_failed;
+        while self.core.counters().probes_failed == failed {
+            self.tick();
+        }
+        self.core.health_score()
+    }
+}
+
+#[test]
+fn a_failed_probe_that_every_helper_nacks_leaves_the_score() {
+    let mut bench = Bench::new(Config::lan(), &["a", "b", "c", "d"]);
+    assert_eq!(bench.fail_a_probe(true), 0);
+}
+
+#[test]
+fn every_missing_nack_worsens_the_score_and_an_answer_improves_it() {
+    let mut bench = Bench::new(Config::lan(), &["a", "b", "c", "d"]);
+    assert_eq!(bench.fail_a_probe(false), 3);
+    let pings = bench.tick_until(|body| matches!(body, Body::Ping { .. }));
+    let Body::Ping { seq, target } = &pings[0].1 else {
+        panic!("no ping")
+    };
+    bench.receive(target.as_str(), Body::Ack { seq: *seq });
+    assert_eq!(bench.core.health_score(), 2);
+    assert_eq!(bench.core.counters().probes_direct, 1);
+    // The answer to a probe counts once, and nobody else's at all.
+    bench.receive(target.as_str(), Body::Ack { seq: *seq });
+    bench.receive(
+        "d",
+        Body::Ack {
+            seq: seq.wrapping_add(1),
+        },
+    );
+    assert_eq!(bench.core.counters().stray_answers, 2);
+}
+
+#[test]
+fn without_helpers_a_failed_probe_counts_as_one_sign() {
+    let mut bench = Bench::new(Config::lan(), &["a"]);
+    let failed = |bench: &Bench| bench.core.counters().probes_failed;
+    while failed(&bench) == 0 {
+        bench.tick();
+    }
+    assert_eq!(bench.core.health_score(), 1);
+}
+
+#[test]
+fn a_ping_for_somebody_else_or_from_a_stranger_is_not_answered() {
+    let mut bench = Bench::new(Config::lan(), &["a"]);
+    bench.receive(
+        "a",
+        Body::Ping {
+            seq: 1,
+            target: id("b"),
+        },
+    );
+    bench.receive(
+        "x",
+        Body::Ping {
+            seq: 1,
+            target: id("me"),
+        },
+    );
+    assert_eq!(bench.sent(), []);
+    assert_eq!(bench.core.counters().misdirected, 1);
+    assert_eq!(bench.core.counters().unknown_senders, 1);
+    bench.receive(
+        "a",
+        Body::Ping {
+            seq: 1,
+            target: id("me"),
+        },
+    );
+    assert_eq!(bench.sent()[0].1.body, Body::Ack { seq: 1 });
+}
+
+#[test]
+fn the_answer_to_a_suspect_tells_it_what_is_said() {
+    let mut bench = Bench::new(Config::lan(), &["a", "b"]);
+    let accusation = Accusation {
+        node: id("a"),
+        incarnation: 1,
+        accuser: id("b"),
+    };
+    bench.tell(
+        "b",
+        Body::Gossip,
+        vec![Statement::Suspect(accusation.clone())],
+    );
+    bench.receive(
+        "a",
+        Body::Ping {
+            seq: 5,
+            target: id("me"),
+        },
+    );
+    let (_, message) = bench.sent().pop().unwrap();
+    assert_eq!(message.statements[0], Statement::Suspect(accusation));
+}
+
+#[test]
+fn whoever_knows_a_suspect_to_be_dead_answers_the_accuser() {
+    let mut bench = Bench::new(Config::lan(), &["a", "b"]);
+    while bench.core.member(&id("a")).unwrap().status != MemberStatus::Dead {
+        bench.tick();
+        for (to, message) in bench.sent() {
+            if let (Body::Ping { seq, .. }, "b") = (message.body, to.as_str()) {
+                bench.receive("b", Body::Ack { seq });
+            }
+        }
+    }
+    let accused = |accuser| Accusation {
+        node: id("a"),
+        incarnation: 1,
+        accuser: id(accuser),
+    };
+    bench.tell("b", Body::Gossip, vec![Statement::Suspect(accused("b"))]);
+    let (to, message) = bench.sent().pop().unwrap();
+    assert_eq!(to, id("b"));
+    assert_eq!(message.statements, [Statement::Dead(accused("me"))]);
+    // One dead for both is nothing to talk about, nor is what a third one says.
+    bench.tell("b", Body::Gossip, vec![Statement::Dead(accused("b"))]);
+    bench.tell("b", Body::Gossip, vec![Statement::Suspect(accused("c"))]);
+    assert_eq!(bench.sent(), []);
+}
+
+#[test]
+fn a_helper_nacks_before_the_requester_gives_up_and_passes_a_late_answer_on() {
+    let mut bench = Bench::new(Config::lan(), &["a", "b"]);
+    let asked_at = bench.now;
+    bench.receive(
+        "a",
+        Body::PingReq {
+            seq: 77,
+            target: id("b"),
+        },
+    );
+    let (to, message) = bench.sent().pop().unwrap();
+    assert_eq!(to, id("b"));
+    let Body::Ping { seq, .. } = message.body else {
+        panic!("no ping")
+    };
+    let nacks = bench.tick_until(|body| matches!(body, Body::Nack { .. }));
+    assert_eq!(nacks, [(id("a"), Body::Nack { seq: 77 })]);
+    assert_eq!(bench.now - asked_at, Duration::from_millis(400));
+    bench.receive("a", Body::Ack { seq });
+    assert_eq!(bench.sent(), [], "a did not answer for b");
+    bench.receive("b", Body::Ack { seq });
+    assert_eq!(bench.sent().pop().unwrap().1.body, Body::Ack { seq: 77 });
+}
+
+#[test]
+fn requests_beyond_the_limit_and_about_strangers_are_nacked_at_once() {
+    let mut bench = Bench::new(Config::lan(), &["a", "b"]);
+    bench.receive(
+        "a",
+        Body::PingReq {
+            seq: 0,
+            target: id("stranger"),
+        },
+    );
+    assert_eq!(bench.sent().pop().unwrap().1.body, Body::Nack { seq: 0 });
+    for seq in 0..u32::try_from(MAX_RELAYS).unwrap() {
+        bench.receive(
+            "a",
+            Body::PingReq {
+                seq,
+                target: id("b"),
+            },
+        );
+    }
+    bench.sent();
+    bench.receive(
+        "a",
+        Body::PingReq {
+            seq: 999,
+            target: id("b"),
+        },
+    );
+    assert_eq!(bench.sent().pop().unwrap().1.body, Body::Nack { seq: 999 });
+    assert_eq!(bench.core.counters().relays_refused, 1);
+}
+
+#[test]
+fn a_full_table_refuses_newcomers_and_keeps_working() {
+    let config = Config {
+        max_members: 3,
+        ..Config::lan()
+    };
+    let mut bench = Bench::new(config, &["a", "b", "c"]);
+    assert_eq!(bench.core.members().count(), 3);
+    assert_eq!(bench.core.counters().table_full, 1);
+    assert!(bench.core.member(&id("c")).is_none());
+    bench
+        .core
+        .handle_record(bench.now, signed(record("a", 2, 1)));
+    assert_eq!(
+        bench
+            .core
+            .member(&id("a"))
+            .unwrap()
+            .record
+            .record
+            .incarnation,
+        2
+    );
+}
+
+#[test]
+fn no_datagram_is_larger_than_allowed_however_much_news_there_is() {
+    let config = Config {
+        max_payload_bytes: 1_080,
+        ..Config::lan()
+    };
+    let mut bench = Bench::new(config, &[]);
+    for i in 0..300_u64 {
+        let mut record = record(&format!("{}{i}", "n".repeat(60)), 1, 1);
+        record
+            .tags
+            .insert("k".into(), "v".repeat((i % 510) as usize));
+        bench.core.handle_record(bench.now, signed(record));
+    }
+    let mut records = 0;
+    for _ in 0..200 {
+        bench.tick();
+        while let Some(transmit) = bench.core.poll_transmit() {
+            assert!(
+                transmit.payload.len() <= 1_080,
+                "{} bytes",
+                transmit.payload.len()
+            );
+            records += Message::decode(&transmit.payload).unwrap().records.len();
+        }
+    }
+    assert!(records > 300);
+    assert_eq!(bench.core.counters().oversized_news, 0);
+}
+
+#[test]
+fn tags_and_a_leave_while_a_signature_is_awaited_are_signed_next() {
+    let mut bench = Bench::new(Config::lan(), &["a"]);
+    let tags = BTreeMap::from([("k".to_owned(), "v".to_owned())]);
+    bench.core.set_tags(bench.now, tags.clone()).unwrap();
+    bench.core.leave(bench.now);
+    let first = bench.signs();
+    assert_eq!((first.incarnation, first.left), (2, false));
+    bench.core.handle_signed(bench.now, signed(first));
+    let second = bench.signs();
+    assert!(second.left && second.incarnation > 2);
+    assert_eq!(second.tags, tags);
+    bench.core.handle_signed(bench.now, signed(second));
+    assert_eq!(bench.actions(), []);
+    assert_eq!(
+        bench.core.member(&id("me")).unwrap().status,
+        MemberStatus::Left
+    );
+    // Everybody hears of it at once, and probes are still answered.
+    assert!(
+        bench
+            .sent()
+            .iter()
+            .any(|(to, m)| *to == id("a") && m.records.len() == 1)
+    );
+    bench.receive(
+        "a",
+        Body::Ping {
+            seq: 1,
+            target: id("me"),
+        },
+    );
+    assert_eq!(bench.sent().pop().unwrap().1.body, Body::Ack { seq: 1 });
+}
+
+#[test]
+fn tags_that_are_too_large_change_nothing() {
+    let mut bench = Bench::new(Config::lan(), &[]);
+    let tags = BTreeMap::from([("k".to_owned(), "v".repeat(MAX_TAG_BYTES))]);
+    let error = bench.core.set_tags(bench.now, tags).unwrap_err();
+    assert_eq!(error, TagsTooLarge(MAX_TAG_BYTES + 3));
+    assert_eq!(bench.actions(), []);
+}
+
+#[test]
+fn only_the_dead_can_be_forced_out() {
+    let mut bench = Bench::new(Config::lan(), &["a"]);
+    assert_eq!(
+        bench.core.force_leave(bench.now, &id("x")),
+        Err(ForceLeaveError::UnknownMember(id("x")))
+    );
+    assert_eq!(
+        bench.core.force_leave(bench.now, &id("a")),
+        Err(ForceLeaveError::NotDead(id("a"), MemberStatus::Alive))
+    );
+}
+
+#[test]
+fn an_equal_incarnation_with_other_content_is_refuted() {
+    let mut bench = Bench::new(Config::lan(), &["a"]);
+    let entry = |record: Record| SyncEntry {
+        record: signed(record),
+        status: MemberStatus::Alive,
+    };
+    // The same record is no news.
+    bench
+        .core
+        .handle_sync(bench.now, &id("a"), vec![entry(record("me", 1, 1))]);
+    assert_eq!(bench.actions(), []);
+    let mut other = record("me", 1, 1);
+    other.tags.insert("k".into(), "from before".into());
+    bench
+        .core
+        .handle_sync(bench.now, &id("a"), vec![entry(other)]);
+    let refutation = bench.signs();
+    assert_eq!(refutation.incarnation, 2);
+    assert!(refutation.tags.is_empty());
+}
+
+#[test]
+fn a_trace_of_an_earlier_life_is_outbid_and_the_teller_told() {
+    let mut bench = Bench::new(Config::lan(), &["a"]);
+    let entry = SyncEntry {
+        record: signed(record("me", 41, 9)),
+        status: MemberStatus::Dead,
+    };
+    bench.core.handle_sync(bench.now, &id("a"), vec![entry]);
+    let refutation = bench.signs();
+    assert_eq!(
+        (refutation.incarnation, refutation.boot),
+        (42, BootId([1; 16]))
+    );
+    bench.core.handle_signed(bench.now, signed(refutation));
+    assert_eq!(bench.actions(), [Action::Sync { with: id("a") }]);
+}
+
+#[test]
+fn a_rival_with_our_name_is_told_of_and_does_not_start_a_flood() {
+    let mut bench = Bench::new(Config::lan(), &["a"]);
+    let mut signatures = 0;
+    for _ in 0..50 {
+        let above = bench.core.me().record.incarnation + 1;
+        let entry = SyncEntry {
+            record: signed(record("me", above, 9)),
+            status: MemberStatus::Alive,
+        };
+        bench.core.handle_sync(bench.now, &id("a"), vec![entry]);
+        for action in bench.actions() {
+            if let Action::Sign(record) = action {
+                signatures += 1;
+                bench.core.handle_signed(bench.now, signed(record));
+            }
+        }
+    }
+    assert_eq!(signatures, OUTBIDS_OF_A_RIVAL);
+    let conflicts = bench
+        .events()
+        .iter()
+        .filter(|e| matches!(e, Event::NameConflict { .. }))
+        .count();
+    assert_eq!(conflicts, 1);
+}
+
+#[test]
+fn a_life_that_ended_is_not_taken_back_at_any_incarnation() {
+    let mut bench = Bench::new(Config::lan(), &["a"]);
+    bench
+        .core
+        .handle_record(bench.now, signed(record("a", 2, 2)));
+    bench.events();
+    bench
+        .core
+        .handle_record(bench.now, signed(record("a", 3, 1)));
+    bench
+        .core
+        .handle_record(bench.now, signed(record("a", 4, 1)));
+    let events = bench.events();
+    assert!(
+        matches!(&events[..], [Event::NameConflict { .. }]),
+        "{events:?}"
+    );
+    assert_eq!(
+        bench.core.member(&id("a")).unwrap().record.record.boot,
+        BootId([2; 16])
+    );
+}
+
+#[test]
+fn records_with_absurd_incarnations_or_of_other_clusters_are_refused() {
+    let mut bench = Bench::new(Config::lan(), &["a"]);
+    bench
+        .core
+        .handle_record(bench.now, signed(record("a", u64::MAX, 1)));
+    bench
+        .core
+        .handle_record(bench.now, signed(record("b", MAX_INCARNATION + 1, 1)));
+    bench
+        .core
+        .handle_record(bench.now, signed(record("a", 2 + MAX_RECORD_STEP, 1)));
+    assert_eq!(bench.core.counters().implausible, 3);
+    let mut foreign = record("c", 1, 1);
+    foreign.cluster = "other".parse().unwrap();
+    bench.core.handle_record(bench.now, signed(foreign));
+    assert_eq!(bench.core.members().count(), 2);
+    assert_eq!(
+        bench
+            .core
+            .member(&id("a"))
+            .unwrap()
+            .record
+            .record
+            .incarnation,
+        1
+    );
+}
+
+#[test]
+fn an_answer_over_the_connection_saves_a_member() {
+    let mut bench = Bench::new(Config::lan(), &["a"]);
+    let seq = loop {
+        bench.tick();
+        let ping = bench.actions().into_iter().find_map(|action| match action {
+            Action::PingOverConnection { seq, .. } => Some(seq),
+            Action::Sign(_) | Action::SignForcedLeave(_) | Action::Sync { .. } => None,
+        });
+        if let Some(seq) = ping {
+            break seq;
+        }
+    };
+    bench.core.handle_connection_ack(bench.now, &id("b"), seq);
+    assert_eq!(bench.core.counters().stray_answers, 1);
+    bench.core.handle_connection_ack(bench.now, &id("a"), seq);
+    assert_eq!(bench.core.counters().probes_connection, 1);
+    assert_eq!(bench.core.health_score(), 0);
+    assert_eq!(bench.events(), []);
+}
+
+#[test]
+fn random_messages_of_a_member_never_panic_and_accuse_nobody_unknown() {
+    let mut bench = Bench::new(Config::lan(), &["a", "b", "c"]);
+    let mut rng = Rng::new(5);
+    let names = ["me", "a", "b", "c", "x"].map(id);
+    for _ in 0..20_000 {
+        let name = |rng: &mut Rng| names[rng.index(names.len())].clone();
+        let incarnation = [0, 1, 2, 1 << 20, u64::MAX][rng.index(5)];
+        let (node, accuser) = (name(&mut rng), name(&mut rng));
+        let accusation = Accusation {
+            node: node.clone(),
+            incarnation,
+            accuser,
+        };
+        let statement = match rng.below(2) {
+            0 => Statement::Suspect(accusation),
+            _ => Statement::Dead(accusation),
+        };
+        let seq = rng.below(4) as u32;
+        let body = match rng.below(5) {
+            0 => Body::Ping { seq, target: node },
+            1 => Body::PingReq { seq, target: node },
+            2 => Body::Ack { seq },
+            3 => Body::Nack { seq },
+            _ => Body::Gossip,
+        };
+        let from = name(&mut rng);
+        bench.tell(from.as_str(), body, vec![statement]);
+        if rng.below(10) == 0 {
+            bench.tick();
+        }
+        for action in bench.actions() {
+            if let Action::Sign(record) = action {
+                bench.core.handle_signed(bench.now, signed(record));
+            }
+        }
+        bench.sent();
+        bench.events();
+        assert_eq!(bench.core.members().count(), 4);
+        assert_eq!(
+            bench.core.member(&id("me")).unwrap().status,
+            MemberStatus::Alive
+        );
+        assert!(bench.core.pending_news() <= 8);
+    }
+    assert!(bench.core.me().record.incarnation < 1 << 40);
+}
