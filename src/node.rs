@@ -721,8 +721,12 @@ impl Handle {
             return Vec::new();
         };
         if !silently {
+            // One deadline for all: peers that do not read must not add up, and closing needs time.
+            let now = Instant::now();
+            let left = deadline.saturating_duration_since(now);
+            let idle_until = now + DROP_TIMEOUT.min(left / 2);
             for connection in self.snapshot.links() {
-                connection.await_idle(deadline.min(Instant::now() + DROP_TIMEOUT));
+                connection.await_idle(idle_until);
             }
         }
         let mut stuck = Vec::new();

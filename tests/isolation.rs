@@ -314,26 +314,32 @@ fn an_application_that_never_reads_stops_only_its_own_senders_and_loses_nothing(
 }
 
 #[test]
-fn a_node_with_a_full_inbox_and_its_senders_shut_down_in_time() {
+fn nodes_whose_messages_nobody_reads_shut_down_in_time() {
     let lab = Lab::new("fullend");
-    let nodes = lab.start(3);
+    let nodes = lab.start(6);
     let apps: Vec<_> = nodes
         .iter()
         .map(|node| node.register("stalled").unwrap())
         .collect();
-    for sender in [0, 2] {
-        while apps[sender]
-            .send(nodes[1].id(), vec![0; 60_000], Duration::from_millis(300))
+    let fill = |from: usize, to: usize| {
+        let timeout = Duration::from_millis(200);
+        while apps[from]
+            .send(nodes[to].id(), vec![0; 60_000], timeout)
             .is_ok()
         {}
+    };
+    // The first waits for everybody, and everybody's inbox is full.
+    for to in 1..nodes.len() {
+        fill(0, to);
     }
-    for node in [&nodes[0], &nodes[1], &nodes[2]] {
+    fill(1, 0);
+    for node in &nodes {
         let timeout = 5 * SECOND;
         let started = Instant::now();
         let report = node.shutdown(timeout);
         let took = started.elapsed();
         assert!(took < timeout, "{}: {took:?}", node.id());
-        assert_eq!(report.threads_stuck, Vec::<String>::new());
+        assert_eq!(report.threads_stuck, Vec::<String>::new(), "{}", node.id());
     }
 }
 
