@@ -20,7 +20,8 @@ use crate::{
     node_id::NodeId,
     snapshot::{Snapshot, Stage},
     thread::{self, panic_message},
-    transport::Connection,
+    transport::{Connection, Untaken},
+    waker::deadline_after,
 };
 
 /// Handler threads of one application.
@@ -54,26 +55,50 @@ impl Default for Workers {
 
 struct Worker {
     handle: thread::Handle,
-    /// Dropped to tell the thread to end.
-    stop: Sender<()>,
+    stop: Stop,
+}
+
+/// Tells one thread to end, by dropping the sender that it listens to. The node and the application
+/// each hold one: whichever ends first ends the thread.
+#[derive(Clone)]
+struct Stop(Arc<Mutex<Option<Sender<()>>>>);
+
+impl Stop {
+    fn stop(&self) {
+        self.0.lock().take();
+    }
 }
 
 impl Workers {
-    fn start(&self, body: impl FnOnce(Receiver<()>) + Send + 'static) -> Result<(), RegisterError> {
+    fn start(
+        &self,
+        body: impl FnOnce(Receiver<()>) + Send + 'static,
+    ) -> Result<Stop, RegisterError> {
         let mut running = self.running.lock();
         let running = running.as_mut().ok_or(RegisterError::Stopped)?;
-        let (stop, stopped) = crossbeam_channel::bounded(0);
+        // Threads of applications that are gone have ended by themselves.
+        running.retain(|worker| !worker.handle.is_finished());
+        let (sender, stopped) = crossbeam_channel::bounded(0);
+        let stop = Stop(Arc::new(Mutex::new(Some(sender))));
         let number = self.started.fetch_add(1, Relaxed) + 1;
         let handle = thread::spawn(&format!("nd-work-{}", number % 10_000_000), move || {
             body(stopped);
         })
         .map_err(|error| RegisterError::Thread(error.to_string()))?;
-        running.push(Worker { handle, stop });
-        Ok(())
+        running.push(Worker {
+            handle,
+            stop: stop.clone(),
+        });
+        Ok(stop)
     }
 
     pub(crate) fn count(&self) -> usize {
-        self.running.lock().as_ref().map_or(0, Vec::len)
+        let running = self.running.lock();
+        let alive = running
+            .iter()
+            .flatten()
+            .filter(|worker| !worker.handle.is_finished());
+        alive.count()
     }
 
     /// Tells all to end and waits until `deadline` for those that work. Returns the names of those
@@ -81,13 +106,9 @@ impl Workers {
     pub(crate) fn stop(&self, deadline: Instant) -> Vec<String> {
         let running = self.running.lock().take().unwrap_or_default();
         let here: ThreadId = std::thread::current().id();
-        let (handles, stops): (Vec<_>, Vec<_>) = running
-            .into_iter()
-            .map(|worker| (worker.handle, worker.stop))
-            .unzip();
-        drop(stops);
+        running.iter().for_each(|worker| worker.stop.stop());
         let mut stuck = Vec::new();
-        for handle in handles {
+        for Worker { handle, .. } in running {
             // A handler that shuts its own node down cannot wait for itself.
             let is_here = handle.thread().id() == here;
             while !is_here && !handle.is_finished() && now() < deadline {
@@ -124,18 +145,20 @@ pub struct App {
     inbox: Arc<Inbox>,
     snapshot: Arc<Snapshot>,
     workers: Arc<Workers>,
-    /// Gives the name back when the last clone is gone.
-    _registration: Arc<Registration>,
+    /// Gives the name back and ends the handlers when the last clone is gone.
+    registration: Arc<Registration>,
 }
 
 struct Registration {
     registry: Arc<Registry>,
     name: Arc<str>,
+    handlers: Mutex<Vec<Stop>>,
 }
 
 impl Drop for Registration {
     fn drop(&mut self) {
         self.registry.unregister(&self.name);
+        self.handlers.lock().iter().for_each(Stop::stop);
     }
 }
 
@@ -153,12 +176,16 @@ impl App {
         workers: Arc<Workers>,
     ) -> Self {
         let name = Arc::clone(&inbox.name);
-        let registration = Arc::new(Registration { registry, name });
+        let registration = Arc::new(Registration {
+            registry,
+            name,
+            handlers: Mutex::default(),
+        });
         Self {
             inbox,
             snapshot,
             workers,
-            _registration: registration,
+            registration,
         }
     }
 
@@ -197,7 +224,7 @@ impl App {
         timeout: Duration,
     ) -> Result<(), SendError> {
         let payload = payload.into();
-        self.send_bytes(to, &payload, now() + timeout)
+        self.send_bytes(to, &payload, deadline_after(now(), timeout))
             .map_err(|kind| SendError { kind, payload })
     }
 
@@ -207,14 +234,40 @@ impl App {
         payload: &[u8],
         deadline: Instant,
     ) -> Result<(), SendErrorKind> {
-        self.connection(to)?
-            .send(&self.inbox.name, payload, deadline)
+        self.on_current(
+            to,
+            deadline,
+            SendErrorKind::Timeout(to.clone()),
+            |connection| connection.send(&self.inbox.name, payload, deadline),
+        )
+    }
+
+    /// Does something on the connection in use to a peer. When that connection is being replaced
+    /// before anything was done on it, the successor is taken: a swap is invisible.
+    fn on_current<T, E: From<SendErrorKind>>(
+        &self,
+        to: &NodeId,
+        deadline: Instant,
+        late: E,
+        mut act: impl FnMut(&Arc<Connection>) -> Result<T, Untaken<E>>,
+    ) -> Result<T, E> {
+        loop {
+            let connection = self.connection(to)?;
+            match act(&connection) {
+                Ok(value) => return Ok(value),
+                Err(Untaken::Failed(error)) => return Err(error),
+                Err(Untaken::Superseded) if now() < deadline => {
+                    self.snapshot.await_other(to, connection.id, deadline);
+                }
+                Err(Untaken::Superseded) => return Err(late),
+            }
+        }
     }
 
     /// Sends a message to several peers and tells what became of each. An empty list sends nothing.
     /// `timeout` is for all together.
     pub fn send_many(&self, to: &[NodeId], payload: &[u8], timeout: Duration) -> Delivery {
-        let deadline = now() + timeout;
+        let deadline = deadline_after(now(), timeout);
         let mut delivery = Delivery::default();
         for node in to {
             match self.send_bytes(node, payload, deadline) {
@@ -239,7 +292,7 @@ impl App {
     /// can.
     pub fn flush(&self, to: &NodeId, timeout: Duration) -> Result<(), SendErrorKind> {
         self.connection(to)?
-            .flush(&self.inbox.name, now() + timeout)
+            .flush(&self.inbox.name, deadline_after(now(), timeout))
     }
 
     /// Sends a request to the same application on `to` and waits for the reply.
@@ -253,12 +306,15 @@ impl App {
         payload: impl AsRef<[u8]>,
         timeout: Duration,
     ) -> Result<Vec<u8>, RequestError> {
-        let deadline = now() + timeout;
-        let connection = self.connection(to).map_err(|kind| match kind {
-            SendErrorKind::Stopped => RequestError::Stopped,
-            _ => RequestError::NotConnected(to.clone()),
+        let deadline = deadline_after(now(), timeout);
+        let late = RequestError::Timeout {
+            peer: to.clone(),
+            timeout,
+        };
+        let payload = payload.as_ref();
+        let reply = self.on_current(to, deadline, late, |connection| {
+            connection.request(&self.inbox.name, payload, deadline, timeout)
         })?;
-        let reply = connection.request(&self.inbox.name, payload.as_ref(), deadline, timeout)?;
         reply.wait(deadline, timeout)
     }
 
@@ -321,7 +377,9 @@ impl App {
     }
 
     fn start(&self, body: impl FnOnce(Receiver<()>) + Send + 'static) -> Result<(), RegisterError> {
-        self.workers.start(body)
+        let stop = self.workers.start(body)?;
+        self.registration.handlers.lock().push(stop);
+        Ok(())
     }
 
     /// How often a handler of this application has panicked.
@@ -374,7 +432,7 @@ fn answer(
         }
     };
     drop((request, permit));
-    replier.reply(&inbox.name, id, answer);
+    replier.reply(&inbox.name, id, answer, expires_at);
 }
 
 /// Runs user code. `None` when it panicked.

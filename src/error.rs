@@ -243,6 +243,22 @@ pub enum RegisterError {
     Stopped,
 }
 
+impl From<SendErrorKind> for RequestError {
+    fn from(kind: SendErrorKind) -> Self {
+        match kind {
+            SendErrorKind::NotConnected(peer) => Self::NotConnected(peer),
+            SendErrorKind::Timeout(peer) => Self::Timeout {
+                peer,
+                timeout: Duration::ZERO,
+            },
+            SendErrorKind::TooLarge { bytes, max } => Self::TooLarge { bytes, max },
+            SendErrorKind::Disconnected { peer, reason } => Self::Disconnected { peer, reason },
+            SendErrorKind::NoApplication { peer, app } => Self::NoHandler { peer, app },
+            SendErrorKind::Stopped => Self::Stopped,
+        }
+    }
+}
+
 /// Why a command to the node (join, leave, force-leave) had no effect.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]

@@ -26,8 +26,9 @@ pub(crate) const MAX_INBOX_BYTES: usize = 1 << 20;
 /// What an item costs beside its payload, so that empty messages are bounded too.
 const ITEM_OVERHEAD_BYTES: usize = 256;
 
-/// How many applications a node may have: three streams each fit the 256 streams of a peer.
-pub(crate) const MAX_APPS: usize = 64;
+/// How many applications a node may have. Their streams must fit the 256 streams of a peer, and the
+/// windows of those that can stall must fit the connection's (see `transport::Config`).
+pub(crate) const MAX_APPS: usize = 32;
 
 /// A count of bytes with a limit, and those who wait for it to fall.
 #[derive(Debug, Default)]
@@ -128,7 +129,8 @@ pub(crate) enum Answer {
 
 /// Carries an answer back to the connection that the request came on.
 pub(crate) trait Replier: Send + Sync {
-    fn reply(&self, app: &str, id: u64, answer: Answer);
+    /// `expires_at`: when the requester gives up.
+    fn reply(&self, app: &str, id: u64, answer: Answer, expires_at: Instant);
 }
 
 /// A request that waits for a handler.

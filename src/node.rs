@@ -38,7 +38,7 @@ use crate::{
     thread,
     transport::{self, Context, Endpoint, millis, quic_config, udp},
     trust::{self, Identity},
-    waker::Waker,
+    waker::{Waker, deadline_after},
 };
 
 /// Commands that may wait for the reactor; a caller waits for its answer, so that each waiting
@@ -615,9 +615,9 @@ impl Node {
     /// [`CommandError::Stopped`] when it runs no more. That some peers have not confirmed in time is
     /// no error but stands in the report.
     pub fn leave(&self, timeout: Duration) -> Result<LeaveReport, CommandError> {
-        let deadline = Instant::now() + timeout;
+        let deadline = deadline_after(Instant::now(), timeout);
         // The reactor answers at the deadline at the latest; give its answer a moment to arrive.
-        let patience = timeout + Duration::from_secs(1);
+        let patience = timeout.saturating_add(Duration::from_secs(1));
         let (confirmed, unconfirmed) =
             self.ask(patience, |reply| Command::Leave { reply, deadline })?;
         self.handle.has_left.store(true, Relaxed);
@@ -667,7 +667,7 @@ impl Node {
         timeout: Duration,
         command: impl FnOnce(Sender<T>) -> Command,
     ) -> Result<T, CommandError> {
-        let deadline = Instant::now() + timeout;
+        let deadline = deadline_after(Instant::now(), timeout);
         let (reply, answer) = crossbeam_channel::bounded(1);
         self.handle.tell(command(reply), deadline)?;
         answer.recv_deadline(deadline).map_err(|error| match error {
@@ -681,7 +681,7 @@ impl Node {
     ///
     /// `timeout` bounds all of it; a leave takes at most half of it, and at most 5 s.
     pub fn shutdown(&self, timeout: Duration) -> ShutdownReport {
-        let deadline = Instant::now() + timeout;
+        let deadline = deadline_after(Instant::now(), timeout);
         let mut left = self.handle.has_left.load(Relaxed);
         if !left && let Ok(report) = self.leave(LEAVE_TIMEOUT.min(timeout / 2)) {
             left = report.unconfirmed.is_empty();

@@ -1222,7 +1222,7 @@ impl Reactor {
                 };
                 log::debug!(target: "mesh", peer:% = node, connection:%; "connection replaced");
                 if let Some(old) = self.parts.snapshot.peer(&node) {
-                    link.replaces(old);
+                    link.replaces(&old);
                 }
                 self.parts.snapshot.set_peer(&node, Some(link));
             }

@@ -13,7 +13,7 @@ use parking_lot::{Condvar, Mutex, RwLock};
 
 use crate::{
     error::NotReady,
-    node_id::NodeId,
+    node_id::{ConnectionId, NodeId},
     stats::{ConnectionInfo, MemberInfo, MemberStatus},
     transport::Connection,
 };
@@ -167,6 +167,23 @@ impl Snapshot {
 
     // For everybody.
 
+    /// Waits until another connection than `current` is in use to the peer, or none.
+    pub(crate) fn await_other(&self, node: &NodeId, current: ConnectionId, deadline: Instant) {
+        let mut readiness = self.readiness.lock();
+        while self
+            .peer(node)
+            .is_some_and(|connection| connection.id == current)
+        {
+            if self
+                .changed
+                .wait_until(&mut readiness, deadline)
+                .timed_out()
+            {
+                return;
+            }
+        }
+    }
+
     pub(crate) fn stage(&self) -> Stage {
         self.readiness.lock().stage.clone()
     }
@@ -241,7 +258,7 @@ impl Snapshot {
         started: Instant,
         timeout: Duration,
     ) -> Result<(), NotReady> {
-        let deadline = started + timeout;
+        let deadline = crate::waker::deadline_after(started, timeout);
         let mut readiness = self.readiness.lock();
         loop {
             match &readiness.stage {

@@ -39,6 +39,13 @@ impl AsFd for Waker {
     }
 }
 
+/// The end of a wait that begins now. A time-out of centuries, which callers use for "for ever", is
+/// cut to years, because an `Instant` has a last value.
+pub(crate) fn deadline_after(now: Instant, timeout: Duration) -> Instant {
+    const YEARS: Duration = Duration::from_secs(10 * 365 * 86_400);
+    now.checked_add(timeout.min(YEARS)).unwrap_or(now)
+}
+
 /// What a sleeper waits for on a descriptor.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Interest {

@@ -22,7 +22,7 @@ use std::{
     os::fd::AsFd,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
-        Arc, OnceLock,
+        Arc, OnceLock, Weak,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
     time::{Duration, Instant},
@@ -44,6 +44,7 @@ use crate::{
         Command, Context, Datagram, Notice,
         framing::{self, FramingError, Preamble, ReplyStatus, StreamKind},
         streams::{CONTROL, Incoming, Streams},
+        token::ID_BYTES,
     },
     trust,
     waker::{Interest, Waker, sleep},
@@ -58,6 +59,9 @@ const INJECT_CAPACITY: usize = COMMAND_CAPACITY / 2;
 /// Notices a worker keeps while the reactor's queue is full, before it stops reading control and
 /// sync streams.
 const MAX_KEPT_NOTICES: usize = 64;
+
+/// When a full queue to the reactor is tried again.
+const NOTICE_RETRY: Duration = Duration::from_millis(5);
 
 /// Datagrams handled before the rest of the turn has its turn.
 const RECEIVE_BUDGET: usize = 64;
@@ -85,6 +89,13 @@ const INFO_INTERVAL: Duration = Duration::from_millis(250);
 
 /// The error code of a stream that was reset because the peer has no such application.
 const NO_SUCH_APP: u64 = 1;
+
+/// What a connection holds of messages that are not complete, in units of the largest message.
+const MAX_PARTIAL_UNITS: usize = 4;
+
+/// Syncs of both directions that may be under way on one connection; more are left out, because
+/// each holds a copy of the member table until the peer has read it.
+const MAX_SYNCS: usize = 4;
 
 /// Stream bytes read at once.
 const PIECE_BYTES: usize = 16 * 1_024;
@@ -150,6 +161,8 @@ struct State {
     drained: bool,
     peer_drained: bool,
     control_overflow: bool,
+    /// A caller's thread panicked inside quiche.
+    is_broken: bool,
 }
 
 /// One connection, as callers see it.
@@ -167,9 +180,34 @@ pub(crate) struct Connection {
     changed: Condvar,
     info: Mutex<ConnectionInfo>,
     /// The connection this one replaces: its messages come first.
-    predecessor: Mutex<Option<Arc<Self>>>,
+    replaced: Mutex<Option<Replaced>>,
+    /// Messages were never acknowledged when this connection ended. Its successor knows it, too.
+    lost: Arc<AtomicBool>,
     /// The worker let its commands pile up.
     is_stuck: AtomicBool,
+}
+
+/// A connection that another one replaced. Its worker keeps it while it lives; nobody else does.
+#[derive(Clone)]
+struct Replaced {
+    connection: Weak<Connection>,
+    lost: Arc<AtomicBool>,
+    /// It has nothing under way any more, so that nobody need wait for it.
+    is_settled: bool,
+}
+
+/// Why a connection has not taken something over.
+pub(crate) enum Untaken<E> {
+    /// It is being replaced: the successor takes it.
+    Superseded,
+    /// For good.
+    Failed(E),
+}
+
+impl<E> From<E> for Untaken<E> {
+    fn from(error: E) -> Self {
+        Self::Failed(error)
+    }
 }
 
 /// What a worker is started with.
@@ -220,6 +258,7 @@ pub(super) fn new(
             drained: false,
             peer_drained: false,
             control_overflow: false,
+            is_broken: false,
         }),
         changed: Condvar::new(),
         info: Mutex::new(ConnectionInfo {
@@ -227,7 +266,8 @@ pub(super) fn new(
             side: Some(start.side),
             ..ConnectionInfo::empty(start.addr, ConnectionState::Handshaking)
         }),
-        predecessor: Mutex::new(None),
+        replaced: Mutex::new(None),
+        lost: Arc::default(),
         is_stuck: AtomicBool::new(false),
         context,
     });
@@ -246,7 +286,6 @@ pub(super) fn new(
         up_at: None,
         drain_until: None,
         info_at: now,
-        retry_notices_at: None,
         last_ping: None,
         missed_pings: 0,
         greeted: None,
@@ -286,8 +325,12 @@ impl Connection {
     }
 
     /// Notes the connection that this one replaces.
-    pub(crate) fn replaces(&self, predecessor: Arc<Self>) {
-        *self.predecessor.lock() = Some(predecessor);
+    pub(crate) fn replaces(&self, predecessor: &Arc<Self>) {
+        *self.replaced.lock() = Some(Replaced {
+            connection: Arc::downgrade(predecessor),
+            lost: Arc::clone(&predecessor.lost),
+            is_settled: false,
+        });
     }
 
     fn peer_name(&self) -> NodeId {
@@ -298,40 +341,49 @@ impl Connection {
             .unwrap_or_else(|| self.context.node.clone())
     }
 
+    /// Why nothing can be taken over on this connection any more; `None` while it can.
+    fn refusal(&self, state: &State) -> Option<Untaken<SendErrorKind>> {
+        use CloseCode::Duplicate;
+        let is_replaced = matches!(
+            state.closed,
+            Some(CloseReason::Local(Duplicate) | CloseReason::Peer(Duplicate))
+        );
+        if is_replaced || (state.closed.is_none() && state.phase == Phase::Draining) {
+            return Some(Untaken::Superseded);
+        }
+        let reason = state.closed.as_ref()?.to_string();
+        let peer = self.peer_name();
+        Some(Untaken::Failed(SendErrorKind::Disconnected {
+            peer,
+            reason,
+        }))
+    }
+
     /// Takes a message over, waiting for room until `deadline`.
     pub(crate) fn send(
         &self,
         app: &Arc<str>,
         payload: &[u8],
         deadline: Instant,
-    ) -> Result<(), SendErrorKind> {
+    ) -> Result<(), Untaken<SendErrorKind>> {
         let max = self.context.config.max_message_bytes;
         if payload.len() > max {
-            return Err(SendErrorKind::TooLarge {
-                bytes: payload.len(),
-                max,
-            });
+            let bytes = payload.len();
+            return Err(SendErrorKind::TooLarge { bytes, max }.into());
         }
         self.await_predecessor(deadline);
         let mut state = self.state.lock();
         loop {
-            if let Some(reason) = &state.closed {
-                let reason = reason.to_string();
-                return Err(SendErrorKind::Disconnected {
-                    peer: self.peer_name(),
-                    reason,
-                });
+            if let Some(refusal) = self.refusal(&state) {
+                return Err(refusal);
             }
-            if state
-                .streams
-                .existing(StreamKind::Messages, app)
-                .is_some_and(|s| s.stopped)
-            {
+            let stream = state.streams.existing(StreamKind::Messages, app);
+            if stream.is_some_and(|stream| stream.stopped) {
                 state.streams.forget(StreamKind::Messages, app);
                 let (peer, app) = (self.peer_name(), app.to_string());
-                return Err(SendErrorKind::NoApplication { peer, app });
+                return Err(SendErrorKind::NoApplication { peer, app }.into());
             }
-            let is_open = matches!(state.phase, Phase::InUse);
+            let is_open = state.phase == Phase::InUse;
             if is_open
                 && state
                     .streams
@@ -340,7 +392,7 @@ impl Connection {
                 break;
             }
             if !self.wait(&mut state, deadline) {
-                return Err(SendErrorKind::Timeout(self.peer_name()));
+                return Err(SendErrorKind::Timeout(self.peer_name()).into());
             }
         }
         state.streams.push(StreamKind::Messages, app, &[], payload);
@@ -348,16 +400,28 @@ impl Connection {
         Ok(())
     }
 
-    /// Waits until every message of the application has been acknowledged.
+    /// Waits until every message of the application has been acknowledged, also those on the
+    /// connection that this one replaced.
     pub(crate) fn flush(&self, app: &Arc<str>, deadline: Instant) -> Result<(), SendErrorKind> {
+        let replaced = self.replaced.lock().clone();
+        if let Some(replaced) = replaced {
+            if let Some(connection) = replaced.connection.upgrade() {
+                connection.flush(app, deadline)?;
+            }
+            if replaced.lost.swap(false, Relaxed) {
+                let reason = "messages were lost when the connection was replaced".to_owned();
+                let peer = self.peer_name();
+                return Err(SendErrorKind::Disconnected { peer, reason });
+            }
+        }
         let mut state = self.state.lock();
         loop {
             if let Some(reason) = &state.closed {
-                let reason = reason.to_string();
-                return Err(SendErrorKind::Disconnected {
-                    peer: self.peer_name(),
-                    reason,
-                });
+                if !self.lost.load(Relaxed) {
+                    return Ok(());
+                }
+                let (peer, reason) = (self.peer_name(), reason.to_string());
+                return Err(SendErrorKind::Disconnected { peer, reason });
             }
             match state.streams.existing(StreamKind::Messages, app) {
                 None => return Ok(()),
@@ -374,35 +438,31 @@ impl Connection {
         }
     }
 
-    /// Sends a request; the reply comes on the returned channel. `timeout` is told to the peer, so
+    /// Sends a request; the returned value waits for the reply. `timeout` is told to the peer, so
     /// that it does not work for nobody.
     pub(crate) fn request(
-        &self,
+        self: &Arc<Self>,
         app: &Arc<str>,
         payload: &[u8],
         deadline: Instant,
         timeout: Duration,
-    ) -> Result<PendingReply<'_>, RequestError> {
+    ) -> Result<PendingReply, Untaken<RequestError>> {
         let max = self.context.config.max_message_bytes;
         if payload.len() > max {
-            return Err(RequestError::TooLarge {
-                bytes: payload.len(),
-                max,
-            });
+            let bytes = payload.len();
+            return Err(RequestError::TooLarge { bytes, max }.into());
         }
         self.await_predecessor(deadline);
         let mut state = self.state.lock();
         loop {
-            if let Some(reason) = &state.closed {
-                let reason = reason.to_string();
-                return Err(RequestError::Disconnected {
-                    peer: self.peer_name(),
-                    reason,
-                });
+            match self.refusal(&state) {
+                None => {}
+                Some(Untaken::Superseded) => return Err(Untaken::Superseded),
+                Some(Untaken::Failed(kind)) => return Err(RequestError::from(kind).into()),
             }
-            let is_open = matches!(state.phase, Phase::InUse);
+            let is_open = state.phase == Phase::InUse;
             if is_open && state.requests.len() >= self.context.config.max_requests_in_flight {
-                return Err(RequestError::Busy(self.peer_name()));
+                return Err(RequestError::Busy(self.peer_name()).into());
             }
             if is_open
                 && state
@@ -412,10 +472,8 @@ impl Connection {
                 break;
             }
             if !self.wait(&mut state, deadline) {
-                return Err(RequestError::Timeout {
-                    peer: self.peer_name(),
-                    timeout,
-                });
+                let peer = self.peer_name();
+                return Err(RequestError::Timeout { peer, timeout }.into());
             }
         }
         let id = state.next_request;
@@ -430,7 +488,7 @@ impl Connection {
         self.write_and_send(&mut state);
         drop(state);
         Ok(PendingReply {
-            connection: self,
+            connection: Arc::clone(self),
             id,
             reply,
         })
@@ -478,19 +536,22 @@ impl Connection {
     /// Order across a swap: what was sent on the replaced connection arrives first. Bounded by the
     /// time a connection may drain.
     fn await_predecessor(&self, deadline: Instant) {
-        let Some(predecessor) = self.predecessor.lock().clone() else {
+        let replaced = self.replaced.lock().clone();
+        let Some(replaced) = replaced.filter(|replaced| !replaced.is_settled) else {
             return;
         };
-        let deadline = deadline.min(Instant::now() + self.context.config.drain_timeout);
-        {
-            let mut state = predecessor.state.lock();
+        if let Some(connection) = replaced.connection.upgrade() {
+            let deadline = deadline.min(Instant::now() + self.context.config.drain_timeout);
+            let mut state = connection.state.lock();
             while state.closed.is_none() && !state.streams.is_idle() {
-                if !predecessor.wait(&mut state, deadline) {
+                if !connection.wait(&mut state, deadline) {
                     break;
                 }
             }
         }
-        *self.predecessor.lock() = None;
+        if let Some(replaced) = &mut *self.replaced.lock() {
+            replaced.is_settled = true;
+        }
     }
 
     /// Waits for a change. `false` at the deadline.
@@ -507,27 +568,46 @@ impl Connection {
     }
 
     /// Hands to QUIC what waits and puts its datagrams on the socket; wakes the worker when the
-    /// next deadline came closer or the socket is full.
+    /// next deadline came closer, the socket is full, or the host refused the port.
+    ///
+    /// A panic inside quiche on this, a caller's, thread is contained like one on the worker's: the
+    /// state is not touched again and the worker ends the connection.
     fn write_and_send(&self, state: &mut State) {
-        if state.closed.is_some() {
+        if state.closed.is_some() || state.is_broken {
             return;
         }
-        if state.streams.write(&mut state.quic) {
-            self.changed.notify_all();
+        let was_refused = state.refused_at.is_some();
+        let outcome = catch_unwind(AssertUnwindSafe(|| {
+            if state.streams.write(&mut state.quic) {
+                self.changed.notify_all();
+            }
+            self.send_datagrams(state);
+        }));
+        if let Err(panic) = outcome {
+            let why = panic_message(panic.as_ref());
+            log::error!(target: "transport", addr:% = self.addr, panic = why.as_str();
+                "a send panicked; the connection is closed");
+            state.is_broken = true;
+            self.waker.wake();
+            return;
         }
-        self.send_datagrams(state);
-        let deadline = state.quic.timeout_instant();
-        let is_sooner = match (deadline, state.armed) {
+        let is_sooner = match (state.quic.timeout_instant(), state.armed) {
             (Some(deadline), Some(armed)) => deadline < armed,
             (Some(_), None) => true,
             (None, _) => false,
         };
-        if is_sooner || !state.unsent.is_empty() {
+        let is_refused = !was_refused && state.refused_at.is_some();
+        if is_sooner || is_refused || !state.unsent.is_empty() {
             self.waker.wake();
         }
     }
 
     fn send_datagrams(&self, state: &mut State) {
+        if state.quic.local_error().is_some() && state.farewell.is_empty() {
+            // The closing datagram matters more than what the full socket did not take: it must be
+            // made now, so that it can be repeated.
+            state.unsent.clear();
+        }
         loop {
             if state.unsent.is_empty() {
                 match state.quic.send(&mut state.buffer) {
@@ -573,13 +653,13 @@ impl State {
 }
 
 /// A reply that is awaited; dropping it gives up.
-pub(crate) struct PendingReply<'a> {
-    connection: &'a Connection,
+pub(crate) struct PendingReply {
+    connection: Arc<Connection>,
     id: u64,
     reply: Receiver<Result<Vec<u8>, RequestError>>,
 }
 
-impl PendingReply<'_> {
+impl PendingReply {
     /// Waits for the reply until `deadline`.
     pub(crate) fn wait(
         &self,
@@ -595,7 +675,7 @@ impl PendingReply<'_> {
     }
 }
 
-impl Drop for PendingReply<'_> {
+impl Drop for PendingReply {
     fn drop(&mut self) {
         self.connection.state.lock().requests.remove(&self.id);
         self.connection.changed.notify_all();
@@ -603,7 +683,7 @@ impl Drop for PendingReply<'_> {
 }
 
 impl Replier for Connection {
-    fn reply(&self, app: &str, id: u64, answer: Answer) {
+    fn reply(&self, app: &str, id: u64, answer: Answer, expires_at: Instant) {
         let (status, payload) = match answer {
             Answer::Ok(payload) if payload.len() > self.context.config.max_message_bytes => (
                 ReplyStatus::Error,
@@ -617,7 +697,8 @@ impl Replier for Connection {
             }
         };
         let app: Arc<str> = Arc::from(app);
-        let deadline = Instant::now() + REPLY_PATIENCE;
+        // Nobody waits for it after that, and this is a handler's thread.
+        let deadline = expires_at.min(Instant::now() + REPLY_PATIENCE);
         let mut state = self.state.lock();
         state.answering = state.answering.saturating_sub(1);
         while state.closed.is_none() {
@@ -660,7 +741,6 @@ struct Worker {
     up_at: Option<Instant>,
     drain_until: Option<Instant>,
     info_at: Instant,
-    retry_notices_at: Option<Instant>,
     last_ping: Option<Duration>,
     missed_pings: u64,
     /// The dialler's HELLO, until its READY.
@@ -708,7 +788,11 @@ impl Worker {
         loop {
             match self.turn() {
                 Turn::Sleep(deadline) => {
-                    self.deliver_notices();
+                    let was_crowded = self.notices.len() > MAX_KEPT_NOTICES;
+                    let retry = self.deliver_notices();
+                    // Streams that waited for the reactor may be read again.
+                    let resume = (was_crowded && retry.is_none()).then(Instant::now);
+                    let deadline = [deadline, retry, resume].into_iter().flatten().min();
                     if let Err(error) = self.sleep(deadline) {
                         let connection = Arc::clone(&self.connection);
                         let mut state = connection.state.lock();
@@ -778,15 +862,16 @@ impl Worker {
         }
     }
 
-    fn deliver_notices(&mut self) {
-        self.retry_notices_at = None;
+    /// Tells the reactor what it takes; for what it does not, when to try again.
+    fn deliver_notices(&mut self) -> Option<Instant> {
+        let mut retry = None;
         let mut told = false;
         while let Some(notice) = self.notices.pop_front() {
             match self.connection.context.notices.try_send(notice) {
                 Ok(()) => told = true,
                 Err(TrySendError::Full(notice)) => {
                     self.notices.push_front(notice);
-                    self.retry_notices_at = Some(Instant::now() + Duration::from_millis(5));
+                    retry = Some(Instant::now() + NOTICE_RETRY);
                     break;
                 }
                 Err(TrySendError::Disconnected(_)) => {}
@@ -795,6 +880,7 @@ impl Worker {
         if told {
             self.connection.context.reactor.wake();
         }
+        retry
     }
 
     fn turn(&mut self) -> Turn {
@@ -802,6 +888,11 @@ impl Worker {
         let mut state = connection.state.lock();
         let state = &mut *state;
         let now = Instant::now();
+        if state.is_broken {
+            let down = self.finish(state, CloseReason::Local(CloseCode::Internal));
+            self.notices.push_back(down);
+            return Turn::Over { linger: false };
+        }
         self.receive(state, now);
         if let Some(over) = self.obey(state, now) {
             return over;
@@ -838,8 +929,6 @@ impl Worker {
             refused,
             self.next_ping_at,
             self.drain_until,
-            self.retry_notices_at,
-            (self.notices.len() > MAX_KEPT_NOTICES).then_some(self.info_at),
         ]
         .into_iter()
         .flatten()
@@ -900,17 +989,23 @@ impl Worker {
         let Some(&first) = datagram.first() else {
             return true;
         };
-        let is_long_header = first & 0x80 != 0;
-        if self.connection.side == Side::Dialed || !is_long_header || !state.quic.is_established() {
+        if self.connection.side == Side::Dialed || !state.quic.is_established() {
             return true;
         }
-        let id_length = datagram.get(5).copied().unwrap_or(0).into();
-        let id = datagram.get(6..).and_then(|rest| rest.get(..id_length));
+        // The destination id follows the first byte, and in long headers the version and a length
+        // (RFC 9000 §17).
+        let id = if first & 0x80 == 0 {
+            datagram.get(1..1 + ID_BYTES)
+        } else {
+            let length = datagram.get(5).copied().unwrap_or(0).into();
+            datagram.get(6..).and_then(|rest| rest.get(..length))
+        };
         id.is_none_or(|id| state.quic.source_ids().any(|own| own.as_ref() == id))
     }
 
     fn feed(&mut self, state: &mut State, from: SocketAddr, mut bytes: Vec<u8>, now: Instant) {
         self.heard_at = now;
+        state.refused_at = None;
         let info = quiche::RecvInfo {
             from,
             to: self.local,
@@ -943,7 +1038,9 @@ impl Worker {
                 }
                 Command::Close(code) => close(state, code),
                 Command::StartSync(frames) => {
-                    state.streams.start_sync(&frames);
+                    if state.streams.syncs() < MAX_SYNCS {
+                        state.streams.start_sync(&frames);
+                    }
                 }
                 Command::AnswerSync { stream, frames } => {
                     state.streams.finish_sync(stream, &frames);
@@ -1121,7 +1218,13 @@ impl Worker {
                 state.streams.incoming.insert(id, incoming);
             }
             Ok(Reading::Waiting) => {
+                let is_large = incoming.partial_bytes() > PIECE_BYTES;
                 state.streams.incoming.insert(id, incoming);
+                let limit = MAX_PARTIAL_UNITS * self.connection.context.config.max_message_bytes;
+                if is_large && state.streams.partial_bytes() > limit {
+                    let reason = CloseReason::Local(CloseCode::Overloaded);
+                    return Err((CloseCode::Overloaded, reason));
+                }
             }
             Err(refusal) => return Err(refusal),
         }
@@ -1178,7 +1281,12 @@ impl Worker {
             let mut input = piece.as_slice();
             if incoming.preamble.is_none() {
                 match incoming.decoder.preamble(&mut input).map_err(protocol)? {
-                    Some(preamble) => self.open(id, incoming, preamble)?,
+                    Some(preamble) => {
+                        if self.open(state, id, incoming, preamble)? {
+                            self.refuse(state, id, incoming);
+                            return Ok(self.discard(state, id));
+                        }
+                    }
                     None => {
                         piece.clear();
                         continue;
@@ -1226,8 +1334,14 @@ impl Worker {
         }
     }
 
-    /// Checks what a stream says of itself and sets its limits.
-    fn open(&self, id: u64, incoming: &mut Incoming, preamble: Preamble) -> Result<(), Refusal> {
+    /// Checks what a stream says of itself and sets its limits. `true` when nobody here wants it.
+    fn open(
+        &self,
+        state: &State,
+        id: u64,
+        incoming: &mut Incoming,
+        preamble: Preamble,
+    ) -> Result<bool, Refusal> {
         let max_message = self.connection.context.config.max_message_bytes;
         let (fits, max_unit) = match preamble.kind {
             StreamKind::Control => (id == CONTROL, crate::control::MAX_HELLO_BYTES),
@@ -1244,12 +1358,26 @@ impl Worker {
             // Streams of bytes come with a later version; a peer must not use them on this one.
             StreamKind::Raw => (false, 0),
         };
-        if !fits {
+        let is_app = preamble.kind != StreamKind::Control && preamble.kind != StreamKind::Sync;
+        if !fits || (is_app && !state.streams.may_open(&preamble)) {
             return Err(protocol(FramingError::Preamble));
         }
         incoming.decoder.set_max_unit_bytes(max_unit);
+        let registry = &self.connection.context.registry;
+        let is_for_nobody =
+            preamble.kind == StreamKind::Messages && registry.get(&preamble.app).is_none();
+        if is_for_nobody {
+            self.note_nobody(&preamble.app);
+        }
         incoming.preamble = Some(preamble);
-        Ok(())
+        Ok(is_for_nobody)
+    }
+
+    fn note_nobody(&self, app: &str) {
+        let counters = &self.connection.context.counters;
+        counters.messages_for_nobody.fetch_add(1, Relaxed);
+        log::debug!(target: "transport", peer:% = self.connection.peer_name(), app:%;
+            "no such application here; its messages are refused");
     }
 
     fn deliver(
@@ -1301,9 +1429,7 @@ impl Worker {
             return Delivered::Ignore;
         };
         let Some(inbox) = context.registry.get(&preamble.app) else {
-            context.counters.messages_for_nobody.fetch_add(1, Relaxed);
-            log::debug!(target: "transport", peer:% = self.connection.peer_name(),
-                app:% = preamble.app; "no such application here; its messages are refused");
+            self.note_nobody(&preamble.app);
             return Delivered::Ignore;
         };
         let Some(permit) = inbox
@@ -1337,6 +1463,11 @@ impl Worker {
             let (id, _, _) = framing::split_request(unit).map_err(protocol)?;
             let head = framing::reply_head(id, ReplyStatus::NoHandler);
             let app: Arc<str> = Arc::from(preamble.app.as_str());
+            if !state.streams.has_room_for_stranger(&app, head.len()) {
+                // It asks for what is not there and does not read that it is not.
+                let reason = CloseReason::Local(CloseCode::Overloaded);
+                return Err((CloseCode::Overloaded, reason));
+            }
             state.streams.push(StreamKind::Replies, &app, &head, &[]);
             return Ok(Delivered::Yes);
         };
@@ -1583,6 +1714,7 @@ impl Worker {
     fn finish(&self, state: &mut State, reason: CloseReason) -> Notice {
         let unacknowledged = state.streams.unacknowledged();
         let counters = &self.connection.context.counters;
+        self.connection.lost.store(unacknowledged > 0, Relaxed);
         counters
             .messages_unacknowledged
             .fetch_add(unacknowledged, Relaxed);

@@ -7,7 +7,7 @@
 //!    unknown version is answered with ours, at a limited rate.
 //! 2. From 32 half-open handshakes in all, or 16 from one source address, on, a stranger gets a
 //!    Retry and no memory; with the token of a Retry it has proven its address.
-//! 3. At 512 half-open handshakes everything new is dropped.
+//! 3. At 512 half-open handshakes in all, or 64 from one source, everything new is dropped.
 //!
 //! So at most 32 threads ever serve addresses that have proven nothing. A short-header datagram for
 //! a connection nobody knows, such as one of this node's former life, is answered by a stateless
@@ -32,7 +32,7 @@ use crate::{
     transport::{
         Command, Connection, Context, Datagram,
         connection::{self, Path, Start},
-        token::{ResetTokens, RetryTokens},
+        token::{ID_BYTES, ResetTokens, RetryIds, RetryTokens},
         udp::{self, Listener},
     },
 };
@@ -41,14 +41,16 @@ use crate::{
 const MAX_UNPROVEN: usize = 32;
 const MAX_UNPROVEN_PER_SOURCE: usize = 16;
 
-/// Accepted handshakes under way, proven addresses included.
+/// Accepted handshakes under way, proven addresses included, in all and from one source. The second
+/// lets a cluster of this size run on one host.
 const MAX_HALF_OPEN: usize = 512;
+const MAX_HALF_OPEN_PER_SOURCE: usize = 64;
+
+/// The shortest id that a client may make up (RFC 9000 §7.2).
+const MIN_CLIENT_ID_BYTES: usize = 8;
 
 /// The smallest datagram that may carry an Initial (RFC 9000 §14.1).
 const MIN_INITIAL_BYTES: usize = 1_200;
-
-/// Length of the connection ids we choose.
-const ID_BYTES: usize = 16;
 
 /// Stateless answers (version negotiation, Retry, reset) a second, each kind.
 const MAX_ANSWERS_PER_SECOND: u32 = 100;
@@ -303,6 +305,7 @@ impl Endpoint {
         match header.ty {
             quiche::Type::Short => self.answer_by_reset(now, &datagram, header.dcid.as_ref()),
             quiche::Type::Initial if length < MIN_INITIAL_BYTES => Routed::Refused,
+            quiche::Type::Initial if header.dcid.len() < MIN_CLIENT_ID_BYTES => Routed::Refused,
             quiche::Type::Initial if !quiche::version_is_supported(header.version) => {
                 self.answer_by_version(now, datagram.from, &header)
             }
@@ -347,9 +350,9 @@ impl Endpoint {
         let token = header.token.as_deref().filter(|token| !token.is_empty());
         let odcid = match token {
             Some(token) => match self.retry.open(datagram.from, token, age) {
-                Ok(odcid) => Some(odcid),
+                Ok(ids) if ids.scid == header.dcid.as_ref() => Some(ids.odcid),
                 // Never a second Retry (RFC 9000 §17.2.5.2): the dialler starts afresh.
-                Err(_) => return Routed::Refused,
+                Ok(_) | Err(_) => return Routed::Refused,
             },
             None => None,
         };
@@ -358,7 +361,11 @@ impl Endpoint {
             .values()
             .filter_map(|link| link.half_open)
             .collect::<Vec<_>>();
-        if half_open.len() >= MAX_HALF_OPEN {
+        let host = half_open
+            .iter()
+            .filter(|(other, _)| *other == source)
+            .count();
+        if half_open.len() >= MAX_HALF_OPEN || host >= MAX_HALF_OPEN_PER_SOURCE {
             return Routed::Refused;
         }
         let unproven = half_open.iter().filter(|(_, proven)| !proven);
@@ -480,8 +487,14 @@ impl Endpoint {
         if !self.retries.allow(now) {
             return Routed::Refused;
         }
-        let token = self.retry.seal(datagram.from, header.dcid.as_ref(), age);
-        let (Some(token), Some(scid)) = (token, self.new_id()) else {
+        let Some(scid) = self.new_id() else {
+            return Routed::Refused;
+        };
+        let ids = RetryIds {
+            scid,
+            odcid: header.dcid.to_vec(),
+        };
+        let Some(token) = self.retry.seal(datagram.from, &ids, age) else {
             return Routed::Refused;
         };
         let mut answer = [0; MIN_INITIAL_BYTES];

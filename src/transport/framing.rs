@@ -266,6 +266,11 @@ impl Decoder {
         Ok((body, more))
     }
 
+    /// Bytes held of the unit that is not complete.
+    pub fn buffered(&self) -> usize {
+        self.unit.len()
+    }
+
     /// Whether the stream may end here: not inside a unit.
     pub fn is_at_boundary(&self) -> bool {
         self.current.is_none() && self.header.is_empty() && self.unit.is_empty()

@@ -38,7 +38,7 @@ use std::{
 use crossbeam_channel::Sender;
 use parking_lot::Mutex;
 
-pub(crate) use connection::Connection;
+pub(crate) use connection::{Connection, Untaken};
 pub(crate) use endpoint::Endpoint;
 pub(crate) use tls::quic_config;
 
@@ -67,14 +67,12 @@ pub struct Config {
     /// UDP payload bytes of the datagrams we send. Default 1,200, which every path carries
     /// (RFC 9000 §14).
     pub max_datagram_bytes: usize,
-    /// Bytes a peer may send on a stream before the application reads. Default 1 MiB.
+    /// Bytes a peer may send on a stream before the application reads. Default 512 KiB.
     pub stream_window: u64,
-    /// Bytes a peer may send on all streams before they are read. Default 4 MiB.
+    /// Bytes a peer may send on all streams before they are read. All streams that can stall,
+    /// messages and requests of every application, fit in with room for the others, so that a
+    /// stalled application can never stop another or the control stream. Default 34 MiB.
     pub connection_window: u64,
-    /// What `stream_window` may grow to, by what was read. Default 4 MiB.
-    pub max_stream_window: u64,
-    /// What `connection_window` may grow to, by what was read. Default 16 MiB.
-    pub max_connection_window: u64,
     /// Bidirectional streams a peer may have open. Default 1,024.
     pub max_bidi_streams: u64,
     /// Unidirectional streams a peer may have open. Default 256.
@@ -93,15 +91,30 @@ impl Default for Config {
             ping_interval: Duration::from_secs(1),
             drain_timeout: Duration::from_secs(1),
             max_datagram_bytes: 1_200,
-            stream_window: 1 << 20,
-            connection_window: 4 << 20,
-            max_stream_window: 4 << 20,
-            max_connection_window: 16 << 20,
+            stream_window: 512 << 10,
+            connection_window: 34 << 20,
             max_bidi_streams: 1_024,
             max_uni_streams: 256,
             max_message_bytes: 16 << 20,
             max_requests_in_flight: 1_024,
         }
+    }
+}
+
+impl Config {
+    /// What does not fit together, in words.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        // Replies are always read, control and sync too: four windows are room enough for them.
+        let stalling = 2 * crate::inbox::MAX_APPS as u64;
+        let needed = (stalling + 4).saturating_mul(self.stream_window);
+        if self.connection_window < needed {
+            return Err(format!(
+                "connection window of {} bytes is smaller than the {needed} that {stalling} \
+                 stalled streams can hold",
+                self.connection_window
+            ));
+        }
+        Ok(())
     }
 }
 

@@ -13,7 +13,10 @@ use std::{
     },
 };
 
-use crate::transport::framing::{self, Decoder, Preamble, StreamKind};
+use crate::{
+    inbox::MAX_APPS,
+    transport::framing::{self, Decoder, Preamble, StreamKind},
+};
 
 /// Bytes that may wait on one outgoing stream before its senders wait. A unit that finds the stream
 /// empty is taken whatever its size, so that the largest message can be sent at all.
@@ -25,6 +28,10 @@ const MAX_PROCESS_QUEUED_BYTES: usize = 256 << 20;
 /// Control frames that may wait before the peer counts as one that does not read: every frame we
 /// must answer costs it one, too.
 pub(super) const MAX_CONTROL_QUEUED_BYTES: usize = 256 << 10;
+
+/// Application streams of one direction: messages, requests and replies of each application of
+/// either node.
+const MAX_APP_STREAMS: usize = 3 * MAX_APPS;
 
 /// What waits in the whole process.
 static PROCESS_QUEUED: AtomicUsize = AtomicUsize::new(0);
@@ -70,6 +77,10 @@ impl Outgoing {
             acknowledged: 0,
             stopped: false,
         }
+    }
+
+    fn has_work(&self) -> bool {
+        !self.stopped && (self.fin || !self.queue.is_empty())
     }
 
     fn push(&mut self, frame: Vec<u8>) {
@@ -131,6 +142,13 @@ impl Incoming {
     }
 }
 
+impl Incoming {
+    pub(super) fn partial_bytes(&self) -> usize {
+        let blocked = self.blocked.as_ref().map_or(0, Vec::len);
+        self.decoder.buffered() + self.leftover.len() + blocked
+    }
+}
+
 /// All streams of a connection.
 #[derive(Debug)]
 pub(super) struct Streams {
@@ -144,6 +162,8 @@ pub(super) struct Streams {
     pub(super) stalled: BTreeSet<u64>,
     /// Messages on streams that the peer refused and that are forgotten.
     refused: u64,
+    /// The stream that was written to last.
+    last_served: u64,
 }
 
 /// The control stream: the dialler's first bidirectional one (RFC 9000 §2.1).
@@ -161,6 +181,7 @@ impl Streams {
             incoming: BTreeMap::new(),
             stalled: BTreeSet::new(),
             refused: 0,
+            last_served: 0,
         }
     }
 
@@ -234,15 +255,52 @@ impl Streams {
         }
     }
 
-    /// Whether a unit of `bytes` may be put on the stream now.
+    /// Whether a unit of `bytes` may be put on the stream now. A stream that is empty takes any
+    /// unit, and so does a process in which next to nothing waits; otherwise both limits hold.
     pub(super) fn has_room(&mut self, kind: StreamKind, app: &Arc<str>, bytes: usize) -> bool {
         let (_, stream) = self.app(kind, app);
         let own = stream.queued_bytes;
         // The preamble alone may lie there.
         let is_empty = own <= 2 + framing::MAX_NAME_BYTES;
-        is_empty
-            || (own + bytes <= MAX_QUEUED_BYTES
-                && PROCESS_QUEUED.load(Relaxed) + bytes <= MAX_PROCESS_QUEUED_BYTES)
+        let all = PROCESS_QUEUED.load(Relaxed);
+        let fits_process = all < MAX_QUEUED_BYTES || all + bytes <= MAX_PROCESS_QUEUED_BYTES;
+        fits_process && (is_empty || own + bytes <= MAX_QUEUED_BYTES)
+    }
+
+    /// Whether a reply may be put on the stream of an application that need not exist here: within
+    /// the room of the stream, and within the number of streams that real applications need.
+    pub(super) fn has_room_for_stranger(&mut self, app: &Arc<str>, bytes: usize) -> bool {
+        let is_known = self.existing(StreamKind::Replies, app).is_some();
+        (is_known || self.by_app.len() < MAX_APP_STREAMS)
+            && self.has_room(StreamKind::Replies, app, bytes)
+    }
+
+    /// Whether the peer may open another stream of this kind for this application: one of each,
+    /// and no more than real applications need. Refused streams, which hold nothing, do not count.
+    pub(super) fn may_open(&self, preamble: &Preamble) -> bool {
+        let live = self.incoming.values().filter(|stream| !stream.refused);
+        let mut preambles = live.filter_map(|stream| stream.preamble.as_ref());
+        let is_first = preambles.clone().all(|other| other != preamble);
+        is_first && preambles.by_ref().count() < MAX_APP_STREAMS
+    }
+
+    /// Bytes of units that are not complete, or that wait for room in an inbox.
+    pub(super) fn partial_bytes(&self) -> usize {
+        self.incoming.values().map(Incoming::partial_bytes).sum()
+    }
+
+    /// Syncs that are under way in either direction.
+    pub(super) fn syncs(&self) -> usize {
+        let is_sync = |id: &&u64| {
+            let outgoing = self
+                .outgoing
+                .get(id)
+                .is_some_and(|s| s.kind == StreamKind::Sync);
+            let preamble = self.incoming.get(id).and_then(|s| s.preamble.as_ref());
+            outgoing || preamble.is_some_and(|p| p.kind == StreamKind::Sync)
+        };
+        let ids = self.outgoing.keys().chain(self.incoming.keys());
+        ids.filter(is_sync).collect::<BTreeSet<_>>().len()
     }
 
     /// Puts a unit on an application's stream.
@@ -293,63 +351,86 @@ impl Streams {
         stream.fin = true;
     }
 
-    /// Hands to QUIC what it takes. `true` when something that others wait for has changed.
+    /// Hands to QUIC what it takes: the urgent streams first, and streams of one urgency a frame
+    /// each in turn, because QUIC's window is one for all. `true` when something that others wait
+    /// for has changed.
     pub(super) fn write(&mut self, quic: &mut quiche::Connection) -> bool {
+        let waiting = self.outgoing.iter().filter(|(_, stream)| stream.has_work());
+        // Who was served last comes last, so that a window that fits one frame goes round.
+        let mut order: Vec<(u8, bool, u64)> = waiting
+            .map(|(&id, stream)| (urgency(stream.kind), id <= self.last_served, id))
+            .collect();
+        order.sort_unstable();
         let mut progress = false;
-        let mut finished = Vec::new();
-        for (&id, stream) in &mut self.outgoing {
-            if (stream.queue.is_empty() && !stream.fin) || stream.stopped {
-                continue;
-            }
-            if !stream.opened {
-                // Setting the priority opens the stream; no more streams allowed now is no error.
-                match quic.stream_priority(id, urgency(stream.kind), true) {
-                    Ok(()) => stream.opened = true,
-                    Err(_) => continue,
-                }
-            }
+        for class in order.chunk_by(|a, b| a.0 == b.0) {
             loop {
-                let last = stream.queue.len() <= 1;
-                let fin = stream.fin && last;
-                let Some(front) = stream.queue.front() else {
-                    if stream.fin && quic.stream_send(id, &[], true).is_ok() {
-                        finished.push(id);
+                let mut took = false;
+                for &(_, _, id) in class {
+                    if self.write_frame(quic, id) {
+                        self.last_served = id;
+                        took = true;
                     }
-                    break;
-                };
-                match quic.stream_send(id, &front[stream.offset..], fin) {
-                    Ok(0) if front.len() > stream.offset => break,
-                    Ok(taken) => {
-                        progress = true;
-                        stream.offset += taken;
-                        stream.queued_bytes -= taken;
-                        PROCESS_QUEUED.fetch_sub(taken, Relaxed);
-                        if stream.offset < front.len() {
-                            break;
-                        }
-                        stream.queue.pop_front();
-                        stream.offset = 0;
-                        if fin {
-                            finished.push(id);
-                            break;
-                        }
-                    }
-                    Err(quiche::Error::StreamStopped(_)) => {
-                        stream.clear();
-                        stream.stopped = true;
-                        progress = true;
-                        break;
-                    }
-                    // `Done`: no window now. Anything else ends the connection, and then its state
-                    // says so.
-                    Err(_) => break,
                 }
+                if !took {
+                    break;
+                }
+                progress = true;
             }
-        }
-        for id in finished {
-            self.outgoing.remove(&id);
         }
         progress
+    }
+
+    /// Hands at most one frame of a stream to QUIC. `true` when it took something.
+    fn write_frame(&mut self, quic: &mut quiche::Connection, id: u64) -> bool {
+        let Some(stream) = self
+            .outgoing
+            .get_mut(&id)
+            .filter(|stream| stream.has_work())
+        else {
+            return false;
+        };
+        if !stream.opened {
+            // Setting the priority opens the stream; no more streams allowed now is no error.
+            if quic
+                .stream_priority(id, urgency(stream.kind), true)
+                .is_err()
+            {
+                return false;
+            }
+            stream.opened = true;
+        }
+        let fin = stream.fin && stream.queue.len() <= 1;
+        let rest = stream
+            .queue
+            .front()
+            .map_or(&[][..], |front| &front[stream.offset..]);
+        match quic.stream_send(id, rest, fin) {
+            Ok(0) if !rest.is_empty() => false,
+            Ok(taken) => {
+                let is_frame_done = taken == rest.len();
+                stream.offset += taken;
+                stream.queued_bytes -= taken;
+                PROCESS_QUEUED.fetch_sub(taken, Relaxed);
+                if is_frame_done {
+                    stream.queue.pop_front();
+                    stream.offset = 0;
+                    if fin {
+                        self.outgoing.remove(&id);
+                    }
+                }
+                true
+            }
+            Err(quiche::Error::StreamStopped(_)) => {
+                stream.clear();
+                stream.stopped = true;
+                if stream.kind == StreamKind::Sync {
+                    self.outgoing.remove(&id);
+                }
+                true
+            }
+            // `Done`: no window now. Anything else ends the connection, and then its state says so.
+            Err(_) => false,
+        }
     }
 
     /// Whether nothing waits to be written or acknowledged.

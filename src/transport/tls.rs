@@ -18,6 +18,7 @@ pub(crate) const ALPN: &[u8] = b"nodosum/1";
 ///
 /// What BoringSSL or quiche refused, in words.
 pub(crate) fn quic_config(identity: &Identity, config: &Config) -> Result<quiche::Config, String> {
+    config.check()?;
     let tls = tls_context(identity).map_err(|error| error.to_string())?;
     let mut quic = quiche::Config::with_boring_ssl_ctx_builder(quiche::PROTOCOL_VERSION, tls)
         .map_err(|error| error.to_string())?;
@@ -31,8 +32,8 @@ pub(crate) fn quic_config(identity: &Identity, config: &Config) -> Result<quiche
     quic.set_initial_max_stream_data_bidi_local(config.stream_window);
     quic.set_initial_max_stream_data_bidi_remote(config.stream_window);
     quic.set_initial_max_stream_data_uni(config.stream_window);
-    quic.set_max_connection_window(config.max_connection_window);
-    quic.set_max_stream_window(config.max_stream_window);
+    quic.set_max_connection_window(config.connection_window);
+    quic.set_max_stream_window(config.stream_window);
     quic.set_initial_max_streams_bidi(config.max_bidi_streams);
     quic.set_initial_max_streams_uni(config.max_uni_streams);
     // One connection id and one path for life: routing and stateless reset stay simple.

@@ -16,6 +16,9 @@ use ring::{
 
 use crate::record::encode_addr;
 
+/// Length of the connection ids we choose.
+pub(crate) const ID_BYTES: usize = 16;
+
 /// How long a Retry token is good for.
 pub(crate) const RETRY_LIFETIME: Duration = Duration::from_secs(10);
 
@@ -26,6 +29,15 @@ pub(crate) enum TokenError {
     Forged,
     /// Older than [`RETRY_LIFETIME`].
     Expired,
+}
+
+/// The connection ids that a Retry binds together.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct RetryIds {
+    /// The one we chose in the Retry; the client must use it.
+    pub(crate) scid: [u8; ID_BYTES],
+    /// The one the client made up for its first Initial.
+    pub(crate) odcid: Vec<u8>,
 }
 
 /// Seals and opens Retry tokens. The key lives in memory only: a restart forgets it, and the
@@ -46,12 +58,13 @@ impl RetryTokens {
     }
 
     /// A token for `addr`. `age` is the time since some fixed instant of this process.
-    pub(crate) fn seal(&self, addr: SocketAddr, odcid: &[u8], age: Duration) -> Option<Vec<u8>> {
+    pub(crate) fn seal(&self, addr: SocketAddr, ids: &RetryIds, age: Duration) -> Option<Vec<u8>> {
         let mut nonce = [0; NONCE_LEN];
         self.random.fill(&mut nonce).ok()?;
         let expires = u64::try_from((age + RETRY_LIFETIME).as_millis()).ok()?;
         let mut sealed = expires.to_be_bytes().to_vec();
-        sealed.extend_from_slice(odcid);
+        sealed.extend_from_slice(&ids.scid);
+        sealed.extend_from_slice(&ids.odcid);
         self.key
             .seal_in_place_append_tag(
                 Nonce::assume_unique_for_key(nonce),
@@ -64,13 +77,13 @@ impl RetryTokens {
         Some(token)
     }
 
-    /// The original destination id inside a token shown from `addr`.
+    /// The ids inside a token shown from `addr`.
     pub(crate) fn open(
         &self,
         addr: SocketAddr,
         token: &[u8],
         age: Duration,
-    ) -> Result<Vec<u8>, TokenError> {
+    ) -> Result<RetryIds, TokenError> {
         let (nonce, sealed) = token.split_first_chunk().ok_or(TokenError::Forged)?;
         let mut sealed = sealed.to_vec();
         let plain = self
@@ -81,11 +94,15 @@ impl RetryTokens {
                 &mut sealed,
             )
             .map_err(|_| TokenError::Forged)?;
-        let (expires, odcid) = plain.split_first_chunk::<8>().ok_or(TokenError::Forged)?;
+        let (expires, ids) = plain.split_first_chunk::<8>().ok_or(TokenError::Forged)?;
+        let (scid, odcid) = ids.split_first_chunk().ok_or(TokenError::Forged)?;
         if age > Duration::from_millis(u64::from_be_bytes(*expires)) {
             return Err(TokenError::Expired);
         }
-        Ok(odcid.to_vec())
+        Ok(RetryIds {
+            scid: *scid,
+            odcid: odcid.to_vec(),
+        })
     }
 }
 
@@ -115,11 +132,12 @@ mod tests {
         let tokens = RetryTokens::new().unwrap();
         let addr: SocketAddr = "192.0.2.1:5000".parse().unwrap();
         let now = Duration::from_secs(100);
-        let token = tokens.seal(addr, b"original", now).unwrap();
-        assert_eq!(
-            tokens.open(addr, &token, now).as_deref(),
-            Ok(&b"original"[..])
-        );
+        let ids = RetryIds {
+            scid: [7; ID_BYTES],
+            odcid: b"original".to_vec(),
+        };
+        let token = tokens.seal(addr, &ids, now).unwrap();
+        assert_eq!(tokens.open(addr, &token, now), Ok(ids));
         let late = now + RETRY_LIFETIME + Duration::from_millis(1);
         assert_eq!(tokens.open(addr, &token, late), Err(TokenError::Expired));
         let other_port = "192.0.2.1:5001".parse().unwrap();
