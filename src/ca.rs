@@ -33,7 +33,10 @@ use rcgen::{
 };
 use ring::rand::{SecureRandom, SystemRandom};
 
-use crate::node_id::{ClusterName, NAME_SUFFIX, NodeId};
+use crate::{
+    node_id::{ClusterName, NAME_SUFFIX, NodeId},
+    trust::Identity,
+};
 
 /// How far a certificate's validity starts in the past: clocks of a cluster may differ that much.
 const BACKDATED: Duration = Duration::from_secs(5 * 60);
@@ -178,6 +181,23 @@ impl Authority {
     /// The key, PKCS #8. A secret: whoever has it can be any node of the cluster.
     pub fn key_pem(&self) -> String {
         self.key.serialize_pem()
+    }
+
+    /// Issues a certificate to `node` and makes the identity to start it with, all in memory: for
+    /// tests, examples, and programs that are their own authority.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`issue`](Self::issue).
+    pub fn identity(&self, node: &NodeId, valid_for: Duration) -> Result<Identity, CaError> {
+        let issued = self.issue(node, valid_for)?;
+        let authority = self.certificate_pem();
+        Identity::from_pem(
+            issued.certificate_pem.as_bytes(),
+            issued.key_pem.as_bytes(),
+            authority.as_bytes(),
+        )
+        .map_err(|error| CaError::Crypto(error.to_string()))
     }
 
     /// Issues a certificate with a new key to `node`, valid from now on for `valid_for` or until

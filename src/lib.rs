@@ -1,4 +1,34 @@
 //! nodosum turns several processes into one cluster, without an async runtime.
+//!
+//! A [`Node`] is started from an [`Identity`], the certificate that proves its name. It finds the
+//! others by seeds, knows by gossip who is alive ([`Node::members`]), holds an encrypted and
+//! mutually authenticated QUIC connection to each of them ([`Node::peers`]), and tells what changes
+//! ([`Node::events`]). An [`App`] on it sends messages and requests and handles those of others.
+//!
+//! ```
+//! use std::time::Duration;
+//! use nodosum::{Node, Ready, ca::Authority};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let hour = Duration::from_secs(3_600);
+//! let authority = Authority::new(&"test".parse()?, hour)?;
+//! let node = Node::builder(authority.identity(&"n1".parse()?, hour)?).start()?;
+//! node.wait_ready(Ready::Started, Duration::from_secs(5))?;
+//! assert_eq!(node.members().len(), 1);
+//! node.shutdown(Duration::from_secs(5));
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Everything is blocking and has a time-out. Every queue is bounded; what does not fit is refused to
+//! its sender or counted and told, never lost in silence. The library prints nothing, installs no
+//! signal handler and initialises no logger: it logs through the `log` crate, with key-values, under
+//! the targets `swim`, `mesh`, `transport`, `reactor` and `node`.
+//!
+//! # Features
+//!
+//! - `node` (default): the `nodosum` binary and what it needs; switch it off to link the library alone.
+//! - `ca`: making authorities and certificates, in [`ca`].
 
 mod app;
 mod close;
@@ -55,3 +85,8 @@ pub use trust::Identity;
 pub mod unversioned {
     pub use crate::{mesh, node_id::ConnectionId, record, rng, swim, trust};
 }
+
+/// The examples of the README are tests.
+#[cfg(all(doctest, feature = "ca"))]
+#[doc = include_str!("../README.md")]
+pub struct Readme;

@@ -20,9 +20,9 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("stats", &["node_id"]),
     ("control", &["node_id", "record", "stats"]),
     ("inbox", &["node_id", "waker"]),
-    ("ca", &["node_id"]),
     ("subscribers", &["event"]),
     ("trust", &["node_id", "record", "error"]),
+    ("ca", &["node_id", "trust"]),
     ("swim", &["node_id", "record", "stats", "rng"]),
     ("mesh", &["node_id", "close", "stats", "rng"]),
     (

@@ -1,5 +1,7 @@
 //! The command line from outside: help, exit codes, and what needs no running node.
 
+#![expect(clippy::unwrap_used, reason = "what a test cannot set up ends it")]
+
 use std::{
     fs,
     io::{Read as _, Write as _},
@@ -233,14 +235,15 @@ fn is_root() -> bool {
 /// A node of a test's own making: answers one request with these bytes.
 fn answering(path: &str, answer: &'static [u8]) -> thread::JoinHandle<String> {
     let listener = UnixListener::bind(path).unwrap();
-    thread::spawn(move || {
+    let serve = move || {
         let (mut stream, _) = listener.accept().unwrap();
         stream.write_all(answer).unwrap();
         stream.shutdown(std::net::Shutdown::Write).unwrap();
         let mut request = String::new();
         let _ = stream.read_to_string(&mut request);
         request
-    })
+    };
+    thread::Builder::new().spawn(serve).unwrap()
 }
 
 #[test]

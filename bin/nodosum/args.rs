@@ -73,7 +73,7 @@ pub(crate) enum Command {
     Broadcast(Broadcast),
     /// Make the node join through these seeds
     Join(Join),
-    /// Make the node say goodbye to its cluster and go on alone
+    /// Make the node say goodbye to its cluster
     Leave(Leave),
     /// Force a dead member out of the cluster
     ForceLeave(ForceLeave),
@@ -596,7 +596,8 @@ pub(crate) struct Join {
 Example:
   nodosum leave
 
-The process goes on running, alone; TERM ends it and leaves by itself.")]
+The process goes on running until it is ended. TERM leaves by itself: this command is for seeing
+who confirmed it before the process goes.")]
 pub(crate) struct Leave {
     /// How long to wait for others to confirm
     #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = timeout)]

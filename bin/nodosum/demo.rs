@@ -13,7 +13,6 @@ use std::{
     net::{Ipv4Addr, SocketAddr},
     os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
-    sync::Arc,
     thread,
     time::{Duration, Instant},
 };
@@ -27,7 +26,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::{
-    admin::{history::History, server::Server},
+    admin::{history::History, server::Server, socket::bind},
     args::{self, DemoFormat},
     clock::{self, Deadline},
     exit::{Exit, Failure},
@@ -96,11 +95,12 @@ pub(crate) fn run(args: &args::Demo) -> Result<Exit, Failure> {
     demo.summary.nodes = demo.total;
     let budget = args.budget.map(Deadline::after);
     let outcome = demo.live(&dir.path, budget);
-    let outcome = outcome.and(demo.shut_down());
+    // Whatever came before, nothing is left running.
+    let ended = demo.shut_down();
     if args.keep {
         demo.stage.kept(&dir.path)?;
     }
-    demo.finish(outcome)
+    demo.finish(outcome.and(ended))
 }
 
 /// Why the steps ended early.
@@ -266,12 +266,10 @@ impl Demo {
         };
         let path = dir.join("n1.sock");
         let history = History::record(first.node.events())?;
-        match Server::start(
-            first.node.clone(),
-            Arc::clone(&history),
-            [first.echo.clone()],
-            &path,
-        ) {
+        let server = bind(&path).and_then(|socket| {
+            Server::start(first.node.clone(), history, [first.echo.clone()], socket)
+        });
+        match server {
             Ok(server) => {
                 self.server = Some(server);
                 Ok(Some(path))

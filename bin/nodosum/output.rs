@@ -226,8 +226,10 @@ pub(crate) fn duration(duration: Duration) -> String {
         0 if duration < Duration::from_millis(10) => {
             format!("{:.2} ms", duration.as_secs_f64() * 1e3)
         }
-        0 => format!("{:.0} ms", duration.as_secs_f64() * 1e3),
-        1..60 => format!("{:.1} s", duration.as_secs_f64()),
+        0 if duration < Duration::from_micros(999_500) => {
+            format!("{:.0} ms", duration.as_secs_f64() * 1e3)
+        }
+        0..60 => format!("{:.1} s", duration.as_secs_f64()),
         60..3_600 => format!("{minutes}m {:02}s", seconds % 60),
         3_600..86_400 => format!("{hours}h {minutes:02}m"),
         _ => format!("{days}d {hours}h"),
@@ -424,11 +426,13 @@ mod tests {
 
     #[test]
     fn durations_and_bytes_read_naturally() {
-        let texts = [0.000_41, 0.25, 3.21, 125.0, 7_500.0, 300_000.0]
+        let texts = [0.000_41, 0.25, 0.999_9, 3.21, 125.0, 7_500.0, 300_000.0]
             .map(|seconds| duration(Duration::from_secs_f64(seconds)));
         assert_eq!(
             texts,
-            ["0.41 ms", "250 ms", "3.2 s", "2m 05s", "2h 05m", "3d 11h"]
+            [
+                "0.41 ms", "250 ms", "1.0 s", "3.2 s", "2m 05s", "2h 05m", "3d 11h"
+            ]
         );
         assert_eq!(
             [0, 1_023, 1_536, 5 << 40].map(bytes),

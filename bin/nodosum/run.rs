@@ -1,7 +1,8 @@
 //! `nodosum run`: a node in the foreground.
 //!
-//! Start: the identity, the addresses, the node, its built-in application, the admin socket, the
-//! ports file, in this order; whoever finds the ports file finds everything else ready. Then the
+//! Start: the identity, the addresses, the place of the admin socket, the node, its built-in
+//! application, the ports file, in this order; nothing that is wrong with the first three is ever
+//! seen by another node, and whoever finds the ports file finds everything ready. Then the
 //! main thread waits for a signal, or for the node to end by itself, which is a failure. End: the
 //! node leaves and shuts down, then the admin server.
 
@@ -20,7 +21,12 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde::Serialize;
 
 use crate::{
-    admin::{history::History, protocol::StatusView, server::Server, socket},
+    admin::{
+        history::History,
+        protocol::StatusView,
+        server::Server,
+        socket::{Bound, bind, place},
+    },
     args::{Profile, Run, repeated_tag},
     exit::{Exit, Failure},
     logging::{self, DEFAULT_FILTER},
@@ -47,11 +53,11 @@ pub(crate) fn run(args: &Run) -> Result<Exit, Failure> {
     raise_descriptor_limit();
     let identity = load_identity(args.tls_dir.as_deref())?;
     let builder = configure(Node::builder(identity.clone()), args)?;
-    // The socket's place is settled before anything is started that others could see.
-    let admin = socket::place(args.admin.path.as_deref(), identity.node())?;
+    // Taken before the node starts: another node at that socket is most likely this one, and two
+    // with one identity would fight over their place in the cluster.
+    let socket = bind(&place(args.admin.path.as_deref(), identity.node())?)?;
     let node = builder.start().map_err(start_failure)?;
-    let served = serve(&node, args, &admin);
-    let (history, server) = match served {
+    let (history, server) = match serve(&node, args, socket) {
         Ok(served) => served,
         Err(failure) => {
             node.shutdown(LEAVE_TIMEOUT);
@@ -75,12 +81,12 @@ pub(crate) fn run(args: &Run) -> Result<Exit, Failure> {
 }
 
 /// Everything around a started node. When it fails, the node is still running.
-fn serve(node: &Node, args: &Run, admin: &Path) -> Result<(Arc<History>, Server), Failure> {
+fn serve(node: &Node, args: &Run, socket: Bound) -> Result<(Arc<History>, Server), Failure> {
     let history = History::record(node.events())?;
     let echo = register_echo(node)?;
-    let server = Server::start(node.clone(), Arc::clone(&history), [echo], admin)?;
+    let server = Server::start(node.clone(), Arc::clone(&history), [echo], socket)?;
     if let Some(path) = &args.ports_file
-        && let Err(failure) = write_ports_file(path, node, Some(admin))
+        && let Err(failure) = write_ports_file(path, node, Some(server.path()))
     {
         server.stop();
         return Err(failure);
@@ -91,7 +97,7 @@ fn serve(node: &Node, args: &Run, admin: &Path) -> Result<(Arc<History>, Server)
         cluster:% = node.cluster(),
         quic:% = node.quic_addr(),
         gossip:% = node.gossip_addr(),
-        admin:% = admin.display();
+        admin:% = server.path().display();
         "running"
     );
     Ok((history, server))
@@ -102,7 +108,7 @@ fn wait_for_the_end(node: &Node, signals: &Signals, history: &History) -> Exit {
     loop {
         select! {
             recv(signals.stop) -> number => {
-                log::info!(target: "node", signal = number.unwrap_or_default(); "leaving");
+                log::info!(target: "node", signal = number.unwrap_or_default(); "stopping");
                 return Exit::Done;
             }
             recv(signals.asks) -> ask => match ask {

@@ -7,7 +7,7 @@
 //! that arrives is handled by the worker.
 //!
 //! The reactor owns the listener and decides which connections there are; it reaches a worker by a
-//! bounded queue of [`Command`]s and hears from it by [`Notice`]s. It never takes a connection's
+//! bounded queue of `Command`s and hears from it by `Notice`s. It never takes a connection's
 //! lock.
 //!
 //! A connection's life: TLS handshake, in which both ends judge the other's certificate; the

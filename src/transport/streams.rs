@@ -128,6 +128,14 @@ impl Incoming {
     }
 }
 
+/// Whether the peer has said that it reads no more of a stream that was opened before.
+fn is_stopped(quic: &mut quiche::Connection, id: u64) -> bool {
+    matches!(
+        quic.stream_capacity(id),
+        Err(quiche::Error::StreamStopped(_) | quiche::Error::InvalidStreamState(_))
+    )
+}
+
 /// All streams of a connection.
 #[derive(Debug)]
 pub(super) struct Streams {
@@ -278,7 +286,15 @@ impl Streams {
         let mut progress = false;
         let mut finished = Vec::new();
         for (&id, stream) in &mut self.outgoing {
-            if (stream.queue.is_empty() && !stream.fin) || stream.stopped {
+            if stream.stopped {
+                continue;
+            }
+            if stream.queue.is_empty() && !stream.fin {
+                // A peer without the application stops the stream after everything was sent.
+                if stream.unacknowledged() > 0 && is_stopped(quic, id) {
+                    stream.stopped = true;
+                    progress = true;
+                }
                 continue;
             }
             if !stream.opened {

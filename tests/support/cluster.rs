@@ -37,16 +37,9 @@ impl Lab {
 
     /// An identity for `node`, issued by this lab's authority.
     pub fn identity(&self, node: &str) -> Identity {
-        let issued = self
-            .authority
-            .issue(&id(node), Duration::from_secs(3_600))
-            .unwrap();
-        Identity::from_pem(
-            issued.certificate_pem.as_bytes(),
-            issued.key_pem.as_bytes(),
-            self.authority.certificate_pem().as_bytes(),
-        )
-        .unwrap()
+        self.authority
+            .identity(&id(node), Duration::from_secs(3_600))
+            .unwrap()
     }
 
     /// A builder with test timers.

@@ -30,8 +30,6 @@
 //! events about a member come in an order that makes sense and agree with the view, that stored
 //! incarnations never fall, and that no datagram is larger than allowed.
 
-#![expect(clippy::unwrap_used, reason = "names in this file are well formed")]
-
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     net::SocketAddr,

@@ -37,7 +37,7 @@ use super::{
         Command, ConnsView, DeliveryView, Envelope, FailedView, MAX_REQUEST_LINE, MembersView,
         ReadError, Reply, StatusView, VERSION, Versioned, read_line, read_payload,
     },
-    socket::{Bound, bind},
+    socket::Bound,
 };
 use crate::{
     clock::Deadline,
@@ -86,17 +86,17 @@ struct Shared {
 }
 
 impl Server {
-    /// Serves `node` at `path`. `apps` are those that the process has registered itself.
+    /// Serves `node` at a socket. `apps` are those that the process has registered itself.
     pub(crate) fn start(
         node: Node,
         history: Arc<History>,
         apps: impl IntoIterator<Item = App>,
-        path: &Path,
+        bound: Bound,
     ) -> Result<Self, Failure> {
         let failed = |error: std::io::Error| {
             Failure::failed(format!("cannot start the admin server: {error}"))
         };
-        let bound = bind(path)?;
+        let path = bound.path().to_owned();
         bound.listener.set_nonblocking(true).map_err(failed)?;
         let (running, stopped) = UnixStream::pair().map_err(failed)?;
         let shared = Arc::new(Shared {
@@ -119,7 +119,7 @@ impl Server {
             shared,
             running,
             accepting,
-            path: path.to_owned(),
+            path,
         })
     }
 
@@ -205,10 +205,10 @@ fn admit(shared: &Arc<Shared>, number: u64, stream: UnixStream) {
             // One short line always fits the buffer of a fresh socket.
             let _ = write_reply(
                 &stream,
-                &refusal(
-                    Exit::Failed,
-                    format!("the node serves {MAX_CLIENTS} admin clients already"),
-                ),
+                &Failure::failed(format!(
+                    "the node serves {MAX_CLIENTS} admin clients already"
+                ))
+                .into(),
             );
             return;
         }
@@ -247,31 +247,28 @@ impl Drop for Slot<'_> {
 fn serve(shared: &Shared, stream: &UnixStream) {
     let outcome = match read_request(stream) {
         Ok((command, payload)) => carry_out(shared, stream, command, payload),
-        Err(reply) => write_reply(stream, &reply),
+        Err(failure) => write_reply(stream, &failure.into()),
     };
     if let Err(error) = outcome {
         log::debug!(target: "admin", error:% = error; "client went away");
     }
 }
 
-fn read_request(stream: &UnixStream) -> Result<(Command, Vec<u8>), Reply> {
+fn read_request(stream: &UnixStream) -> Result<(Command, Vec<u8>), Failure> {
     let mut reader = BufReader::new(stream);
-    let broken = |error: ReadError| refusal(Exit::Usage, format!("request {error}"));
+    let broken = |error: ReadError| Failure::usage(format!("request: {error}"));
     let line = read_line(&mut reader, MAX_REQUEST_LINE).map_err(broken)?;
     let versioned: Versioned =
         serde_json::from_slice(&line).map_err(|error| broken(error.into()))?;
     if versioned.version != VERSION {
-        return Err(refusal(
-            Exit::Failed,
-            format!(
-                "the node speaks version {VERSION} of the admin protocol, the command version {}",
-                versioned.version
-            ),
-        ));
+        return Err(Failure::failed(format!(
+            "the node speaks version {VERSION} of the admin protocol, the command version {}",
+            versioned.version
+        )));
     }
     let envelope: Envelope = serde_json::from_slice(&line).map_err(|error| broken(error.into()))?;
     let payload = read_payload(&mut reader, envelope.command.payload_bytes())
-        .map_err(|error| refusal(Exit::Usage, format!("payload {error}")))?;
+        .map_err(|error| Failure::usage(format!("payload: {error}")))?;
     Ok((envelope.command, payload))
 }
 
@@ -347,10 +344,6 @@ impl From<Failure> for Reply {
             hint: failure.hint,
         }
     }
-}
-
-fn refusal(exit: Exit, message: String) -> Reply {
-    Failure::new(exit, message).into()
 }
 
 fn write_reply(mut stream: &UnixStream, reply: &Reply) -> std::io::Result<()> {
@@ -620,7 +613,7 @@ fn force_leave(node: &Node, dead: &str) -> Result<Reply, Failure> {
 mod tests {
     use super::*;
 
-    fn exchange(request: &[u8]) -> Result<(Command, Vec<u8>), Reply> {
+    fn exchange(request: &[u8]) -> Result<(Command, Vec<u8>), Failure> {
         let (mut client, server) = UnixStream::pair().unwrap();
         client.write_all(request).unwrap();
         client.shutdown(Shutdown::Write).unwrap();
@@ -628,10 +621,8 @@ mod tests {
     }
 
     fn refused(request: &[u8]) -> (Exit, String) {
-        match exchange(request) {
-            Err(Reply::Error { exit, message, .. }) => (exit, message),
-            other => panic!("{other:?}"),
-        }
+        let failure = exchange(request).unwrap_err();
+        (failure.exit, failure.message)
     }
 
     #[test]

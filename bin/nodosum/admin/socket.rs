@@ -5,9 +5,8 @@
 //! to nobody else, because anyone who can write there could pose as the node.
 //!
 //! A new socket is bound under a temporary name, made 0600, and renamed into place. One that still
-//! answers is never replaced; one that nobody listens on is left from a crash, and is. Two starts
-//! at the same instant could both pass that test; they cannot both bind the node's ports, which
-//! happens before.
+//! answers is never replaced; one that nobody listens on is left from a crash, and is. Of two that
+//! start in the same instant both can pass that test; the later one then has the place.
 
 use std::{
     fs::{self, DirBuilder, Permissions},
@@ -33,6 +32,12 @@ pub(crate) struct Bound {
     pub(crate) listener: UnixListener,
     path: PathBuf,
     identity: (u64, u64),
+}
+
+impl Bound {
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
 }
 
 impl Drop for Bound {
