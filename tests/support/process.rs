@@ -5,6 +5,7 @@
 //! a socket stays short wherever the source tree lies.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot start has failed")]
+#![expect(clippy::disallowed_methods, reason = "tests measure by the real clock")]
 #![allow(
     dead_code,
     unreachable_pub,
