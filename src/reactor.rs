@@ -93,6 +93,8 @@ pub(crate) enum Command {
         reply: Sender<Leave>,
         deadline: Instant,
     },
+    /// Close every connection after a leave, and go on.
+    Part,
     ForceLeave {
         node: NodeId,
         reply: Sender<Result<(), CommandError>>,
@@ -895,6 +897,7 @@ impl Reactor {
                         });
                     let _ = reply.try_send(outcome);
                 }
+                Command::Part => self.close_all(false),
                 Command::Shutdown { silently } => self.begin_shutdown(now, silently),
                 #[cfg(test)]
                 Command::Panic => panic!("asked to panic"),
@@ -945,6 +948,10 @@ impl Reactor {
         self.parts.endpoint.stop_accepting();
         self.parts.mesh.stop(now);
         self.shutdown = Some(now + CLOSE_PATIENCE);
+        self.close_all(silently);
+    }
+
+    fn close_all(&self, silently: bool) {
         let ids: Vec<ConnectionId> = self.parts.endpoint.connections().map(|c| c.id).collect();
         for id in ids {
             let command = if silently {
