@@ -37,10 +37,19 @@ pub struct Delivery {
 }
 
 /// The handler threads of a node, to be ended with it.
-#[derive(Default)]
 pub(crate) struct Workers {
-    running: Mutex<Vec<Worker>>,
+    /// `None` once the node has stopped: nobody would end another one.
+    running: Mutex<Option<Vec<Worker>>>,
     started: AtomicUsize,
+}
+
+impl Default for Workers {
+    fn default() -> Self {
+        Self {
+            running: Mutex::new(Some(Vec::new())),
+            started: AtomicUsize::new(0),
+        }
+    }
 }
 
 struct Worker {
@@ -50,24 +59,27 @@ struct Worker {
 }
 
 impl Workers {
-    fn start(&self, body: impl FnOnce(Receiver<()>) + Send + 'static) -> std::io::Result<()> {
+    fn start(&self, body: impl FnOnce(Receiver<()>) + Send + 'static) -> Result<(), RegisterError> {
+        let mut running = self.running.lock();
+        let running = running.as_mut().ok_or(RegisterError::Stopped)?;
         let (stop, stopped) = crossbeam_channel::bounded(0);
         let number = self.started.fetch_add(1, Relaxed) + 1;
         let handle = thread::spawn(&format!("nd-work-{}", number % 10_000_000), move || {
             body(stopped);
-        })?;
-        self.running.lock().push(Worker { handle, stop });
+        })
+        .map_err(|error| RegisterError::Thread(error.to_string()))?;
+        running.push(Worker { handle, stop });
         Ok(())
     }
 
     pub(crate) fn count(&self) -> usize {
-        self.running.lock().len()
+        self.running.lock().as_ref().map_or(0, Vec::len)
     }
 
     /// Tells all to end and waits until `deadline` for those that work. Returns the names of those
     /// that are busy still; they end with what they do.
     pub(crate) fn stop(&self, deadline: Instant) -> Vec<String> {
-        let running = std::mem::take(&mut *self.running.lock());
+        let running = self.running.lock().take().unwrap_or_default();
         let here: ThreadId = std::thread::current().id();
         let (handles, stops): (Vec<_>, Vec<_>) = running
             .into_iter()
@@ -263,7 +275,8 @@ impl App {
     ///
     /// # Errors
     ///
-    /// [`RegisterError::Thread`] when the system refuses a thread.
+    /// [`RegisterError::Thread`] when the system refuses a thread, [`RegisterError::Stopped`] when
+    /// the node is shut down.
     pub fn on_message(
         &self,
         workers: usize,
@@ -287,7 +300,8 @@ impl App {
     ///
     /// # Errors
     ///
-    /// [`RegisterError::Thread`] when the system refuses a thread.
+    /// [`RegisterError::Thread`] when the system refuses a thread, [`RegisterError::Stopped`] when
+    /// the node is shut down.
     pub fn on_request(
         &self,
         workers: usize,
@@ -307,9 +321,7 @@ impl App {
     }
 
     fn start(&self, body: impl FnOnce(Receiver<()>) + Send + 'static) -> Result<(), RegisterError> {
-        self.workers
-            .start(body)
-            .map_err(|error| RegisterError::Thread(error.to_string()))
+        self.workers.start(body)
     }
 
     /// How often a handler of this application has panicked.

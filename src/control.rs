@@ -63,6 +63,12 @@ pub enum Control {
         /// Messages since the stream began.
         count: u64,
     },
+    /// The sender has no application for the messages of this stream. It reads and drops what
+    /// still comes, so that the other end can end the stream.
+    Refused {
+        /// The QUIC stream.
+        stream: u64,
+    },
     /// The sender has nothing under way on this connection any more and will start nothing.
     Drained,
     /// A member's record, usually the sender's own.
@@ -149,7 +155,7 @@ struct SignedRecordWire {
 struct ControlWire {
     #[prost(
         oneof = "ControlBody",
-        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13"
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14"
     )]
     body: Option<ControlBody>,
 }
@@ -182,6 +188,8 @@ enum ControlBody {
     Keyring(Vec<u8>),
     #[prost(bytes = "vec", tag = "13")]
     KeysHeld(Vec<u8>),
+    #[prost(uint64, tag = "14")]
+    Refused(u64),
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -244,6 +252,7 @@ impl Control {
             Self::Ping { id } => ControlBody::Ping(numbers(id, 0)),
             Self::Pong { id, reactor_age_ms } => ControlBody::Pong(numbers(id, reactor_age_ms)),
             Self::MessageAck { stream, count } => ControlBody::MessageAck(numbers(stream, count)),
+            Self::Refused { stream } => ControlBody::Refused(stream),
             Self::Drained => ControlBody::Drained(true),
             Self::Record(record) => ControlBody::Record(record.into()),
             Self::LeaveAck { incarnation } => ControlBody::LeaveAck(incarnation),
@@ -279,6 +288,7 @@ impl Control {
                 stream: ack.id,
                 count: ack.value,
             },
+            Some(ControlBody::Refused(stream)) => Self::Refused { stream },
             Some(ControlBody::Drained(_)) => Self::Drained,
             Some(ControlBody::Record(record)) => Self::Record(record.into()),
             Some(ControlBody::LeaveAck(incarnation)) => Self::LeaveAck { incarnation },
@@ -417,6 +427,7 @@ mod tests {
             Control::ProbeAck { seq: 1 },
             Control::Keyring(vec![1]),
             Control::KeysHeld(vec![2]),
+            Control::Refused { stream: 3 },
             Control::Unknown,
         ] {
             assert_eq!(Control::decode(&frame.clone().encode()), Ok(frame));

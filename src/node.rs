@@ -654,13 +654,15 @@ impl Node {
     ///
     /// # Errors
     ///
-    /// [`RequestError::NotConnected`] or [`RequestError::Timeout`].
+    /// [`RequestError::NotConnected`], [`RequestError::Timeout`] or [`RequestError::Stopped`].
     pub fn ping(&self, node: &NodeId, timeout: Duration) -> Result<Duration, RequestError> {
-        let connection = self
-            .handle
-            .snapshot
-            .peer(node)
-            .ok_or_else(|| RequestError::NotConnected(node.clone()))?;
+        let snapshot = &self.handle.snapshot;
+        let connection = snapshot.peer(node).ok_or_else(|| match snapshot.stage() {
+            Stage::Stopped | Stage::Failed(_) => RequestError::Stopped,
+            Stage::Joining(_) | Stage::Started | Stage::Leaving => {
+                RequestError::NotConnected(node.clone())
+            }
+        })?;
         connection
             .ping()
             .recv_timeout(timeout)

@@ -249,8 +249,8 @@ impl Reactor {
             self.seed_state
                 .insert(seed.clone(), format!("seed {seed}: no answer yet"));
         }
-        self.publish_joining();
         self.first_round = Some(self.parts.mesh.join(now, seeds));
+        self.publish_joining();
         self.settle(now);
         loop {
             let now = Instant::now();
@@ -689,6 +689,7 @@ impl Reactor {
             | Control::Ping { .. }
             | Control::Pong { .. }
             | Control::MessageAck { .. }
+            | Control::Refused { .. }
             | Control::Drained
             | Control::Unknown => {}
         }

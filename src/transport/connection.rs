@@ -83,8 +83,11 @@ const REPLY_PATIENCE: Duration = Duration::from_secs(15);
 /// How often the figures for onlookers are renewed at most.
 const INFO_INTERVAL: Duration = Duration::from_millis(250);
 
-/// The error code on a stream of an application that this node does not have.
+/// The error code of a stream that was reset because the peer has no such application.
 const NO_SUCH_APP: u64 = 1;
+
+/// Stream bytes read at once.
+const PIECE_BYTES: usize = 16 * 1_024;
 
 /// What the socket of a connection is.
 #[derive(Debug)]
@@ -982,6 +985,9 @@ impl Worker {
                 }
             }
             Err((code, reason)) => {
+                // The end of our handshake goes first: without it an acceptor has no keys to read
+                // the close with, and would wait for its deadline.
+                self.connection.send_datagrams(state);
                 state.closing = Some(reason);
                 close(state, code);
             }
@@ -1028,15 +1034,21 @@ impl Worker {
         let context = &self.connection.context;
         let certified = self.connection.peer.get();
         let wrong = |why: String| Err((CloseCode::Identity, CloseReason::WrongIdentity(why)));
-        if hello.boot == context.boot {
-            let reason = CloseReason::Local(CloseCode::SelfDial);
-            return Err((CloseCode::SelfDial, reason));
-        }
         if certified != Some(&hello.node) || hello.cluster != context.cluster {
             return wrong(format!("HELLO says {}.{}", hello.node, hello.cluster));
         }
-        if hello.node == context.node {
-            return wrong("another process has this node's name and certificate".into());
+        // Only our own certificate makes it ourselves: an address that is taken for our own is
+        // never dialled again, so nobody else may make us believe that.
+        match (hello.node == context.node, hello.boot == context.boot) {
+            (true, true) => {
+                let reason = CloseReason::Local(CloseCode::SelfDial);
+                return Err((CloseCode::SelfDial, reason));
+            }
+            (true, false) => {
+                return wrong("another process has this node's name and certificate".into());
+            }
+            (false, true) => return wrong("HELLO repeats this node's own boot id".into()),
+            (false, false) => {}
         }
         if !hello.is_compatible() {
             let reason = CloseReason::Local(CloseCode::Protocol);
@@ -1127,8 +1139,11 @@ impl Worker {
             match self.deliver(state, id, incoming, unit, now)? {
                 Delivered::Yes => {}
                 Delivered::Blocked => return Ok(Reading::Stalled),
-                Delivered::Ignore => return Ok(ignore(state, id)),
+                Delivered::Ignore => self.refuse(state, id, incoming),
             }
+        }
+        if incoming.refused {
+            return Ok(self.discard(state, id));
         }
         let mut piece = std::mem::take(&mut incoming.leftover);
         loop {
@@ -1145,7 +1160,7 @@ impl Worker {
                     return Ok(Reading::Stalled);
                 }
                 if self.piece.is_empty() {
-                    self.piece.resize(16 * 1_024, 0);
+                    self.piece.resize(PIECE_BYTES, 0);
                 }
                 match state.quic.stream_recv(id, &mut self.piece) {
                     Ok((length, fin)) => {
@@ -1177,10 +1192,37 @@ impl Worker {
                         incoming.leftover = input.to_vec();
                         return Ok(Reading::Stalled);
                     }
-                    Delivered::Ignore => return Ok(ignore(state, id)),
+                    Delivered::Ignore => {
+                        self.refuse(state, id, incoming);
+                        return Ok(self.discard(state, id));
+                    }
                 }
             }
             piece.clear();
+        }
+    }
+
+    /// Tells the peer that nobody here wants what the stream carries. STOP_SENDING would say the
+    /// same, but quiche never forgets a peer's stream that was shut down for reading, and the peer
+    /// would run out of streams.
+    fn refuse(&self, state: &mut State, id: u64, incoming: &mut Incoming) {
+        incoming.refused = true;
+        self.connection
+            .push_control(state, Control::Refused { stream: id });
+    }
+
+    /// Reads a refused stream and drops what comes, up to its end.
+    fn discard(&mut self, state: &mut State, id: u64) -> Reading {
+        if self.piece.is_empty() {
+            self.piece.resize(PIECE_BYTES, 0);
+        }
+        loop {
+            match state.quic.stream_recv(id, &mut self.piece) {
+                Ok((_, true)) => return Reading::Finished,
+                Ok((0, false)) | Err(quiche::Error::Done) => return Reading::Waiting,
+                Ok(_) => {}
+                Err(_) => return Reading::Reset,
+            }
         }
     }
 
@@ -1424,6 +1466,12 @@ impl Worker {
                 }
                 Ok(())
             }
+            (_, Control::Refused { stream }) => {
+                let State { streams, quic, .. } = state;
+                streams.refuse(stream, quic, NO_SUCH_APP);
+                self.connection.changed.notify_all();
+                Ok(())
+            }
             (_, Control::Drained) => {
                 state.peer_drained = true;
                 Ok(())
@@ -1615,14 +1663,6 @@ enum Delivered {
     Blocked,
     /// Nobody here wants the stream.
     Ignore,
-}
-
-/// Tells the peer that nobody reads the stream.
-fn ignore(state: &mut State, id: u64) -> Reading {
-    let _ = state
-        .quic
-        .stream_shutdown(id, quiche::Shutdown::Read, NO_SUCH_APP);
-    Reading::Reset
 }
 
 fn is_bidirectional(stream: u64) -> bool {

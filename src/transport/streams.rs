@@ -108,6 +108,8 @@ pub(super) struct Incoming {
     /// Messages delivered, and those acknowledged to the peer.
     pub(super) delivered: u64,
     pub(super) acknowledged: u64,
+    /// Nobody here wants what it carries: it is read and dropped until the peer ends it.
+    pub(super) refused: bool,
     /// Sync frames read, for the limit.
     pub(super) frames: usize,
     pub(super) fin: bool,
@@ -122,18 +124,11 @@ impl Incoming {
             blocked: None,
             delivered: 0,
             acknowledged: 0,
+            refused: false,
             frames: 0,
             fin: false,
         }
     }
-}
-
-/// Whether the peer has said that it reads no more of a stream that was opened before.
-fn is_stopped(quic: &mut quiche::Connection, id: u64) -> bool {
-    matches!(
-        quic.stream_capacity(id),
-        Err(quiche::Error::StreamStopped(_) | quiche::Error::InvalidStreamState(_))
-    )
 }
 
 /// All streams of a connection.
@@ -147,6 +142,8 @@ pub(super) struct Streams {
     pub(super) incoming: BTreeMap<u64, Incoming>,
     /// Streams that wait for room in an inbox.
     pub(super) stalled: BTreeSet<u64>,
+    /// Messages on streams that the peer refused and that are forgotten.
+    refused: u64,
 }
 
 /// The control stream: the dialler's first bidirectional one (RFC 9000 §2.1).
@@ -163,6 +160,7 @@ impl Streams {
             outgoing: BTreeMap::new(),
             incoming: BTreeMap::new(),
             stalled: BTreeSet::new(),
+            refused: 0,
         }
     }
 
@@ -215,10 +213,24 @@ impl Streams {
         self.outgoing.get(id)
     }
 
-    /// Forgets a stream that the peer stopped, so that the next message opens another.
+    /// The peer has no application for a stream of messages: what waits there is dropped, and the
+    /// stream reset, which gives it back to the peer's limit.
+    pub(super) fn refuse(&mut self, id: u64, quic: &mut quiche::Connection, code: u64) {
+        let stream = self.outgoing.get_mut(&id);
+        if let Some(stream) = stream.filter(|stream| stream.kind == StreamKind::Messages) {
+            stream.clear();
+            stream.stopped = true;
+            // It fails when the stream is not open: then the peer refused what was never sent.
+            let _ = quic.stream_shutdown(id, quiche::Shutdown::Write, code);
+        }
+    }
+
+    /// Forgets a stream that the peer refused, so that the next message opens another.
     pub(super) fn forget(&mut self, kind: StreamKind, app: &Arc<str>) {
-        if let Some(id) = self.by_app.remove(&(kind, Arc::clone(app))) {
-            self.outgoing.remove(&id);
+        if let Some(id) = self.by_app.remove(&(kind, Arc::clone(app)))
+            && let Some(stream) = self.outgoing.remove(&id)
+        {
+            self.refused += stream.unacknowledged();
         }
     }
 
@@ -286,15 +298,7 @@ impl Streams {
         let mut progress = false;
         let mut finished = Vec::new();
         for (&id, stream) in &mut self.outgoing {
-            if stream.stopped {
-                continue;
-            }
-            if stream.queue.is_empty() && !stream.fin {
-                // A peer without the application stops the stream after everything was sent.
-                if stream.unacknowledged() > 0 && is_stopped(quic, id) {
-                    stream.stopped = true;
-                    progress = true;
-                }
+            if (stream.queue.is_empty() && !stream.fin) || stream.stopped {
                 continue;
             }
             if !stream.opened {
@@ -357,7 +361,8 @@ impl Streams {
 
     /// Messages that the peer has not acknowledged.
     pub(super) fn unacknowledged(&self) -> u64 {
-        self.outgoing.values().map(Outgoing::unacknowledged).sum()
+        let waiting = self.outgoing.values().map(Outgoing::unacknowledged);
+        self.refused + waiting.sum::<u64>()
     }
 
     /// Streams that are open in either direction.
