@@ -21,6 +21,7 @@ use process::{
     Lab, Node, PATIENCE, eventually, for_a_while, meshed, nothing_alarming,
     one_connection_per_pair, since, time, within,
 };
+use rustix::process::Signal;
 use serde_json::Value;
 
 /// All QUIC sockets are bound to this port; gossip has the next one.
@@ -403,19 +404,55 @@ fn the_only_seed_being_a_hole_makes_a_node_ready_after_one_dial() {
     let lab = Lab::new("netns-alone");
     network.cut(&[1], &[2]);
     let hole = quic(1);
-    let mut node = network.node(&lab, 2, &["--seed", &hole]);
+    let mut node = network
+        .node(&lab, 2, &["--seed", &hole])
+        .filter("debug,quiche=warn");
+
+    // Whoever changes his mind meanwhile does not wait for the hole.
+    node.start();
+    let asked = Instant::now();
+    node.signal(Signal::TERM);
+    let status = node.ended(PATIENCE);
+    let took = asked.elapsed();
+    assert_eq!(status.code(), Some(0), "{status}");
+    assert!(took < DIAL / 2, "the hole delayed its end: {took:?}");
+    let lines_before = node.log().len();
+
     let started = Instant::now();
     node.start();
     let bound = started.elapsed();
     assert!(bound < DIAL / 2, "the hole delayed its start: {bound:?}");
+    let conns = node.conns();
+    assert_eq!(conns.len(), 1, "{conns:?}");
+    assert_eq!(conns[0]["state"], "handshaking");
+    assert_eq!(conns[0]["peer"], Value::Null, "its name is not known yet");
+    assert_eq!(conns[0]["addr"], hole);
     assert_eq!(node.exit_code(&["wait", "--ready", "--timeout", "30s"]), 0);
     let ready = started.elapsed().as_secs_f64();
     assert!((4.5..=6.0).contains(&ready), "{ready}");
     assert_eq!(node.json(&["status"])["ready"], true);
+
+    // The only way in is tried again after a random time below a bound that doubles.
+    let mut lines = Vec::new();
+    let mut about_seed = |msg: &str| -> Vec<SystemTime> {
+        lines = node.log().split_off(lines_before);
+        lines.retain(|line| line["msg"] == msg && line["seed"] == hole);
+        lines.iter().map(|line| time(&line["ts"])).collect()
+    };
+    eventually("a third dial", || about_seed("dialling").len() >= 3);
+    let (begun, ended) = (about_seed("dialling"), about_seed("seed not reached"));
+    for (dial, (ended, next)) in ended.iter().zip(&begun[1..]).enumerate() {
+        let pause = next.duration_since(*ended).unwrap_or_default();
+        // A loaded machine may be late on top of it.
+        let bound = Duration::from_millis(100 << dial) + Duration::from_millis(400);
+        assert!(pause <= bound, "after {dial}: {pause:?}");
+        let took = ended.duration_since(begun[dial]).unwrap().as_secs_f64();
+        assert!((4.5..=5.5).contains(&took), "{took}");
+    }
     network.heal();
     let mut seed = network.node(&lab, 1, &[]);
     seed.start();
-    // The seed is the only way in, so that it is tried with the backoff of members.
+    // By then the bound may have grown to 10 s, and a dial may be under way.
     node.wait(2, 1, Duration::from_secs(10) + DIAL + REJOIN);
     nothing_alarming(&[node, seed]);
 }

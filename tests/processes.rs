@@ -257,6 +257,17 @@ fn a_node_joins_leaves_and_follows_events_on_command() {
         n3.json(&["status"])["connections"]["established"] == 0
     });
 
+    // A process answers signals in its log and goes on.
+    n1.signal(Signal::USR1);
+    n1.signal(Signal::HUP);
+    let told = |line: &Value, start: &str| line["msg"].as_str().unwrap().starts_with(start);
+    eventually("both answers in the log", || {
+        let log = n1.log();
+        log.iter()
+            .any(|line| told(line, "status") && line["left"] == 1)
+            && log.iter().any(|line| told(line, "nothing was reloaded"))
+    });
+
     // A dead member is forced out; the word of one node is enough for all.
     n2.kill();
     let dead = n1.await_event("member_dead", "n2", 1);
@@ -310,7 +321,7 @@ fn a_node_that_cannot_serve_refuses_to_start_and_says_why() {
     other.certify("n1");
     fs::copy(other.path("n1/node.pem"), lab.path("n1/node.pem")).unwrap();
     fs::copy(other.path("n1/node.key"), &key).unwrap();
-    refused(&["--tls-dir", "n1"], "");
+    refused(&["--tls-dir", "n1"], "not issued by the given authority");
 
     // Certificates count whole seconds, so that the end may come up to a second late.
     eventually("the certificate ends", || {
