@@ -607,14 +607,24 @@ impl Node {
         self.ask(timeout, |reply| Command::Join { seeds, reply })?
     }
 
-    /// Tells every peer that this node leaves for good, and waits for their confirmation. The node
-    /// goes on running, alone, until it is shut down.
+    /// Tells every peer that this node leaves for good, waits for their confirmation, lets requests
+    /// under way finish and closes every connection. The node goes on running, alone, until it is
+    /// shut down.
     ///
     /// # Errors
     ///
     /// [`CommandError::Stopped`] when it runs no more. That some peers have not confirmed in time is
     /// no error but stands in the report.
     pub fn leave(&self, timeout: Duration) -> Result<LeaveReport, CommandError> {
+        let deadline = deadline_after(Instant::now(), timeout);
+        let report = self.say_goodbye(timeout)?;
+        self.handle.await_idle(deadline);
+        self.handle
+            .tell(Command::Part, deadline.max(Instant::now() + DROP_TIMEOUT))?;
+        Ok(report)
+    }
+
+    fn say_goodbye(&self, timeout: Duration) -> Result<LeaveReport, CommandError> {
         let deadline = deadline_after(Instant::now(), timeout);
         // The reactor answers at the deadline at the latest; give its answer a moment to arrive.
         let patience = timeout.saturating_add(Duration::from_secs(1));
@@ -683,7 +693,7 @@ impl Node {
     pub fn shutdown(&self, timeout: Duration) -> ShutdownReport {
         let deadline = deadline_after(Instant::now(), timeout);
         let mut left = self.handle.has_left.load(Relaxed);
-        if !left && let Ok(report) = self.leave(LEAVE_TIMEOUT.min(timeout / 2)) {
+        if !left && let Ok(report) = self.say_goodbye(LEAVE_TIMEOUT.min(timeout / 2)) {
             left = report.unconfirmed.is_empty();
         }
         let threads_stuck = self.handle.stop(deadline, false);
@@ -714,6 +724,13 @@ impl Handle {
         Ok(())
     }
 
+    /// Lets what is under way on the connections finish.
+    fn await_idle(&self, deadline: Instant) {
+        for connection in self.snapshot.links() {
+            connection.await_idle(deadline.min(Instant::now() + DROP_TIMEOUT));
+        }
+    }
+
     /// Ends everything and returns the names of threads that did not end in time.
     fn stop(&self, deadline: Instant, silently: bool) -> Vec<String> {
         // One caller stops; others find nothing.
@@ -721,6 +738,7 @@ impl Handle {
             return Vec::new();
         };
         if !silently {
+<<<<<<< HEAD
             // One deadline for all: peers that do not read must not add up, and closing needs time.
             let now = Instant::now();
             let left = deadline.saturating_duration_since(now);
@@ -728,6 +746,9 @@ impl Handle {
             for connection in self.snapshot.links() {
                 connection.await_idle(idle_until);
             }
+=======
+            self.await_idle(deadline);
+>>>>>>> tc
         }
         let mut stuck = Vec::new();
         // An error means that the reactor is gone already, which is what is wanted.

@@ -93,6 +93,8 @@ pub(crate) enum Command {
         reply: Sender<Leave>,
         deadline: Instant,
     },
+    /// Close every connection after a leave, and go on.
+    Part,
     ForceLeave {
         node: NodeId,
         reply: Sender<Result<(), CommandError>>,
@@ -170,6 +172,9 @@ struct Reactor {
     key_sync_second: (Option<Instant>, u32),
     /// Messages nobody acknowledged, on connections of a peer that is still or again connected.
     unacknowledged: BTreeMap<NodeId, u64>,
+    /// Members whose going away the log has told: a peer that dies is disconnected and declared
+    /// dead, in either order, and that is one line. As large as the table of members at most.
+    gone: BTreeSet<NodeId>,
     leaving: Option<Leaving>,
     shutdown: Option<Instant>,
     next_refusal_line: Option<Instant>,
@@ -221,6 +226,7 @@ impl Reactor {
             key_syncs: BTreeMap::new(),
             key_sync_second: (None, 0),
             unacknowledged: BTreeMap::new(),
+            gone: BTreeSet::new(),
             leaving: None,
             shutdown: None,
             next_refusal_line: None,
@@ -892,6 +898,7 @@ impl Reactor {
                         });
                     let _ = reply.try_send(outcome);
                 }
+                Command::Part => self.close_all(false),
                 Command::Shutdown { silently } => self.begin_shutdown(now, silently),
                 #[cfg(test)]
                 Command::Panic => panic!("asked to panic"),
@@ -942,6 +949,10 @@ impl Reactor {
         self.parts.endpoint.stop_accepting();
         self.parts.mesh.stop(now);
         self.shutdown = Some(now + CLOSE_PATIENCE);
+        self.close_all(silently);
+    }
+
+    fn close_all(&self, silently: bool) {
         let ids: Vec<ConnectionId> = self.parts.endpoint.connections().map(|c| c.id).collect();
         for id in ids {
             let command = if silently {
@@ -1090,6 +1101,7 @@ impl Reactor {
         match event {
             swim::Event::Up { node } => {
                 log::info!(target: "swim", node:%; "member up");
+                self.gone.remove(&node);
                 self.tell_mesh(now, &node);
                 self.emit(EventKind::MemberUp { node });
                 self.on_membership();
@@ -1104,14 +1116,16 @@ impl Reactor {
                 self.emit(EventKind::MemberAlive { node });
             }
             swim::Event::Dead { node, by } => {
-                log::info!(target: "swim", node:%, by:%; "member dead");
+                let level = self.departure_level(&node);
+                log::log!(target: "swim", level, node:%, by:%; "member dead");
                 self.parts.mesh.member_dead(now, &node);
                 let reason = format!("suspected by {by} and not refuted in time");
                 self.emit(EventKind::MemberDead { node, reason });
                 self.on_membership();
             }
             swim::Event::Left { node, by } => {
-                log::info!(target: "swim", node:%; "member left");
+                let level = self.departure_level(&node);
+                log::log!(target: "swim", level, node:%; "member left");
                 self.parts.mesh.member_left(now, &node);
                 let reason =
                     by.map_or_else(|| "left".to_owned(), |by| format!("forced out by {by}"));
@@ -1131,6 +1145,7 @@ impl Reactor {
             }
             swim::Event::Forgotten { node } => {
                 log::debug!(target: "swim", node:%; "member forgotten");
+                self.gone.remove(&node);
                 self.parts.mesh.member_forgotten(now, &node);
                 self.opener.forget(&node);
                 self.keyring.forget(&node);
@@ -1143,6 +1158,16 @@ impl Reactor {
                 log::warn!(target: "swim", node:%, boot:%, addr:%;
                     "two processes use one node name");
             }
+        }
+    }
+
+    /// INFO for the first thing that shows a peer to be gone, DEBUG for the others until it is back.
+    fn departure_level(&mut self, node: &NodeId) -> log::Level {
+        // A stranger has nothing but its connection to lose, so nothing to remember.
+        if self.parts.swim.member(node).is_some() && !self.gone.insert(node.clone()) {
+            log::Level::Debug
+        } else {
+            log::Level::Info
         }
     }
 
@@ -1213,6 +1238,7 @@ impl Reactor {
                 );
                 log::info!(target: "transport", peer:% = node, addr:% = link.addr,
                     side = link.side.as_str(), certificate = name.as_str(); "connected");
+                self.gone.remove(&node);
                 self.parts.snapshot.set_peer(&node, Some(link));
                 self.emit(EventKind::Connected { node });
             }
@@ -1227,7 +1253,8 @@ impl Reactor {
                 self.parts.snapshot.set_peer(&node, Some(link));
             }
             mesh::Event::Disconnected { node, reason } => {
-                log::info!(target: "transport", peer:% = node, reason:%; "disconnected");
+                let level = self.departure_level(&node);
+                log::log!(target: "transport", level, peer:% = node, reason:%; "disconnected");
                 self.parts.snapshot.set_peer(&node, None);
                 let unacknowledged = self.unacknowledged.remove(&node).unwrap_or(0);
                 let reason = reason.to_string();
