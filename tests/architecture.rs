@@ -298,3 +298,31 @@ fn the_map_names_every_module() {
         "docs/ARCHITECTURE.md does not name {missing:#?}"
     );
 }
+
+#[test]
+fn every_test_that_the_documents_name_exists() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let faults = fs::read_to_string(root.join("docs/FAULTS.md")).expect("docs/FAULTS.md");
+    let mut sources = source_files(&src());
+    sources.extend(source_files(&root.join("tests")));
+    let mut checked = 0;
+    for quoted in faults.split('`').skip(1).step_by(2) {
+        let Some((file, function)) = quoted.split_once("::") else {
+            continue;
+        };
+        if !file.ends_with(".rs") || !function.contains('_') {
+            continue;
+        }
+        let is_there = sources.iter().any(|source| {
+            source.ends_with(file)
+                && fs::read_to_string(source)
+                    .is_ok_and(|text| text.contains(&format!("fn {function}()")))
+        });
+        assert!(
+            is_there,
+            "docs/FAULTS.md names {quoted}, which does not exist"
+        );
+        checked += 1;
+    }
+    assert!(checked > 20, "only {checked} tests are named");
+}

@@ -666,6 +666,9 @@ fn connected(lab: &Lab, node: &Node, events: &Events, name: &str) -> Raw {
         opening.extend(control(frame));
     }
     raw.push(CONTROL, opening);
+    // With it came the confirmation of the handshake. Before that, quiche seals a transport close
+    // with handshake keys, which the node has dropped.
+    raw.until("the node's HELLO", |raw| !raw.control_frames().is_empty());
     raw.until("connected", |_| {
         std::iter::from_fn(|| events.try_recv())
             .any(|event| matches!(event.kind, EventKind::Connected { .. }))
