@@ -3,18 +3,15 @@
 //!
 //! The tests count the threads and descriptors of the whole process, so that they run one at a
 //! time.
-#![expect(
+#![allow(
     clippy::disallowed_methods,
-    reason = "real nodes run against the real clock"
+    clippy::print_stderr,
+    clippy::unwrap_used,
+    reason = "real nodes run against the real clock; tests panic and print, in their helpers too"
 )]
 #![cfg(all(feature = "ca", target_os = "linux"))]
 
 #[path = "support/cluster.rs"]
-#[allow(
-    dead_code,
-    unreachable_pub,
-    reason = "each test file uses its own part of the support code"
-)]
 mod support;
 
 use std::{

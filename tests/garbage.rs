@@ -4,18 +4,15 @@
 //! Every node sits behind relays that advertise themselves in its place. They record what passes,
 //! so that garbage can be made from real datagrams, and they can send from where the peer seems to
 //! be.
-#![expect(
+#![allow(
     clippy::disallowed_methods,
-    reason = "real nodes, relays and threads run against the real clock"
+    clippy::print_stderr,
+    clippy::unwrap_used,
+    reason = "real nodes, relays and threads run against the real clock; tests panic and print, in their helpers too"
 )]
 #![cfg(all(feature = "ca", target_os = "linux"))]
 
 #[path = "support/cluster.rs"]
-#[allow(
-    dead_code,
-    unreachable_pub,
-    reason = "each test file uses its own part of the support code"
-)]
 mod support;
 
 use std::{

@@ -1,17 +1,14 @@
 //! What one application does, or does not do, never stops another one, membership or the end of
 //! its node; and every call has an answer.
-#![expect(
+#![allow(
     clippy::disallowed_methods,
-    reason = "real nodes and threads run against the real clock"
+    clippy::print_stderr,
+    clippy::unwrap_used,
+    reason = "real nodes and threads run against the real clock; tests panic and print, in their helpers too"
 )]
 #![cfg(feature = "ca")]
 
 #[path = "support/cluster.rs"]
-#[allow(
-    dead_code,
-    unreachable_pub,
-    reason = "each test file uses its own part of the support code"
-)]
 mod support;
 
 use std::{
@@ -94,7 +91,7 @@ fn a_handler_that_panics_is_contained_counted_and_goes_on() {
     fragile
         .on_message(1, move |message| {
             assert_ne!(message.payload, b"panic", "asked to panic");
-            handled.send(message.payload.clone()).unwrap();
+            handled.send(message.payload).unwrap();
         })
         .unwrap();
     let to = nodes[1].id();
@@ -620,7 +617,7 @@ fn after_shutdown_every_call_answers_at_once_that_the_node_is_stopped() {
     );
     assert_eq!(app.request(peer, "", PATIENCE), Err(RequestError::Stopped));
     assert_eq!(app.flush(peer, PATIENCE), Err(SendErrorKind::Stopped));
-    let delivery = app.send_many(&[peer.clone()], b"", PATIENCE);
+    let delivery = app.send_many(std::slice::from_ref(peer), b"", PATIENCE);
     assert_eq!(delivery.failed, [(peer.clone(), SendErrorKind::Stopped)]);
     assert_eq!(app.broadcast(b"", PATIENCE), nodosum::Delivery::default());
     assert_eq!(
