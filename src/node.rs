@@ -724,10 +724,14 @@ impl Handle {
         Ok(())
     }
 
-    /// Lets what is under way on the connections finish.
+    /// Lets what is under way on the connections finish. One deadline for all: peers that do not
+    /// read must not add up, and closing needs time, too.
     fn await_idle(&self, deadline: Instant) {
+        let now = Instant::now();
+        let left = deadline.saturating_duration_since(now);
+        let idle_until = now + DROP_TIMEOUT.min(left / 2);
         for connection in self.snapshot.links() {
-            connection.await_idle(deadline.min(Instant::now() + DROP_TIMEOUT));
+            connection.await_idle(idle_until);
         }
     }
 
@@ -738,17 +742,7 @@ impl Handle {
             return Vec::new();
         };
         if !silently {
-<<<<<<< HEAD
-            // One deadline for all: peers that do not read must not add up, and closing needs time.
-            let now = Instant::now();
-            let left = deadline.saturating_duration_since(now);
-            let idle_until = now + DROP_TIMEOUT.min(left / 2);
-            for connection in self.snapshot.links() {
-                connection.await_idle(idle_until);
-            }
-=======
             self.await_idle(deadline);
->>>>>>> tc
         }
         let mut stuck = Vec::new();
         // An error means that the reactor is gone already, which is what is wanted.
