@@ -134,9 +134,9 @@ impl Turn {
     fn ends_told(&self, peer: &str) -> Vec<Line> {
         self.lines(|line| {
             line.level == Level::Info
-                && line.target == "transport"
-                && line.text != "connected"
-                && line.is_about("peer", peer)
+                && !matches!(line.text.as_str(), "connected" | "member up")
+                && (line.is_about("peer", peer)
+                    || (line.target == "swim" && line.is_about("node", peer)))
         })
     }
 
@@ -152,7 +152,9 @@ impl Turn {
     fn assert_told_once(&self, peer: &str, reason: &str) {
         let told = self.ends_told(peer);
         assert_eq!(told.len(), 1, "{told:#?}");
-        assert!(told[0].is_about("reason", reason), "{told:#?}");
+        // Membership may be the first to know, when the peer has said that it leaves.
+        let names_reason = told[0].is_about("reason", reason) || told[0].text == "member left";
+        assert!(names_reason, "{told:#?}");
     }
 
     /// For a while nothing ends any more, and the process has next to nothing to do.
