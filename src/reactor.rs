@@ -758,16 +758,17 @@ impl Reactor {
 
     fn start_sync_on(&self, connection: ConnectionId) {
         self.parts.counters.syncs.fetch_add(1, Relaxed);
-        let frames = self.sync_frames();
+        let peer = self.peer_of(connection);
+        let frames = self.sync_frames(peer.as_ref());
         log::debug!(target: "swim", connection:%, frames = frames.len(); "sync");
         self.parts
             .endpoint
             .command(connection, WorkerCommand::StartSync(frames));
     }
 
-    fn sync_frames(&self) -> Vec<Vec<u8>> {
+    fn sync_frames(&self, with: Option<&NodeId>) -> Vec<Vec<u8>> {
         let mut frames = vec![SyncFrame::Keyring(self.keyring.encode()).encode()];
-        for swim::SyncEntry { record, status } in self.parts.swim.sync_entries() {
+        for swim::SyncEntry { record, status } in self.parts.swim.sync_entries(with) {
             let certificates = self.verifier.certificates();
             let certificate = certificates
                 .der(&record.record.certificate)
@@ -855,7 +856,7 @@ impl Reactor {
             .is_some_and(|link| link.side == Side::Dialed);
         let opened_by_dialer = stream & 1 == 0;
         if dialed != opened_by_dialer {
-            let frames = self.sync_frames();
+            let frames = self.sync_frames(Some(&peer));
             self.parts
                 .endpoint
                 .command(connection, WorkerCommand::AnswerSync { stream, frames });

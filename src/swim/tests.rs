@@ -416,8 +416,9 @@ fn tags_and_a_leave_while_a_signature_is_awaited_are_signed_next() {
 fn tags_that_are_too_large_change_nothing() {
     let mut bench = Bench::new(Config::lan(), &[]);
     let tags = BTreeMap::from([("k".to_owned(), "v".repeat(MAX_TAG_BYTES))]);
+    let bytes = tag_bytes(&tags);
     let error = bench.core.set_tags(bench.now, tags).unwrap_err();
-    assert_eq!(error, TagsTooLarge(MAX_TAG_BYTES + 3));
+    assert_eq!(error, TagsTooLarge(bytes));
     assert_eq!(bench.actions(), []);
 }
 
@@ -522,6 +523,98 @@ fn a_life_that_ended_is_not_taken_back_at_any_incarnation() {
         bench.core.member(&id("a")).unwrap().record.record.boot,
         BootId([2; 16])
     );
+}
+
+#[test]
+fn what_others_tell_of_an_earlier_life_does_not_end_the_one_that_was_met() {
+    for by_handshake in [true, false] {
+        let mut bench = Bench::new(Config::lan(), &["b"]);
+        let entry = |incarnation, boot| SyncEntry {
+            record: signed(record("a", incarnation, boot)),
+            status: MemberStatus::Alive,
+        };
+        bench
+            .core
+            .handle_record(bench.now, signed(record("a", 1, 2)));
+        bench
+            .core
+            .handle_sync(bench.now, &id("b"), vec![entry(5, 1)]);
+        if by_handshake {
+            bench
+                .core
+                .handle_record(bench.now, signed(record("a", 6, 2)));
+        } else {
+            bench
+                .core
+                .handle_sync(bench.now, &id("b"), vec![entry(6, 2)]);
+        }
+        // The trace of the past is over now.
+        bench
+            .core
+            .handle_sync(bench.now, &id("b"), vec![entry(7, 1)]);
+        let member = bench.core.member(&id("a")).unwrap();
+        let stored = &member.record.record;
+        assert_eq!((stored.boot, stored.incarnation), (BootId([2; 16]), 6));
+    }
+}
+
+#[test]
+fn a_handshake_weighs_more_than_a_later_life_by_hearsay() {
+    let mut bench = Bench::new(Config::lan(), &["b"]);
+    for (incarnation, boot) in [(1, 2), (5, 1)] {
+        let entry = SyncEntry {
+            record: signed(record("a", incarnation, boot)),
+            status: MemberStatus::Alive,
+        };
+        bench.core.handle_sync(bench.now, &id("b"), vec![entry]);
+    }
+    bench
+        .core
+        .handle_record(bench.now, signed(record("a", 6, 2)));
+    assert_eq!(
+        bench.core.member(&id("a")).unwrap().record.record.boot,
+        BootId([2; 16])
+    );
+}
+
+#[test]
+fn a_tombstone_by_hearsay_is_told_to_the_dead_alone() {
+    let mut bench = Bench::new(Config::lan(), &["b"]);
+    let entry = SyncEntry {
+        record: signed(record("a", 5, 1)),
+        status: MemberStatus::Dead,
+    };
+    bench.core.handle_sync(bench.now, &id("b"), vec![entry]);
+    let is_told = |with: Option<&NodeId>| {
+        let entries = bench.core.sync_entries(with);
+        entries.iter().any(|e| e.record.record.node == id("a"))
+    };
+    assert!(is_told(Some(&id("a"))));
+    assert!(!is_told(Some(&id("b"))));
+    assert!(!is_told(None));
+}
+
+#[test]
+fn a_verdict_after_the_shortest_wait_does_not_look_like_standing_still() {
+    let mut bench = Bench::new(Config::lan(), &["a", "b", "c", "d", "e"]);
+    let accusation = |accuser| Accusation {
+        node: id("a"),
+        incarnation: 1,
+        accuser: id(accuser),
+    };
+    bench.tell("b", Body::Gossip, vec![Statement::Suspect(accusation("b"))]);
+    let start = bench.now;
+    while bench.now < start + bench.core.config().suspicion_min(6) + Duration::from_secs(2) {
+        bench.tick();
+    }
+    assert_eq!(
+        bench.core.member(&id("a")).unwrap().status,
+        MemberStatus::Suspect
+    );
+    bench.tell("c", Body::Gossip, vec![Statement::Dead(accusation("c"))]);
+    assert_eq!(bench.core.poll_timeout(), Some(bench.now));
+    bench.tick();
+    assert_eq!(bench.core.counters().late_timeouts, 0);
 }
 
 #[test]
