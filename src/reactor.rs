@@ -36,7 +36,7 @@ use crate::{
     error::CommandError,
     event::EventKind,
     mesh::{self, Mesh},
-    node_id::{ConnectionId, NodeId},
+    node_id::{BootId, ConnectionId, NodeId},
     record::{SignedRecord, VerifiedRecord},
     resolver::Resolver,
     snapshot::{DialRow, Snapshot, Stage},
@@ -390,7 +390,7 @@ impl Reactor {
         }
         *count += 1;
         self.key_syncs.insert(node.clone(), now);
-        self.start_sync(node);
+        self.start_sync(now, node);
     }
 
     /// At most one line a minute, whatever strangers send.
@@ -481,10 +481,18 @@ impl Reactor {
                 certificate,
                 keyring_digest,
             } => {
-                self.on_up(now, connection, &peer, &certificate, side, &keyring_digest);
+                self.parts.endpoint.handle_up(connection);
                 self.parts
                     .mesh
                     .handle_up(now, connection, &peer, boot, side, addr);
+                self.on_up(
+                    now,
+                    connection,
+                    (&peer, boot),
+                    &certificate,
+                    side,
+                    &keyring_digest,
+                );
             }
             Notice::Used { connection } => self.parts.mesh.handle_used(now, connection),
             Notice::Control { connection, frame } => self.handle_control(now, connection, frame),
@@ -515,25 +523,41 @@ impl Reactor {
         self.dials_dirty = true;
     }
 
+    /// Tells a new peer what it needs. The mesh has judged the connection already: one that it
+    /// closed or drains, such as a ghost's, is told nothing and asked for nothing.
     fn on_up(
         &mut self,
         now: Instant,
         connection: ConnectionId,
-        peer: &NodeId,
+        (peer, boot): (&NodeId, BootId),
         certificate: &[u8],
         side: Side,
         keyring_digest: &[u8],
     ) {
-        self.parts.endpoint.handle_up(connection);
+        // The handshake proved it, whatever becomes of the connection.
+        let certificate = self.verifier.insert_proven(certificate);
+        let links = self.links_to(now, peer);
+        if !links.contains(&connection) {
+            return;
+        }
+        if links == [connection] {
+            // Maybe a new life with an empty ring; it says on every connection what it holds.
+            self.keyring.forget(peer);
+        }
         let was_alive = self
             .parts
             .swim
             .member(peer)
             .is_some_and(|m| m.status == MemberStatus::Alive);
-        match self.verifier.insert_proven(certificate) {
+        match certificate {
             Ok(fingerprint) => {
+                // What gossip brought of an earlier life is not this connection's word.
                 for record in self.verifier.take_verified(&fingerprint) {
-                    self.parts.swim.handle_record(now, record);
+                    if record.record.node == *peer && record.record.boot == boot {
+                        self.parts.swim.handle_record(now, record);
+                    } else {
+                        self.hear_of(now, peer, record);
+                    }
                 }
             }
             Err(error) => {
@@ -549,6 +573,26 @@ impl Reactor {
         if side == Side::Dialed && (!was_alive || digest.as_slice() != keyring_digest) {
             self.start_sync_on(connection);
         }
+    }
+
+    /// Takes from `peer` a record that is not its own live word, as a sync would bring it.
+    fn hear_of(&mut self, now: Instant, peer: &NodeId, record: Arc<VerifiedRecord>) {
+        let status = MemberStatus::Alive;
+        let entry = swim::SyncEntry { record, status };
+        self.parts.swim.handle_sync(now, peer, vec![entry]);
+    }
+
+    /// The connections to a node that are up and not drained.
+    fn links_to(&self, now: Instant, node: &NodeId) -> Vec<ConnectionId> {
+        let peer = self.parts.mesh.peer(now, node);
+        peer.map_or_else(Vec::new, |peer| peer.links)
+    }
+
+    /// The connection to talk to a node's reactor over: the one in use, or else the newest, since
+    /// the lower id may not have decided yet.
+    fn link_to(&self, now: Instant, node: &NodeId) -> Option<ConnectionId> {
+        let peer = self.parts.mesh.peer(now, node)?;
+        peer.current.or_else(|| peer.links.last().copied())
     }
 
     fn on_down(
@@ -630,6 +674,15 @@ impl Reactor {
         }
     }
 
+    /// Tells every peer over every connection that is up, in use or not.
+    fn tell_links(&self, now: Instant, frame: &Control) {
+        for peer in self.parts.mesh.peers(now) {
+            for connection in peer.links {
+                self.tell(connection, frame.clone());
+            }
+        }
+    }
+
     fn handle_control(&mut self, now: Instant, connection: ConnectionId, frame: Control) {
         let Some(peer) = self.peer_of(connection) else {
             return;
@@ -638,9 +691,14 @@ impl Reactor {
             Control::Record(signed) => {
                 let left_at = match self.verifier.verify(&signed) {
                     Verdict::Verified(record) => {
-                        let left = record.record.left && record.record.node == peer;
+                        let is_own = record.record.node == peer;
+                        let left = record.record.left && is_own;
                         let incarnation = record.record.incarnation;
-                        self.parts.swim.handle_record(now, record);
+                        if is_own {
+                            self.parts.swim.handle_record(now, record);
+                        } else {
+                            self.hear_of(now, &peer, record);
+                        }
                         left.then_some(incarnation)
                     }
                     Verdict::Waiting(record) => {
@@ -671,10 +729,10 @@ impl Reactor {
             Control::ProbeAck { seq } => {
                 self.parts.swim.handle_connection_ack(now, &peer, seq);
             }
-            Control::Keyring(bytes) => self.merge_keyring(&peer, &bytes),
+            Control::Keyring(bytes) => self.merge_keyring(now, &peer, &bytes),
             Control::KeysHeld(bytes) => {
                 self.keyring.confirm(&peer, &decode_ids(&bytes));
-                self.select_key();
+                self.select_key(now);
             }
             // The worker keeps these to itself.
             Control::Hello(_)
@@ -695,17 +753,24 @@ impl Reactor {
 
     // ---- keys
 
-    fn merge_keyring(&mut self, peer: &NodeId, bytes: &[u8]) {
+    fn merge_keyring(&mut self, now: Instant, peer: &NodeId, bytes: &[u8]) {
         let Ok(offer) = KeyringOffer::decode(bytes) else {
             log::debug!(target: "swim", peer:%; "malformed keyring");
             return;
         };
         match self.keyring.merge(&offer) {
             Ok(merged) => {
+                // Who offers a key holds it.
+                self.keyring.confirm_also(peer, &offer.ids());
                 if merged.changed {
                     log::debug!(target: "swim", peer:%, keys = self.keyring.keys().len();
                         "keyring grew");
-                    self.on_keyring_changed();
+                    self.on_keyring_changed(now);
+                } else {
+                    self.select_key(now);
+                }
+                if merged.ahead {
+                    self.sync_for_key(now, peer);
                 }
             }
             Err(error) => log::debug!(target: "swim", peer:%, error:%; "keyring not merged"),
@@ -714,35 +779,44 @@ impl Reactor {
 
     /// Tells everybody what this node holds now. Rings only grow towards the same eight keys, so
     /// that this ends.
-    fn on_keyring_changed(&mut self) {
+    fn on_keyring_changed(&mut self, now: Instant) {
         *self.parts.context.keyring_digest.lock() = self.keyring.digest().to_vec();
-        self.tell_peers(&Control::Keyring(self.keyring.encode()));
-        self.tell_peers(&Control::KeysHeld(encode_ids(&self.keyring)));
-        self.select_key();
+        self.tell_links(now, &Control::Keyring(self.keyring.encode()));
+        self.tell_links(now, &Control::KeysHeld(encode_ids(&self.keyring)));
+        self.select_key(now);
     }
 
-    fn select_key(&mut self) {
+    /// A member without a connection cannot confirm anything, and must not hold up a new key for
+    /// ever; it learns the key when it is connected again.
+    fn select_key(&mut self, now: Instant) {
         let before = self.keyring.send_key().map(|key| key.id());
-        let me = &self.parts.context.node;
-        let alive = self.parts.swim.members().filter(|member| {
-            member.status == MemberStatus::Alive && member.record.record.node != *me
+        let Parts {
+            swim,
+            mesh,
+            context,
+            ..
+        } = &self.parts;
+        let required = swim.members().filter_map(|member| {
+            let node = &member.record.record.node;
+            let is_linked = || mesh.peer(now, node).is_some_and(|p| !p.links.is_empty());
+            let is_alive = member.status == MemberStatus::Alive && *node != context.node;
+            (is_alive && is_linked()).then_some(node)
         });
-        let alive: Vec<&NodeId> = alive.map(|member| &member.record.record.node).collect();
-        let selected = self.keyring.select(alive.into_iter());
+        let selected = self.keyring.select(required);
         if let Some(key) = selected.filter(|_| selected != before) {
             log::debug!(target: "swim", key:%; "gossip is sealed with another key now");
         }
     }
 
     /// A cluster begins with a key that its first node makes.
-    fn ensure_key(&mut self) {
+    fn ensure_key(&mut self, now: Instant) {
         if !self.keyring.is_empty() {
             return;
         }
         match self.keyring.create(&self.random) {
             Ok(key) => {
                 log::debug!(target: "swim", key:%; "no gossip key was there; made one");
-                self.on_keyring_changed();
+                self.on_keyring_changed(now);
             }
             Err(error) => log::error!(target: "swim", error:%; "cannot make a gossip key"),
         }
@@ -750,9 +824,9 @@ impl Reactor {
 
     // ---- sync
 
-    fn start_sync(&self, node: &NodeId) {
-        if let Some(connection) = self.parts.snapshot.peer(node) {
-            self.start_sync_on(connection.id);
+    fn start_sync(&self, now: Instant, node: &NodeId) {
+        if let Some(connection) = self.link_to(now, node) {
+            self.start_sync_on(connection);
         }
     }
 
@@ -801,7 +875,7 @@ impl Reactor {
         match frame {
             SyncFrame::Keyring(bytes) => {
                 self.syncs.entry(key).or_default();
-                self.merge_keyring(&peer, &bytes);
+                self.merge_keyring(now, &peer, &bytes);
             }
             SyncFrame::Entry {
                 record,
@@ -862,7 +936,7 @@ impl Reactor {
                 .command(connection, WorkerCommand::AnswerSync { stream, frames });
         }
         if self.first_sync_until.is_some() {
-            self.finish_first_round();
+            self.finish_first_round(now);
         }
     }
 
@@ -991,7 +1065,7 @@ impl Reactor {
             self.settle(now);
         }
         if self.first_sync_until.is_some_and(|until| until <= now) {
-            self.finish_first_round();
+            self.finish_first_round(now);
         }
         self.answer_leave(now);
     }
@@ -1070,10 +1144,10 @@ impl Reactor {
                     }
                 }
             }
-            swim::Action::Sync { with } => self.start_sync(&with),
+            swim::Action::Sync { with } => self.start_sync(now, &with),
             swim::Action::PingOverConnection { node, seq } => {
-                if let Some(connection) = self.parts.snapshot.peer(&node) {
-                    self.tell(connection.id, Control::Probe { seq });
+                if let Some(connection) = self.link_to(now, &node) {
+                    self.tell(connection, Control::Probe { seq });
                 }
             }
         }
@@ -1093,7 +1167,7 @@ impl Reactor {
                 log::info!(target: "swim", node:%; "member up");
                 self.tell_mesh(now, &node);
                 self.emit(EventKind::MemberUp { node });
-                self.on_membership();
+                self.on_membership(now);
             }
             swim::Event::Suspect { node, by } => {
                 log::debug!(target: "swim", node:%, by:%; "member suspected");
@@ -1109,7 +1183,7 @@ impl Reactor {
                 self.parts.mesh.member_dead(now, &node);
                 let reason = format!("suspected by {by} and not refuted in time");
                 self.emit(EventKind::MemberDead { node, reason });
-                self.on_membership();
+                self.on_membership(now);
             }
             swim::Event::Left { node, by } => {
                 log::info!(target: "swim", node:%; "member left");
@@ -1117,15 +1191,9 @@ impl Reactor {
                 let reason =
                     by.map_or_else(|| "left".to_owned(), |by| format!("forced out by {by}"));
                 self.emit(EventKind::MemberLeft { node, reason });
-                self.on_membership();
+                self.on_membership(now);
             }
-            swim::Event::Updated {
-                node, boot_changed, ..
-            } => {
-                if boot_changed {
-                    // A new life holds no key until it says so.
-                    self.keyring.forget(&node);
-                }
+            swim::Event::Updated { node, .. } => {
                 log::debug!(target: "swim", node:%; "member updated");
                 self.tell_mesh(now, &node);
                 self.emit(EventKind::MemberUpdated { node });
@@ -1155,14 +1223,16 @@ impl Reactor {
         self.parts.mesh.member_up(now, node, addr, boot);
     }
 
-    /// The number of members decides how often each connection is pinged, and who must have
-    /// confirmed a gossip key.
-    fn on_membership(&mut self) {
+    /// The number of connected peers decides how often each connection is pinged, and who is alive
+    /// and connected must have confirmed a gossip key.
+    fn on_membership(&mut self, now: Instant) {
         let config = &self.parts.context.config;
-        let peers = u64::try_from(self.parts.swim.alive_count()).unwrap_or(u64::MAX);
-        let interval = millis(config.ping_interval).max(peers.saturating_mul(10));
+        let peers = u64::try_from(self.parts.mesh.counts().connected).unwrap_or(u64::MAX);
+        let wanted = millis(config.ping_interval).max(peers.saturating_mul(10));
+        // However many there are: a connection that is never pinged would time out.
+        let interval = wanted.min((millis(config.idle_timeout) / 3).max(1));
         self.parts.context.ping_interval_ms.store(interval, Relaxed);
-        self.select_key();
+        self.select_key(now);
     }
 
     fn do_for_mesh(&mut self, now: Instant, action: mesh::Action) {
@@ -1216,6 +1286,7 @@ impl Reactor {
                     side = link.side.as_str(), certificate = name.as_str(); "connected");
                 self.parts.snapshot.set_peer(&node, Some(link));
                 self.emit(EventKind::Connected { node });
+                self.on_membership(now);
             }
             mesh::Event::Replaced { node, connection } => {
                 let Some(link) = self.parts.endpoint.connection(connection).cloned() else {
@@ -1230,6 +1301,7 @@ impl Reactor {
             mesh::Event::Disconnected { node, reason } => {
                 log::info!(target: "transport", peer:% = node, reason:%; "disconnected");
                 self.parts.snapshot.set_peer(&node, None);
+                self.on_membership(now);
                 let unacknowledged = self.unacknowledged.remove(&node).unwrap_or(0);
                 let reason = reason.to_string();
                 self.emit(EventKind::Disconnected {
@@ -1292,13 +1364,13 @@ impl Reactor {
             now
         });
         if !is_syncing {
-            self.finish_first_round();
+            self.finish_first_round(now);
         }
     }
 
-    fn finish_first_round(&mut self) {
+    fn finish_first_round(&mut self, now: Instant) {
         self.first_sync_until = None;
-        self.ensure_key();
+        self.ensure_key(now);
         self.seed_state.clear();
         if self.leaving.is_none() && self.shutdown.is_none() {
             self.parts.snapshot.set_stage(Stage::Started);

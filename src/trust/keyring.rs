@@ -250,6 +250,13 @@ impl KeyringOffer {
     }
 }
 
+impl KeyringOffer {
+    /// The ids of all offered keys, highest first: who offers them holds them.
+    pub fn ids(&self) -> Vec<KeyId> {
+        self.keys.iter().rev().map(GroupKey::id).collect()
+    }
+}
+
 /// A node's group keys.
 #[derive(Debug, Default)]
 pub struct Keyring {
@@ -380,6 +387,15 @@ impl Keyring {
             let ids = ids.iter().copied().take(MAX_KEYS).collect();
             self.confirmed.insert(node.clone(), ids);
         }
+    }
+
+    /// Notes that a member holds these keys too. Unlike what it says of its whole ring, an offer may
+    /// have been overtaken on its way, so it takes nothing back.
+    pub fn confirm_also(&mut self, node: &NodeId, ids: &[KeyId]) {
+        let mut all = ids.to_vec();
+        let before = self.confirmed.get(node).map_or(&[][..], Vec::as_slice);
+        all.extend(before.iter().filter(|id| !ids.contains(id)));
+        self.confirm(node, &all);
     }
 
     /// Forgets what a member confirmed: it started anew with an empty ring, or is gone.
