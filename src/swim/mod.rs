@@ -131,6 +131,9 @@ const OUTBIDS_OF_A_RIVAL: u32 = 3;
 /// How often a rival is answered; both would otherwise flood the cluster with records.
 const RIVAL_PAUSE: Duration = Duration::from_secs(10);
 
+/// How long after a signature failed it is asked for again.
+const SIGN_PAUSE: Duration = Duration::from_secs(1);
+
 /// For how long a forgotten member is not taken back from those who forget it a little later.
 const RETIRED_FOR: Duration = Duration::from_secs(60 * 60);
 
@@ -574,6 +577,13 @@ impl Swim {
         }
     }
 
+    /// Takes it that [`Action::Sign`] failed. What was to be signed is asked for again in a while:
+    /// a node that cannot refute is declared dead.
+    pub fn handle_sign_failed(&mut self, now: Instant) {
+        self.signing = false;
+        self.timers.set(Timer::Sign, now + SIGN_PAUSE);
+    }
+
     /// Takes the answer to [`Action::PingOverConnection`].
     pub fn handle_connection_ack(&mut self, now: Instant, node: &NodeId, seq: u32) {
         if self.probes.way(seq, node) == Some(Way::Direct) {
@@ -856,6 +866,9 @@ impl Swim {
         });
         if let Some(target) = target {
             self.start_probe(now, target, Purpose::Turn);
+        } else if self.members.live() <= 1 {
+            // With nobody left to answer, nothing else would ever end an unwell time.
+            self.awareness.improve();
         }
     }
 
@@ -1738,7 +1751,15 @@ impl Swim {
         let mut payload = Vec::new();
         message::encode_body(body, &mut payload);
         if let Some(statement) = self.statement_about(to) {
-            payload.extend(message::encode_statement(&statement));
+            let statement = message::encode_statement(&statement);
+            let room = self.config.max_payload_bytes.saturating_sub(payload.len());
+            // Two that doubt each other: a large record of ours that refutes would never fit beside
+            // the doubt. It goes a few times, and then the doubt goes again.
+            let own = self.queue.size_of(&self.id, Kind::Record);
+            let crowds_out = |own| own <= room && own + statement.len() > room;
+            if !own.is_some_and(crowds_out) {
+                payload.extend(statement);
+            }
         }
         let max_transmits = self.config.retransmits(self.members.live());
         self.queue
@@ -1790,6 +1811,11 @@ impl Swim {
             Timer::Suspicion(node) => self.on_suspicion_over(now, node),
             Timer::Check(node) => self.on_check(now, node),
             Timer::Probe => self.on_probe_turn(now),
+            Timer::Sign => {
+                if !self.signing && self.desired != self.own.record {
+                    self.want_above(self.own.record.incarnation);
+                }
+            }
             Timer::Gossip => self.on_gossip_turn(now),
             Timer::Sync => self.on_sync_turn(now),
             Timer::Reap(node) => self.on_reap(now, node),

@@ -618,6 +618,73 @@ fn a_verdict_after_the_shortest_wait_does_not_look_like_standing_still() {
 }
 
 #[test]
+fn a_signature_that_fails_is_asked_for_again() {
+    let mut bench = Bench::new(Config::lan(), &["a"]);
+    let accusation = Accusation {
+        node: id("me"),
+        incarnation: 1,
+        accuser: id("a"),
+    };
+    bench.tell("a", Body::Gossip, vec![Statement::Suspect(accusation)]);
+    let wanted = bench.signs();
+    bench.core.handle_sign_failed(bench.now);
+    let failed_at = bench.now;
+    while bench.now < failed_at + SIGN_PAUSE {
+        bench.tick();
+    }
+    assert_eq!(bench.signs(), wanted);
+    bench.core.handle_signed(bench.now, signed(wanted));
+    assert_eq!(bench.core.me().record.incarnation, 2);
+}
+
+#[test]
+fn a_large_refutation_reaches_even_the_doubted() {
+    let mut tags = BTreeMap::new();
+    tags.insert("k".to_owned(), "v".repeat(MAX_TAG_BYTES - 16));
+    let mut large = record("me", 2, 1);
+    large.tags.clone_from(&tags);
+    let large = signed(large);
+    let mut payload = message::encode_record(&large.signed);
+    message::encode_body(&Body::Ack { seq: 5 }, &mut payload);
+    let config = Config {
+        max_payload_bytes: payload.len(),
+        ..Config::lan()
+    };
+    let mut bench = Bench::new(config, &["a", "b"]);
+    assert_eq!(bench.core.config().max_payload_bytes, payload.len());
+    bench.core.handle_signed(bench.now, large);
+    let accusation = Accusation {
+        node: id("a"),
+        incarnation: 1,
+        accuser: id("b"),
+    };
+    bench.tell("b", Body::Gossip, vec![Statement::Suspect(accusation)]);
+    let mut answers = (0..40).map(|_| {
+        let target = id("me");
+        bench.receive("a", Body::Ping { seq: 5, target });
+        bench.sent().pop().unwrap().1
+    });
+    let first = answers.next().unwrap();
+    assert_eq!((first.records.len(), first.statements.len()), (1, 0));
+    let last = answers.last().unwrap();
+    assert_eq!(last.records.len(), 0);
+    assert!(!last.statements.is_empty());
+}
+
+#[test]
+fn a_node_that_is_alone_gets_well_again() {
+    let mut bench = Bench::new(Config::lan(), &["a", "b"]);
+    while bench.core.alive_count() > 1 || bench.core.health_score() == 0 {
+        bench.tick();
+    }
+    let start = bench.now;
+    while bench.core.health_score() > 0 {
+        bench.tick();
+        assert!(bench.now < start + Duration::from_secs(120));
+    }
+}
+
+#[test]
 fn records_with_absurd_incarnations_or_of_other_clusters_are_refused() {
     let mut bench = Bench::new(Config::lan(), &["a"]);
     bench
