@@ -813,6 +813,18 @@ mod tests {
     }
 
     #[test]
+    fn an_offer_confirms_its_keys_and_takes_nothing_back() {
+        let mut ring = created();
+        let n2 = node("n2");
+        let offer = KeyringOffer::decode(&ring.encode()).unwrap();
+        let second = ring.rotate(&random()).unwrap();
+        ring.confirm(&n2, &[second]);
+        ring.confirm_also(&n2, &offer.ids());
+        assert_eq!(ring.confirmed[&n2].len(), 2);
+        assert_eq!(ring.select([n2].iter()), Some(second));
+    }
+
+    #[test]
     fn what_members_confirm_is_bounded() {
         let mut ring = created();
         ring.confirm(&node("n2"), &[KeyId([0; 8]); 100]);
