@@ -73,8 +73,27 @@ const MAX_SYNC_ENTRIES: usize = 16_384;
 /// Syncs with members that are under way at once; each may hold a whole member table.
 const MAX_SYNCS: usize = 128;
 
+/// Syncs that one peer may have opened and not finished. A node opens one at a time; a second is
+/// there when it gave the first up.
+const MAX_SYNCS_PER_CONNECTION: usize = 2;
+
+/// What all unfinished syncs together may take: four whole member tables of large records.
+const MAX_SYNC_BYTES: usize = 64 << 20;
+
+/// What an entry that waits takes beside its bytes, which are there twice: encoded and decoded.
+const SYNC_ENTRY_OVERHEAD: usize = 512;
+
+/// A sync that was not answered for so long does not hold up the next one.
+const SYNC_PATIENCE: Duration = Duration::from_secs(60);
+
+/// How long notices may take in one turn before gossip is read again.
+const NOTICE_TIME: Duration = Duration::from_millis(5);
+
 /// A line about refused datagrams or handshakes is written at most once in so long.
 const REFUSAL_LINE_INTERVAL: Duration = Duration::from_secs(60);
+
+/// Hosts or nodes of which a line was written in that time; of more nothing is written.
+const MAX_REFUSAL_LINES: usize = 1_024;
 
 /// With more members than this, the published copy is renewed at most every `PUBLISH_INTERVAL`.
 const SMALL_CLUSTER: usize = 256;
@@ -144,10 +163,29 @@ struct Leaving {
     replies: Vec<(Instant, Sender<Leave>)>,
 }
 
-/// What a peer has sent of a sync so far.
+/// What a peer has sent of a sync so far; all of it is verified.
 #[derive(Default)]
 struct Incoming {
-    entries: Vec<(SignedRecord, MemberStatus)>,
+    entries: Vec<swim::SyncEntry>,
+    bytes: usize,
+}
+
+impl Incoming {
+    /// Adds an entry; returns what it takes.
+    fn push(&mut self, record: Arc<VerifiedRecord>, status: MemberStatus) -> usize {
+        let signed = &record.signed;
+        let bytes = (signed.payload.len() + signed.signature.len()) * 2 + SYNC_ENTRY_OVERHEAD;
+        self.entries.push(swim::SyncEntry { record, status });
+        self.bytes += bytes;
+        bytes
+    }
+}
+
+/// A sync that this node opened and that is not answered yet.
+struct Asked {
+    at: Instant,
+    /// There was reason for another one since.
+    again: bool,
 }
 
 struct Reactor {
@@ -166,6 +204,11 @@ struct Reactor {
     joins: BTreeMap<u64, Sender<Result<usize, CommandError>>>,
     /// Syncs that peers are sending; those this node asked for are answered with nothing.
     syncs: BTreeMap<(ConnectionId, u64), Incoming>,
+    /// The sum over `syncs`.
+    sync_bytes: usize,
+    /// Connections that sent too much in syncs and are being closed.
+    overloading: BTreeSet<ConnectionId>,
+    asked: BTreeMap<ConnectionId, Asked>,
     key_syncs: BTreeMap<NodeId, Instant>,
     key_sync_second: (Option<Instant>, u32),
     /// Messages nobody acknowledged, on connections of a peer that is still or again connected.
@@ -174,6 +217,7 @@ struct Reactor {
     shutdown: Option<Instant>,
     next_refusal_line: Option<Instant>,
     refusal_lines: BTreeMap<SocketAddr, Instant>,
+    superseded_lines: BTreeMap<NodeId, Instant>,
     members_dirty: bool,
     dials_dirty: bool,
     links_dirty: bool,
@@ -218,6 +262,9 @@ impl Reactor {
             seed_state: BTreeMap::new(),
             joins: BTreeMap::new(),
             syncs: BTreeMap::new(),
+            sync_bytes: 0,
+            overloading: BTreeSet::new(),
+            asked: BTreeMap::new(),
             key_syncs: BTreeMap::new(),
             key_sync_second: (None, 0),
             unacknowledged: BTreeMap::new(),
@@ -225,6 +272,7 @@ impl Reactor {
             shutdown: None,
             next_refusal_line: None,
             refusal_lines: BTreeMap::new(),
+            superseded_lines: BTreeMap::new(),
             members_dirty: true,
             dials_dirty: true,
             links_dirty: true,
@@ -307,8 +355,11 @@ impl Reactor {
                     self.handle_gossip(now, from, &buffer[..length]);
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
-                // An ICMP answer to something sent before, or an interruption: read on.
-                Err(_) => {}
+                Err(error) if is_passing(&error) => {}
+                Err(error) => {
+                    log::trace!(target: "swim", error:%; "gossip socket");
+                    return false;
+                }
             }
         }
         true
@@ -439,7 +490,11 @@ impl Reactor {
                     self.handle_datagram(now, Datagram { from, bytes });
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
-                Err(_) => {}
+                Err(error) if is_passing(&error) => {}
+                Err(error) => {
+                    log::trace!(target: "transport", error:%; "listener");
+                    return false;
+                }
             }
         }
         true
@@ -460,12 +515,18 @@ impl Reactor {
 
     /// Takes what the workers say. `true` when there may be more.
     fn take_notices(&mut self, now: Instant) -> bool {
+        // Reading gossip has taken some of the turn already.
+        let started = now.elapsed();
         for _ in 0..NOTICE_BUDGET {
             let Ok(notice) = self.parts.notices.try_recv() else {
                 return false;
             };
             self.handle_notice(now, notice);
             self.settle(now);
+            // A record to verify takes longer than a ping; gossip must not wait for a thousand.
+            if now.elapsed() >= NOTICE_TIME + started {
+                break;
+            }
         }
         true
     }
@@ -503,8 +564,12 @@ impl Reactor {
             } => {
                 self.handle_sync_frame(now, connection, stream, frame);
             }
-            Notice::SyncEnd { connection, stream } => {
-                self.handle_sync_end(now, connection, stream);
+            Notice::SyncEnd {
+                connection,
+                stream,
+                is_whole,
+            } => {
+                self.handle_sync_end(now, connection, stream, is_whole);
             }
             Notice::Stray { datagram } => self.handle_datagram(now, datagram),
             Notice::Down {
@@ -571,7 +636,7 @@ impl Reactor {
         // joiner, who knows nothing yet.
         let digest = self.keyring.digest();
         if side == Side::Dialed && (!was_alive || digest.as_slice() != keyring_digest) {
-            self.start_sync_on(connection);
+            self.start_sync_on(now, connection);
         }
     }
 
@@ -602,7 +667,9 @@ impl Reactor {
         reason: &CloseReason,
         unacknowledged: u64,
     ) {
-        self.syncs.retain(|(id, _), _| *id != connection);
+        self.drop_syncs_of(connection);
+        self.overloading.remove(&connection);
+        self.asked.remove(&connection);
         let Some(link) = self.parts.endpoint.connection(connection) else {
             return;
         };
@@ -650,12 +717,26 @@ impl Reactor {
             Side::Accepted => SocketAddr::new(addr.ip(), 0),
         };
         self.refusal_lines.retain(|_, until| now < *until);
-        if self.refusal_lines.contains_key(&key) || self.refusal_lines.len() >= 1_024 {
+        if self.refusal_lines.contains_key(&key) || self.refusal_lines.len() >= MAX_REFUSAL_LINES {
             return;
         }
         self.refusal_lines.insert(key, now + REFUSAL_LINE_INTERVAL);
         log::warn!(target: "transport", addr:%, side = side.as_str(), error:% = why;
             "peer and this node do not accept each other");
+    }
+
+    /// A ghost that dials again and again deserves one line a minute.
+    fn superseded_line(&mut self, now: Instant, node: NodeId) {
+        self.superseded_lines.retain(|_, until| now < *until);
+        if self.superseded_lines.contains_key(&node)
+            || self.superseded_lines.len() >= MAX_REFUSAL_LINES
+        {
+            return;
+        }
+        log::warn!(target: "mesh", node:%;
+            "an earlier life of this node came back: two processes have one identity");
+        self.superseded_lines
+            .insert(node, now + REFUSAL_LINE_INTERVAL);
     }
 
     fn tell(&self, connection: ConnectionId, frame: Control) {
@@ -824,20 +905,31 @@ impl Reactor {
 
     // ---- sync
 
-    fn start_sync(&self, now: Instant, node: &NodeId) {
+    fn start_sync(&mut self, now: Instant, node: &NodeId) {
         if let Some(connection) = self.link_to(now, node) {
-            self.start_sync_on(connection);
+            self.start_sync_on(now, connection);
         }
     }
 
-    fn start_sync_on(&self, connection: ConnectionId) {
-        self.parts.counters.syncs.fetch_add(1, Relaxed);
+    /// Opens a sync, or the next one as soon as that under way is answered.
+    fn start_sync_on(&mut self, now: Instant, connection: ConnectionId) {
+        if let Some(asked) = self.asked.get_mut(&connection)
+            && now < asked.at + SYNC_PATIENCE
+        {
+            asked.again = true;
+            return;
+        }
         let peer = self.peer_of(connection);
         let frames = self.sync_frames(peer.as_ref());
         log::debug!(target: "swim", connection:%, frames = frames.len(); "sync");
-        self.parts
-            .endpoint
-            .command(connection, WorkerCommand::StartSync(frames));
+        let command = WorkerCommand::StartSync(frames);
+        if self.parts.endpoint.command(connection, command) {
+            self.parts.counters.syncs.fetch_add(1, Relaxed);
+            let (at, again) = (now, false);
+            self.asked.insert(connection, Asked { at, again });
+        } else {
+            log::debug!(target: "reactor", connection:%; "sync not taken");
+        }
     }
 
     fn sync_frames(&self, with: Option<&NodeId>) -> Vec<Vec<u8>> {
@@ -867,69 +959,140 @@ impl Reactor {
         let Some(peer) = self.peer_of(connection) else {
             return;
         };
-        let key = (connection, stream);
-        if self.syncs.len() >= MAX_SYNCS && !self.syncs.contains_key(&key) {
-            // Too many at once: its frames are not kept, and the answer still goes out.
+        if self.overloading.contains(&connection) {
             return;
         }
-        match frame {
+        let (record, status, certificate) = match frame {
             SyncFrame::Keyring(bytes) => {
-                self.syncs.entry(key).or_default();
+                // Small, and without a key there is no gossip: no limit applies to it.
                 self.merge_keyring(now, &peer, &bytes);
+                return;
             }
             SyncFrame::Entry {
                 record,
                 status,
                 certificate,
-            } => {
-                if !certificate.is_empty() {
-                    match self
-                        .verifier
-                        .insert_claimed(&certificate, SystemTime::now())
-                    {
-                        Ok(fingerprint) => {
-                            for record in self.verifier.take_verified(&fingerprint) {
-                                self.parts.swim.handle_record(now, record);
-                            }
-                        }
-                        Err(error) => {
-                            log::debug!(target: "swim", peer:%, error:%; "certificate refused");
-                        }
-                    }
-                }
-                let sync = self.syncs.entry(key).or_default();
-                if sync.entries.len() < MAX_SYNC_ENTRIES {
-                    sync.entries.push((record, status));
+            } => (record, status, certificate),
+            SyncFrame::Unknown => return,
+        };
+        let key = (connection, stream);
+        if !self.syncs.contains_key(&key) {
+            let is_answer = self.is_own_sync(connection, stream);
+            let opened = |(id, stream): &&(ConnectionId, u64)| {
+                *id == connection && self.is_own_sync(*id, *stream) == is_answer
+            };
+            let unfinished = self.syncs.range((connection, 0)..=(connection, u64::MAX));
+            if unfinished.map(|(key, _)| key).filter(opened).count() >= MAX_SYNCS_PER_CONNECTION {
+                self.close_overloading(connection, &peer);
+                return;
+            }
+            if self.syncs.len() >= MAX_SYNCS {
+                // Too many at once: its entries are not kept, and the answer still goes out.
+                return;
+            }
+        }
+        // Verified as they come: all at once would keep gossip waiting for seconds.
+        let mut released = Vec::new();
+        if !certificate.is_empty() {
+            match self
+                .verifier
+                .insert_claimed(&certificate, SystemTime::now())
+            {
+                Ok(fingerprint) => released = self.verifier.take_verified(&fingerprint),
+                Err(error) => {
+                    log::debug!(target: "swim", peer:%, error:%; "certificate refused");
                 }
             }
-            SyncFrame::Unknown => {}
+        }
+        let verified = self.verify(now, std::slice::from_ref(&record)).pop();
+        // What waited for the certificate is no newer word of the owner than a sync is, and the
+        // entry that follows knows better unless it is older.
+        released.retain(|record| {
+            verified.as_ref().is_none_or(|entry| {
+                record.record.node != entry.record.node
+                    || record.record.incarnation > entry.record.incarnation
+            })
+        });
+        let entries = released
+            .into_iter()
+            .map(|record| (record, MemberStatus::Alive))
+            .chain(verified.map(|record| (record, status)));
+        let sync = self.syncs.entry(key).or_default();
+        for (record, status) in entries {
+            if sync.entries.len() < MAX_SYNC_ENTRIES {
+                self.sync_bytes += sync.push(record, status);
+            }
+        }
+        if self.sync_bytes > MAX_SYNC_BYTES {
+            self.close_overloading(connection, &peer);
         }
     }
 
-    fn handle_sync_end(&mut self, now: Instant, connection: ConnectionId, stream: u64) {
-        let sync = self.syncs.remove(&(connection, stream)).unwrap_or_default();
+    /// Whether this node opened the stream of a sync, so that what comes on it is the answer.
+    fn is_own_sync(&self, connection: ConnectionId, stream: u64) -> bool {
+        let link = self.parts.endpoint.connection(connection);
+        let is_dialler = link.is_some_and(|link| link.side == Side::Dialed);
+        let opened_by_dialler = stream & 1 == 0;
+        is_dialler == opened_by_dialler
+    }
+
+    fn close_overloading(&mut self, connection: ConnectionId, peer: &NodeId) {
+        log::warn!(target: "swim", peer:%, connection:%; "too much in syncs; closing");
+        self.drop_syncs_of(connection);
+        self.overloading.insert(connection);
+        self.parts
+            .endpoint
+            .command(connection, WorkerCommand::Close(CloseCode::Overloaded));
+    }
+
+    fn drop_syncs_of(&mut self, connection: ConnectionId) {
+        let unfinished = self.syncs.range((connection, 0)..=(connection, u64::MAX));
+        let keys: Vec<_> = unfinished.map(|(key, _)| *key).collect();
+        for key in keys {
+            self.take_sync(key);
+        }
+    }
+
+    fn take_sync(&mut self, key: (ConnectionId, u64)) -> Vec<swim::SyncEntry> {
+        let sync = self.syncs.remove(&key).unwrap_or_default();
+        self.sync_bytes -= sync.bytes;
+        sync.entries
+    }
+
+    fn handle_sync_end(
+        &mut self,
+        now: Instant,
+        connection: ConnectionId,
+        stream: u64,
+        is_whole: bool,
+    ) {
+        let entries = self.take_sync((connection, stream));
+        let is_answer = self.is_own_sync(connection, stream);
+        let is_wanted_again = is_answer
+            && self
+                .asked
+                .remove(&connection)
+                .is_some_and(|asked| asked.again);
         let Some(peer) = self.peer_of(connection) else {
             return;
         };
-        let mut entries = Vec::new();
-        for (signed, status) in sync.entries {
-            let verified = self.verify(now, std::slice::from_ref(&signed));
-            entries.extend(
-                verified
-                    .into_iter()
-                    .map(|record| swim::SyncEntry { record, status }),
-            );
+        if self.overloading.contains(&connection) {
+            return;
+        }
+        if !is_whole {
+            log::debug!(target: "swim", peer:%; "sync broken off");
+            if is_wanted_again {
+                self.start_sync_on(now, connection);
+            }
+            return;
         }
         log::debug!(target: "swim", peer:%, members = entries.len(); "sync received");
         self.parts.swim.handle_sync(now, &peer, entries);
+        if is_wanted_again {
+            self.start_sync_on(now, connection);
+        }
         // Streams that the peer opened are answered; those that we opened are the answer.
-        let dialed = self
-            .parts
-            .endpoint
-            .connection(connection)
-            .is_some_and(|link| link.side == Side::Dialed);
-        let opened_by_dialer = stream & 1 == 0;
-        if dialed != opened_by_dialer {
+        if !is_answer {
             let frames = self.sync_frames(Some(&peer));
             self.parts
                 .endpoint
@@ -1131,6 +1294,7 @@ impl Reactor {
                 }
                 Err(error) => {
                     log::error!(target: "swim", error:%; "cannot sign this node's record");
+                    self.parts.swim.handle_sign_failed(now);
                 }
             },
             swim::Action::SignForcedLeave(mut forced) => {
@@ -1335,10 +1499,7 @@ impl Reactor {
             mesh::Event::SelfDial { addr } => {
                 log::debug!(target: "mesh", addr:%; "that is this node itself; never dialled again");
             }
-            mesh::Event::SupersededBoot { node } => {
-                log::warn!(target: "mesh", node:%;
-                    "an earlier life of this node came back: two processes have one identity");
-            }
+            mesh::Event::SupersededBoot { node } => self.superseded_line(now, node),
         }
     }
 
@@ -1445,6 +1606,15 @@ impl Reactor {
                 .publish_members(members.collect(), health_score);
         }
     }
+}
+
+/// An ICMP answer to something sent before, or an interruption: the next datagram may be there. After
+/// any other error reading on at once could go on for ever.
+fn is_passing(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::Interrupted | io::ErrorKind::ConnectionRefused
+    )
 }
 
 fn encode_ids(ring: &Keyring) -> Vec<u8> {
