@@ -36,7 +36,7 @@ use crate::{
     error::CommandError,
     event::EventKind,
     mesh::{self, Mesh},
-    node_id::{ConnectionId, NodeId},
+    node_id::{BootId, ConnectionId, NodeId},
     record::{SignedRecord, VerifiedRecord},
     resolver::Resolver,
     snapshot::{DialRow, Snapshot, Stage},
@@ -73,8 +73,27 @@ const MAX_SYNC_ENTRIES: usize = 16_384;
 /// Syncs with members that are under way at once; each may hold a whole member table.
 const MAX_SYNCS: usize = 128;
 
+/// Syncs that one peer may have opened and not finished. A node opens one at a time; a second is
+/// there when it gave the first up.
+const MAX_SYNCS_PER_CONNECTION: usize = 2;
+
+/// What all unfinished syncs together may take: four whole member tables of large records.
+const MAX_SYNC_BYTES: usize = 64 << 20;
+
+/// What an entry that waits takes beside its bytes, which are there twice: encoded and decoded.
+const SYNC_ENTRY_OVERHEAD: usize = 512;
+
+/// A sync that was not answered for so long does not hold up the next one.
+const SYNC_PATIENCE: Duration = Duration::from_secs(60);
+
+/// How long notices may take in one turn before gossip is read again.
+const NOTICE_TIME: Duration = Duration::from_millis(5);
+
 /// A line about refused datagrams or handshakes is written at most once in so long.
 const REFUSAL_LINE_INTERVAL: Duration = Duration::from_secs(60);
+
+/// Hosts or nodes of which a line was written in that time; of more nothing is written.
+const MAX_REFUSAL_LINES: usize = 1_024;
 
 /// With more members than this, the published copy is renewed at most every `PUBLISH_INTERVAL`.
 const SMALL_CLUSTER: usize = 256;
@@ -146,10 +165,29 @@ struct Leaving {
     replies: Vec<(Instant, Sender<Leave>)>,
 }
 
-/// What a peer has sent of a sync so far.
+/// What a peer has sent of a sync so far; all of it is verified.
 #[derive(Default)]
 struct Incoming {
-    entries: Vec<(SignedRecord, MemberStatus)>,
+    entries: Vec<swim::SyncEntry>,
+    bytes: usize,
+}
+
+impl Incoming {
+    /// Adds an entry; returns what it takes.
+    fn push(&mut self, record: Arc<VerifiedRecord>, status: MemberStatus) -> usize {
+        let signed = &record.signed;
+        let bytes = (signed.payload.len() + signed.signature.len()) * 2 + SYNC_ENTRY_OVERHEAD;
+        self.entries.push(swim::SyncEntry { record, status });
+        self.bytes += bytes;
+        bytes
+    }
+}
+
+/// A sync that this node opened and that is not answered yet.
+struct Asked {
+    at: Instant,
+    /// There was reason for another one since.
+    again: bool,
 }
 
 struct Reactor {
@@ -168,6 +206,11 @@ struct Reactor {
     joins: BTreeMap<u64, Sender<Result<usize, CommandError>>>,
     /// Syncs that peers are sending; those this node asked for are answered with nothing.
     syncs: BTreeMap<(ConnectionId, u64), Incoming>,
+    /// The sum over `syncs`.
+    sync_bytes: usize,
+    /// Connections that sent too much in syncs and are being closed.
+    overloading: BTreeSet<ConnectionId>,
+    asked: BTreeMap<ConnectionId, Asked>,
     key_syncs: BTreeMap<NodeId, Instant>,
     key_sync_second: (Option<Instant>, u32),
     /// Messages nobody acknowledged, on connections of a peer that is still or again connected.
@@ -179,6 +222,7 @@ struct Reactor {
     shutdown: Option<Instant>,
     next_refusal_line: Option<Instant>,
     refusal_lines: BTreeMap<SocketAddr, Instant>,
+    superseded_lines: BTreeMap<NodeId, Instant>,
     members_dirty: bool,
     dials_dirty: bool,
     links_dirty: bool,
@@ -223,6 +267,9 @@ impl Reactor {
             seed_state: BTreeMap::new(),
             joins: BTreeMap::new(),
             syncs: BTreeMap::new(),
+            sync_bytes: 0,
+            overloading: BTreeSet::new(),
+            asked: BTreeMap::new(),
             key_syncs: BTreeMap::new(),
             key_sync_second: (None, 0),
             unacknowledged: BTreeMap::new(),
@@ -231,6 +278,7 @@ impl Reactor {
             shutdown: None,
             next_refusal_line: None,
             refusal_lines: BTreeMap::new(),
+            superseded_lines: BTreeMap::new(),
             members_dirty: true,
             dials_dirty: true,
             links_dirty: true,
@@ -313,8 +361,11 @@ impl Reactor {
                     self.handle_gossip(now, from, &buffer[..length]);
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
-                // An ICMP answer to something sent before, or an interruption: read on.
-                Err(_) => {}
+                Err(error) if is_passing(&error) => {}
+                Err(error) => {
+                    log::trace!(target: "swim", error:%; "gossip socket");
+                    return false;
+                }
             }
         }
         true
@@ -396,7 +447,7 @@ impl Reactor {
         }
         *count += 1;
         self.key_syncs.insert(node.clone(), now);
-        self.start_sync(node);
+        self.start_sync(now, node);
     }
 
     /// At most one line a minute, whatever strangers send.
@@ -445,7 +496,11 @@ impl Reactor {
                     self.handle_datagram(now, Datagram { from, bytes });
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
-                Err(_) => {}
+                Err(error) if is_passing(&error) => {}
+                Err(error) => {
+                    log::trace!(target: "transport", error:%; "listener");
+                    return false;
+                }
             }
         }
         true
@@ -466,12 +521,18 @@ impl Reactor {
 
     /// Takes what the workers say. `true` when there may be more.
     fn take_notices(&mut self, now: Instant) -> bool {
+        // Reading gossip has taken some of the turn already.
+        let started = now.elapsed();
         for _ in 0..NOTICE_BUDGET {
             let Ok(notice) = self.parts.notices.try_recv() else {
                 return false;
             };
             self.handle_notice(now, notice);
             self.settle(now);
+            // A record to verify takes longer than a ping; gossip must not wait for a thousand.
+            if now.elapsed() >= NOTICE_TIME + started {
+                break;
+            }
         }
         true
     }
@@ -487,10 +548,18 @@ impl Reactor {
                 certificate,
                 keyring_digest,
             } => {
-                self.on_up(now, connection, &peer, &certificate, side, &keyring_digest);
+                self.parts.endpoint.handle_up(connection);
                 self.parts
                     .mesh
                     .handle_up(now, connection, &peer, boot, side, addr);
+                self.on_up(
+                    now,
+                    connection,
+                    (&peer, boot),
+                    &certificate,
+                    side,
+                    &keyring_digest,
+                );
             }
             Notice::Used { connection } => self.parts.mesh.handle_used(now, connection),
             Notice::Control { connection, frame } => self.handle_control(now, connection, frame),
@@ -501,8 +570,12 @@ impl Reactor {
             } => {
                 self.handle_sync_frame(now, connection, stream, frame);
             }
-            Notice::SyncEnd { connection, stream } => {
-                self.handle_sync_end(now, connection, stream);
+            Notice::SyncEnd {
+                connection,
+                stream,
+                is_whole,
+            } => {
+                self.handle_sync_end(now, connection, stream, is_whole);
             }
             Notice::Stray { datagram } => self.handle_datagram(now, datagram),
             Notice::Down {
@@ -521,25 +594,41 @@ impl Reactor {
         self.dials_dirty = true;
     }
 
+    /// Tells a new peer what it needs. The mesh has judged the connection already: one that it
+    /// closed or drains, such as a ghost's, is told nothing and asked for nothing.
     fn on_up(
         &mut self,
         now: Instant,
         connection: ConnectionId,
-        peer: &NodeId,
+        (peer, boot): (&NodeId, BootId),
         certificate: &[u8],
         side: Side,
         keyring_digest: &[u8],
     ) {
-        self.parts.endpoint.handle_up(connection);
+        // The handshake proved it, whatever becomes of the connection.
+        let certificate = self.verifier.insert_proven(certificate);
+        let links = self.links_to(now, peer);
+        if !links.contains(&connection) {
+            return;
+        }
+        if links == [connection] {
+            // Maybe a new life with an empty ring; it says on every connection what it holds.
+            self.keyring.forget(peer);
+        }
         let was_alive = self
             .parts
             .swim
             .member(peer)
             .is_some_and(|m| m.status == MemberStatus::Alive);
-        match self.verifier.insert_proven(certificate) {
+        match certificate {
             Ok(fingerprint) => {
+                // What gossip brought of an earlier life is not this connection's word.
                 for record in self.verifier.take_verified(&fingerprint) {
-                    self.parts.swim.handle_record(now, record);
+                    if record.record.node == *peer && record.record.boot == boot {
+                        self.parts.swim.handle_record(now, record);
+                    } else {
+                        self.hear_of(now, peer, record);
+                    }
                 }
             }
             Err(error) => {
@@ -553,8 +642,28 @@ impl Reactor {
         // joiner, who knows nothing yet.
         let digest = self.keyring.digest();
         if side == Side::Dialed && (!was_alive || digest.as_slice() != keyring_digest) {
-            self.start_sync_on(connection);
+            self.start_sync_on(now, connection);
         }
+    }
+
+    /// Takes from `peer` a record that is not its own live word, as a sync would bring it.
+    fn hear_of(&mut self, now: Instant, peer: &NodeId, record: Arc<VerifiedRecord>) {
+        let status = MemberStatus::Alive;
+        let entry = swim::SyncEntry { record, status };
+        self.parts.swim.handle_sync(now, peer, vec![entry]);
+    }
+
+    /// The connections to a node that are up and not drained.
+    fn links_to(&self, now: Instant, node: &NodeId) -> Vec<ConnectionId> {
+        let peer = self.parts.mesh.peer(now, node);
+        peer.map_or_else(Vec::new, |peer| peer.links)
+    }
+
+    /// The connection to talk to a node's reactor over: the one in use, or else the newest, since
+    /// the lower id may not have decided yet.
+    fn link_to(&self, now: Instant, node: &NodeId) -> Option<ConnectionId> {
+        let peer = self.parts.mesh.peer(now, node)?;
+        peer.current.or_else(|| peer.links.last().copied())
     }
 
     fn on_down(
@@ -564,7 +673,9 @@ impl Reactor {
         reason: &CloseReason,
         unacknowledged: u64,
     ) {
-        self.syncs.retain(|(id, _), _| *id != connection);
+        self.drop_syncs_of(connection);
+        self.overloading.remove(&connection);
+        self.asked.remove(&connection);
         let Some(link) = self.parts.endpoint.connection(connection) else {
             return;
         };
@@ -612,12 +723,26 @@ impl Reactor {
             Side::Accepted => SocketAddr::new(addr.ip(), 0),
         };
         self.refusal_lines.retain(|_, until| now < *until);
-        if self.refusal_lines.contains_key(&key) || self.refusal_lines.len() >= 1_024 {
+        if self.refusal_lines.contains_key(&key) || self.refusal_lines.len() >= MAX_REFUSAL_LINES {
             return;
         }
         self.refusal_lines.insert(key, now + REFUSAL_LINE_INTERVAL);
         log::warn!(target: "transport", addr:%, side = side.as_str(), error:% = why;
             "peer and this node do not accept each other");
+    }
+
+    /// A ghost that dials again and again deserves one line a minute.
+    fn superseded_line(&mut self, now: Instant, node: NodeId) {
+        self.superseded_lines.retain(|_, until| now < *until);
+        if self.superseded_lines.contains_key(&node)
+            || self.superseded_lines.len() >= MAX_REFUSAL_LINES
+        {
+            return;
+        }
+        log::warn!(target: "mesh", node:%;
+            "an earlier life of this node came back: two processes have one identity");
+        self.superseded_lines
+            .insert(node, now + REFUSAL_LINE_INTERVAL);
     }
 
     fn tell(&self, connection: ConnectionId, frame: Control) {
@@ -636,6 +761,15 @@ impl Reactor {
         }
     }
 
+    /// Tells every peer over every connection that is up, in use or not.
+    fn tell_links(&self, now: Instant, frame: &Control) {
+        for peer in self.parts.mesh.peers(now) {
+            for connection in peer.links {
+                self.tell(connection, frame.clone());
+            }
+        }
+    }
+
     fn handle_control(&mut self, now: Instant, connection: ConnectionId, frame: Control) {
         let Some(peer) = self.peer_of(connection) else {
             return;
@@ -644,9 +778,14 @@ impl Reactor {
             Control::Record(signed) => {
                 let left_at = match self.verifier.verify(&signed) {
                     Verdict::Verified(record) => {
-                        let left = record.record.left && record.record.node == peer;
+                        let is_own = record.record.node == peer;
+                        let left = record.record.left && is_own;
                         let incarnation = record.record.incarnation;
-                        self.parts.swim.handle_record(now, record);
+                        if is_own {
+                            self.parts.swim.handle_record(now, record);
+                        } else {
+                            self.hear_of(now, &peer, record);
+                        }
                         left.then_some(incarnation)
                     }
                     Verdict::Waiting(record) => {
@@ -677,10 +816,10 @@ impl Reactor {
             Control::ProbeAck { seq } => {
                 self.parts.swim.handle_connection_ack(now, &peer, seq);
             }
-            Control::Keyring(bytes) => self.merge_keyring(&peer, &bytes),
+            Control::Keyring(bytes) => self.merge_keyring(now, &peer, &bytes),
             Control::KeysHeld(bytes) => {
                 self.keyring.confirm(&peer, &decode_ids(&bytes));
-                self.select_key();
+                self.select_key(now);
             }
             // The worker keeps these to itself.
             Control::Hello(_)
@@ -701,17 +840,24 @@ impl Reactor {
 
     // ---- keys
 
-    fn merge_keyring(&mut self, peer: &NodeId, bytes: &[u8]) {
+    fn merge_keyring(&mut self, now: Instant, peer: &NodeId, bytes: &[u8]) {
         let Ok(offer) = KeyringOffer::decode(bytes) else {
             log::debug!(target: "swim", peer:%; "malformed keyring");
             return;
         };
         match self.keyring.merge(&offer) {
             Ok(merged) => {
+                // Who offers a key holds it.
+                self.keyring.confirm_also(peer, &offer.ids());
                 if merged.changed {
                     log::debug!(target: "swim", peer:%, keys = self.keyring.keys().len();
                         "keyring grew");
-                    self.on_keyring_changed();
+                    self.on_keyring_changed(now);
+                } else {
+                    self.select_key(now);
+                }
+                if merged.ahead {
+                    self.sync_for_key(now, peer);
                 }
             }
             Err(error) => log::debug!(target: "swim", peer:%, error:%; "keyring not merged"),
@@ -720,35 +866,44 @@ impl Reactor {
 
     /// Tells everybody what this node holds now. Rings only grow towards the same eight keys, so
     /// that this ends.
-    fn on_keyring_changed(&mut self) {
+    fn on_keyring_changed(&mut self, now: Instant) {
         *self.parts.context.keyring_digest.lock() = self.keyring.digest().to_vec();
-        self.tell_peers(&Control::Keyring(self.keyring.encode()));
-        self.tell_peers(&Control::KeysHeld(encode_ids(&self.keyring)));
-        self.select_key();
+        self.tell_links(now, &Control::Keyring(self.keyring.encode()));
+        self.tell_links(now, &Control::KeysHeld(encode_ids(&self.keyring)));
+        self.select_key(now);
     }
 
-    fn select_key(&mut self) {
+    /// A member without a connection cannot confirm anything, and must not hold up a new key for
+    /// ever; it learns the key when it is connected again.
+    fn select_key(&mut self, now: Instant) {
         let before = self.keyring.send_key().map(|key| key.id());
-        let me = &self.parts.context.node;
-        let alive = self.parts.swim.members().filter(|member| {
-            member.status == MemberStatus::Alive && member.record.record.node != *me
+        let Parts {
+            swim,
+            mesh,
+            context,
+            ..
+        } = &self.parts;
+        let required = swim.members().filter_map(|member| {
+            let node = &member.record.record.node;
+            let is_linked = || mesh.peer(now, node).is_some_and(|p| !p.links.is_empty());
+            let is_alive = member.status == MemberStatus::Alive && *node != context.node;
+            (is_alive && is_linked()).then_some(node)
         });
-        let alive: Vec<&NodeId> = alive.map(|member| &member.record.record.node).collect();
-        let selected = self.keyring.select(alive.into_iter());
+        let selected = self.keyring.select(required);
         if let Some(key) = selected.filter(|_| selected != before) {
             log::debug!(target: "swim", key:%; "gossip is sealed with another key now");
         }
     }
 
     /// A cluster begins with a key that its first node makes.
-    fn ensure_key(&mut self) {
+    fn ensure_key(&mut self, now: Instant) {
         if !self.keyring.is_empty() {
             return;
         }
         match self.keyring.create(&self.random) {
             Ok(key) => {
                 log::debug!(target: "swim", key:%; "no gossip key was there; made one");
-                self.on_keyring_changed();
+                self.on_keyring_changed(now);
             }
             Err(error) => log::error!(target: "swim", error:%; "cannot make a gossip key"),
         }
@@ -756,24 +911,36 @@ impl Reactor {
 
     // ---- sync
 
-    fn start_sync(&self, node: &NodeId) {
-        if let Some(connection) = self.parts.snapshot.peer(node) {
-            self.start_sync_on(connection.id);
+    fn start_sync(&mut self, now: Instant, node: &NodeId) {
+        if let Some(connection) = self.link_to(now, node) {
+            self.start_sync_on(now, connection);
         }
     }
 
-    fn start_sync_on(&self, connection: ConnectionId) {
-        self.parts.counters.syncs.fetch_add(1, Relaxed);
-        let frames = self.sync_frames();
+    /// Opens a sync, or the next one as soon as that under way is answered.
+    fn start_sync_on(&mut self, now: Instant, connection: ConnectionId) {
+        if let Some(asked) = self.asked.get_mut(&connection)
+            && now < asked.at + SYNC_PATIENCE
+        {
+            asked.again = true;
+            return;
+        }
+        let peer = self.peer_of(connection);
+        let frames = self.sync_frames(peer.as_ref());
         log::debug!(target: "swim", connection:%, frames = frames.len(); "sync");
-        self.parts
-            .endpoint
-            .command(connection, WorkerCommand::StartSync(frames));
+        let command = WorkerCommand::StartSync(frames);
+        if self.parts.endpoint.command(connection, command) {
+            self.parts.counters.syncs.fetch_add(1, Relaxed);
+            let (at, again) = (now, false);
+            self.asked.insert(connection, Asked { at, again });
+        } else {
+            log::debug!(target: "reactor", connection:%; "sync not taken");
+        }
     }
 
-    fn sync_frames(&self) -> Vec<Vec<u8>> {
+    fn sync_frames(&self, with: Option<&NodeId>) -> Vec<Vec<u8>> {
         let mut frames = vec![SyncFrame::Keyring(self.keyring.encode()).encode()];
-        for swim::SyncEntry { record, status } in self.parts.swim.sync_entries() {
+        for swim::SyncEntry { record, status } in self.parts.swim.sync_entries(with) {
             let certificates = self.verifier.certificates();
             let certificate = certificates
                 .der(&record.record.certificate)
@@ -798,76 +965,147 @@ impl Reactor {
         let Some(peer) = self.peer_of(connection) else {
             return;
         };
-        let key = (connection, stream);
-        if self.syncs.len() >= MAX_SYNCS && !self.syncs.contains_key(&key) {
-            // Too many at once: its frames are not kept, and the answer still goes out.
+        if self.overloading.contains(&connection) {
             return;
         }
-        match frame {
+        let (record, status, certificate) = match frame {
             SyncFrame::Keyring(bytes) => {
-                self.syncs.entry(key).or_default();
-                self.merge_keyring(&peer, &bytes);
+                // Small, and without a key there is no gossip: no limit applies to it.
+                self.merge_keyring(now, &peer, &bytes);
+                return;
             }
             SyncFrame::Entry {
                 record,
                 status,
                 certificate,
-            } => {
-                if !certificate.is_empty() {
-                    match self
-                        .verifier
-                        .insert_claimed(&certificate, SystemTime::now())
-                    {
-                        Ok(fingerprint) => {
-                            for record in self.verifier.take_verified(&fingerprint) {
-                                self.parts.swim.handle_record(now, record);
-                            }
-                        }
-                        Err(error) => {
-                            log::debug!(target: "swim", peer:%, error:%; "certificate refused");
-                        }
-                    }
-                }
-                let sync = self.syncs.entry(key).or_default();
-                if sync.entries.len() < MAX_SYNC_ENTRIES {
-                    sync.entries.push((record, status));
+            } => (record, status, certificate),
+            SyncFrame::Unknown => return,
+        };
+        let key = (connection, stream);
+        if !self.syncs.contains_key(&key) {
+            let is_answer = self.is_own_sync(connection, stream);
+            let opened = |(id, stream): &&(ConnectionId, u64)| {
+                *id == connection && self.is_own_sync(*id, *stream) == is_answer
+            };
+            let unfinished = self.syncs.range((connection, 0)..=(connection, u64::MAX));
+            if unfinished.map(|(key, _)| key).filter(opened).count() >= MAX_SYNCS_PER_CONNECTION {
+                self.close_overloading(connection, &peer);
+                return;
+            }
+            if self.syncs.len() >= MAX_SYNCS {
+                // Too many at once: its entries are not kept, and the answer still goes out.
+                return;
+            }
+        }
+        // Verified as they come: all at once would keep gossip waiting for seconds.
+        let mut released = Vec::new();
+        if !certificate.is_empty() {
+            match self
+                .verifier
+                .insert_claimed(&certificate, SystemTime::now())
+            {
+                Ok(fingerprint) => released = self.verifier.take_verified(&fingerprint),
+                Err(error) => {
+                    log::debug!(target: "swim", peer:%, error:%; "certificate refused");
                 }
             }
-            SyncFrame::Unknown => {}
+        }
+        let verified = self.verify(now, std::slice::from_ref(&record)).pop();
+        // What waited for the certificate is no newer word of the owner than a sync is, and the
+        // entry that follows knows better unless it is older.
+        released.retain(|record| {
+            verified.as_ref().is_none_or(|entry| {
+                record.record.node != entry.record.node
+                    || record.record.incarnation > entry.record.incarnation
+            })
+        });
+        let entries = released
+            .into_iter()
+            .map(|record| (record, MemberStatus::Alive))
+            .chain(verified.map(|record| (record, status)));
+        let sync = self.syncs.entry(key).or_default();
+        for (record, status) in entries {
+            if sync.entries.len() < MAX_SYNC_ENTRIES {
+                self.sync_bytes += sync.push(record, status);
+            }
+        }
+        if self.sync_bytes > MAX_SYNC_BYTES {
+            self.close_overloading(connection, &peer);
         }
     }
 
-    fn handle_sync_end(&mut self, now: Instant, connection: ConnectionId, stream: u64) {
-        let sync = self.syncs.remove(&(connection, stream)).unwrap_or_default();
+    /// Whether this node opened the stream of a sync, so that what comes on it is the answer.
+    fn is_own_sync(&self, connection: ConnectionId, stream: u64) -> bool {
+        let link = self.parts.endpoint.connection(connection);
+        let is_dialler = link.is_some_and(|link| link.side == Side::Dialed);
+        let opened_by_dialler = stream & 1 == 0;
+        is_dialler == opened_by_dialler
+    }
+
+    fn close_overloading(&mut self, connection: ConnectionId, peer: &NodeId) {
+        log::warn!(target: "swim", peer:%, connection:%; "too much in syncs; closing");
+        self.drop_syncs_of(connection);
+        self.overloading.insert(connection);
+        self.parts
+            .endpoint
+            .command(connection, WorkerCommand::Close(CloseCode::Overloaded));
+    }
+
+    fn drop_syncs_of(&mut self, connection: ConnectionId) {
+        let unfinished = self.syncs.range((connection, 0)..=(connection, u64::MAX));
+        let keys: Vec<_> = unfinished.map(|(key, _)| *key).collect();
+        for key in keys {
+            self.take_sync(key);
+        }
+    }
+
+    fn take_sync(&mut self, key: (ConnectionId, u64)) -> Vec<swim::SyncEntry> {
+        let sync = self.syncs.remove(&key).unwrap_or_default();
+        self.sync_bytes -= sync.bytes;
+        sync.entries
+    }
+
+    fn handle_sync_end(
+        &mut self,
+        now: Instant,
+        connection: ConnectionId,
+        stream: u64,
+        is_whole: bool,
+    ) {
+        let entries = self.take_sync((connection, stream));
+        let is_answer = self.is_own_sync(connection, stream);
+        let is_wanted_again = is_answer
+            && self
+                .asked
+                .remove(&connection)
+                .is_some_and(|asked| asked.again);
         let Some(peer) = self.peer_of(connection) else {
             return;
         };
-        let mut entries = Vec::new();
-        for (signed, status) in sync.entries {
-            let verified = self.verify(now, std::slice::from_ref(&signed));
-            entries.extend(
-                verified
-                    .into_iter()
-                    .map(|record| swim::SyncEntry { record, status }),
-            );
+        if self.overloading.contains(&connection) {
+            return;
+        }
+        if !is_whole {
+            log::debug!(target: "swim", peer:%; "sync broken off");
+            if is_wanted_again {
+                self.start_sync_on(now, connection);
+            }
+            return;
         }
         log::debug!(target: "swim", peer:%, members = entries.len(); "sync received");
         self.parts.swim.handle_sync(now, &peer, entries);
+        if is_wanted_again {
+            self.start_sync_on(now, connection);
+        }
         // Streams that the peer opened are answered; those that we opened are the answer.
-        let dialed = self
-            .parts
-            .endpoint
-            .connection(connection)
-            .is_some_and(|link| link.side == Side::Dialed);
-        let opened_by_dialer = stream & 1 == 0;
-        if dialed != opened_by_dialer {
-            let frames = self.sync_frames();
+        if !is_answer {
+            let frames = self.sync_frames(Some(&peer));
             self.parts
                 .endpoint
                 .command(connection, WorkerCommand::AnswerSync { stream, frames });
         }
         if self.first_sync_until.is_some() {
-            self.finish_first_round();
+            self.finish_first_round(now);
         }
     }
 
@@ -1001,7 +1239,7 @@ impl Reactor {
             self.settle(now);
         }
         if self.first_sync_until.is_some_and(|until| until <= now) {
-            self.finish_first_round();
+            self.finish_first_round(now);
         }
         self.answer_leave(now);
     }
@@ -1067,6 +1305,7 @@ impl Reactor {
                 }
                 Err(error) => {
                     log::error!(target: "swim", error:%; "cannot sign this node's record");
+                    self.parts.swim.handle_sign_failed(now);
                 }
             },
             swim::Action::SignForcedLeave(mut forced) => {
@@ -1080,10 +1319,10 @@ impl Reactor {
                     }
                 }
             }
-            swim::Action::Sync { with } => self.start_sync(&with),
+            swim::Action::Sync { with } => self.start_sync(now, &with),
             swim::Action::PingOverConnection { node, seq } => {
-                if let Some(connection) = self.parts.snapshot.peer(&node) {
-                    self.tell(connection.id, Control::Probe { seq });
+                if let Some(connection) = self.link_to(now, &node) {
+                    self.tell(connection, Control::Probe { seq });
                 }
             }
         }
@@ -1104,7 +1343,7 @@ impl Reactor {
                 self.gone.remove(&node);
                 self.tell_mesh(now, &node);
                 self.emit(EventKind::MemberUp { node });
-                self.on_membership();
+                self.on_membership(now);
             }
             swim::Event::Suspect { node, by } => {
                 log::debug!(target: "swim", node:%, by:%; "member suspected");
@@ -1121,7 +1360,7 @@ impl Reactor {
                 self.parts.mesh.member_dead(now, &node);
                 let reason = format!("suspected by {by} and not refuted in time");
                 self.emit(EventKind::MemberDead { node, reason });
-                self.on_membership();
+                self.on_membership(now);
             }
             swim::Event::Left { node, by } => {
                 let level = self.departure_level(&node);
@@ -1130,15 +1369,9 @@ impl Reactor {
                 let reason =
                     by.map_or_else(|| "left".to_owned(), |by| format!("forced out by {by}"));
                 self.emit(EventKind::MemberLeft { node, reason });
-                self.on_membership();
+                self.on_membership(now);
             }
-            swim::Event::Updated {
-                node, boot_changed, ..
-            } => {
-                if boot_changed {
-                    // A new life holds no key until it says so.
-                    self.keyring.forget(&node);
-                }
+            swim::Event::Updated { node, .. } => {
                 log::debug!(target: "swim", node:%; "member updated");
                 self.tell_mesh(now, &node);
                 self.emit(EventKind::MemberUpdated { node });
@@ -1179,14 +1412,16 @@ impl Reactor {
         self.parts.mesh.member_up(now, node, addr, boot);
     }
 
-    /// The number of members decides how often each connection is pinged, and who must have
-    /// confirmed a gossip key.
-    fn on_membership(&mut self) {
+    /// The number of connected peers decides how often each connection is pinged, and who is alive
+    /// and connected must have confirmed a gossip key.
+    fn on_membership(&mut self, now: Instant) {
         let config = &self.parts.context.config;
-        let peers = u64::try_from(self.parts.swim.alive_count()).unwrap_or(u64::MAX);
-        let interval = millis(config.ping_interval).max(peers.saturating_mul(10));
+        let peers = u64::try_from(self.parts.mesh.counts().connected).unwrap_or(u64::MAX);
+        let wanted = millis(config.ping_interval).max(peers.saturating_mul(10));
+        // However many there are: a connection that is never pinged would time out.
+        let interval = wanted.min((millis(config.idle_timeout) / 3).max(1));
         self.parts.context.ping_interval_ms.store(interval, Relaxed);
-        self.select_key();
+        self.select_key(now);
     }
 
     fn do_for_mesh(&mut self, now: Instant, action: mesh::Action) {
@@ -1241,6 +1476,7 @@ impl Reactor {
                 self.gone.remove(&node);
                 self.parts.snapshot.set_peer(&node, Some(link));
                 self.emit(EventKind::Connected { node });
+                self.on_membership(now);
             }
             mesh::Event::Replaced { node, connection } => {
                 let Some(link) = self.parts.endpoint.connection(connection).cloned() else {
@@ -1256,6 +1492,7 @@ impl Reactor {
                 let level = self.departure_level(&node);
                 log::log!(target: "transport", level, peer:% = node, reason:%; "disconnected");
                 self.parts.snapshot.set_peer(&node, None);
+                self.on_membership(now);
                 let unacknowledged = self.unacknowledged.remove(&node).unwrap_or(0);
                 let reason = reason.to_string();
                 self.emit(EventKind::Disconnected {
@@ -1289,10 +1526,7 @@ impl Reactor {
             mesh::Event::SelfDial { addr } => {
                 log::debug!(target: "mesh", addr:%; "that is this node itself; never dialled again");
             }
-            mesh::Event::SupersededBoot { node } => {
-                log::warn!(target: "mesh", node:%;
-                    "an earlier life of this node came back: two processes have one identity");
-            }
+            mesh::Event::SupersededBoot { node } => self.superseded_line(now, node),
         }
     }
 
@@ -1318,13 +1552,13 @@ impl Reactor {
             now
         });
         if !is_syncing {
-            self.finish_first_round();
+            self.finish_first_round(now);
         }
     }
 
-    fn finish_first_round(&mut self) {
+    fn finish_first_round(&mut self, now: Instant) {
         self.first_sync_until = None;
-        self.ensure_key();
+        self.ensure_key(now);
         self.seed_state.clear();
         if self.leaving.is_none() && self.shutdown.is_none() {
             self.parts.snapshot.set_stage(Stage::Started);
@@ -1399,6 +1633,15 @@ impl Reactor {
                 .publish_members(members.collect(), health_score);
         }
     }
+}
+
+/// An ICMP answer to something sent before, or an interruption: the next datagram may be there. After
+/// any other error reading on at once could go on for ever.
+fn is_passing(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::Interrupted | io::ErrorKind::ConnectionRefused
+    )
 }
 
 fn encode_ids(ring: &Keyring) -> Vec<u8> {

@@ -61,6 +61,12 @@ impl Queue {
         self.pieces.contains_key(&(node.clone(), kind))
     }
 
+    /// How many bytes a piece of news takes, if it is on its way.
+    pub(super) fn size_of(&self, node: &NodeId, kind: Kind) -> Option<usize> {
+        let piece = self.pieces.get(&(node.clone(), kind))?;
+        Some(piece.encoded.len())
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.pieces.is_empty()
     }

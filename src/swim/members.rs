@@ -42,6 +42,8 @@ pub(super) struct Member {
     pub(super) hearsay: bool,
     /// A person forced it out; acts once it is dead here.
     pub(super) forced: Option<ForcedLeave>,
+    /// The life that its own handshake with this node proved last.
+    pub(super) proven: Option<BootId>,
     /// The life before this one. It never comes back: if it seems to, two processes share a name.
     pub(super) superseded: Option<BootId>,
     pub(super) conflict_told: bool,
@@ -55,6 +57,7 @@ impl Member {
             since,
             hearsay: false,
             forced: None,
+            proven: None,
             superseded: None,
             conflict_told: false,
         }

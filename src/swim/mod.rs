@@ -131,6 +131,9 @@ const OUTBIDS_OF_A_RIVAL: u32 = 3;
 /// How often a rival is answered; both would otherwise flood the cluster with records.
 const RIVAL_PAUSE: Duration = Duration::from_secs(10);
 
+/// How long after a signature failed it is asked for again.
+const SIGN_PAUSE: Duration = Duration::from_secs(1);
+
 /// For how long a forgotten member is not taken back from those who forget it a little later.
 const RETIRED_FOR: Duration = Duration::from_secs(60 * 60);
 
@@ -340,6 +343,15 @@ enum Source<'a> {
     Connection,
     /// From a member's datagram or sync.
     Member(&'a NodeId),
+}
+
+impl Source<'_> {
+    fn is_owner(self) -> bool {
+        match self {
+            Self::Connection => true,
+            Self::Member(_) => false,
+        }
+    }
 }
 
 /// Another life of this node that does not give way.
@@ -565,6 +577,13 @@ impl Swim {
         }
     }
 
+    /// Takes it that [`Action::Sign`] failed. What was to be signed is asked for again in a while:
+    /// a node that cannot refute is declared dead.
+    pub fn handle_sign_failed(&mut self, now: Instant) {
+        self.signing = false;
+        self.timers.set(Timer::Sign, now + SIGN_PAUSE);
+    }
+
     /// Takes the answer to [`Action::PingOverConnection`].
     pub fn handle_connection_ack(&mut self, now: Instant, node: &NodeId, seq: u32) {
         if self.probes.way(seq, node) == Some(Way::Direct) {
@@ -692,12 +711,13 @@ impl Swim {
         self.members.iter().map(|(_, member)| view(member))
     }
 
-    /// Everything to tell in a sync: this node, members, and those whose death or leave this node
-    /// saw itself.
-    pub fn sync_entries(&self) -> Vec<SyncEntry> {
+    /// Everything to tell `with` in a sync: this node, members, and those whose death or leave this
+    /// node saw itself. Of the partner itself all that is known: a node that returns has to hear
+    /// which incarnation to go above.
+    pub fn sync_entries(&self, with: Option<&NodeId>) -> Vec<SyncEntry> {
         self.members
             .iter()
-            .filter(|(_, member)| !member.hearsay)
+            .filter(|(node, member)| !member.hearsay || with == Some(node))
             .map(|(_, member)| SyncEntry {
                 record: Arc::clone(&member.record),
                 status: member.status(),
@@ -846,6 +866,9 @@ impl Swim {
         });
         if let Some(target) = target {
             self.start_probe(now, target, Purpose::Turn);
+        } else if self.members.live() <= 1 {
+            // With nobody left to answer, nothing else would ever end an unwell time.
+            self.awareness.improve();
         }
     }
 
@@ -1042,17 +1065,18 @@ impl Swim {
             Standing::Alive => {
                 self.suspect(now, node, accuser.clone(), false);
                 if condemned {
-                    self.condemn(node);
+                    self.condemn(now, node);
                 }
                 true
             }
             Standing::Suspect(suspicion) => {
                 // Relaying a confirmation would be useless: it only counts at first hand.
                 if from == accuser && suspicion.confirm(accuser) {
-                    let deadline = suspicion.deadline();
+                    // An instant gone by would look as if this process had stood still.
+                    let deadline = suspicion.deadline().max(now);
                     self.timers.set(Timer::Suspicion(node.clone()), deadline);
                 }
-                condemned && self.condemn(node)
+                condemned && self.condemn(now, node)
             }
             Standing::Dead { .. } => {
                 if from == accuser && !condemned && !member.hearsay {
@@ -1088,7 +1112,7 @@ impl Swim {
     }
 
     /// Leaves a suspect the shortest time only; false when that was so before.
-    fn condemn(&mut self, node: &NodeId) -> bool {
+    fn condemn(&mut self, now: Instant, node: &NodeId) -> bool {
         let Some(member) = self.members.get_mut(node) else {
             return false;
         };
@@ -1096,7 +1120,7 @@ impl Swim {
             return false;
         };
         let shortened = suspicion.condemn();
-        let deadline = suspicion.deadline();
+        let deadline = suspicion.deadline().max(now);
         self.timers.set(Timer::Suspicion(node.clone()), deadline);
         shortened
     }
@@ -1305,7 +1329,7 @@ impl Swim {
             return;
         };
         if incarnation > member.incarnation() {
-            self.on_newer(now, record);
+            self.on_newer(now, record, source);
         } else {
             self.on_known(now, &record, source);
         }
@@ -1345,6 +1369,7 @@ impl Swim {
         let mut member = Member::new(Arc::clone(&record), standing, now);
         let live = member.is_live();
         member.hearsay = !live;
+        member.proven = source.is_owner().then_some(record.record.boot);
         self.members.insert(member, &mut self.rng);
         if live {
             log::debug!(target: "swim", node:% = node; "member is up");
@@ -1359,9 +1384,12 @@ impl Swim {
     /// A record that is not newer than the one stored.
     fn on_known(&mut self, now: Instant, record: &Arc<VerifiedRecord>, source: Source<'_>) {
         let node = &record.record.node;
-        let Some(member) = self.members.get(node) else {
+        let Some(member) = self.members.get_mut(node) else {
             return;
         };
+        if source.is_owner() && record.record.boot == member.record.record.boot {
+            member.proven = Some(record.record.boot);
+        }
         let older = record.record.incarnation < member.incarnation();
         if older {
             self.counters.stale += 1;
@@ -1391,10 +1419,10 @@ impl Swim {
     }
 
     /// A record above the stored incarnation.
-    fn on_newer(&mut self, now: Instant, record: Arc<VerifiedRecord>) {
+    fn on_newer(&mut self, now: Instant, record: Arc<VerifiedRecord>, source: Source<'_>) {
         let claim = &record.record;
         let node = claim.node.clone();
-        if !self.is_acceptable(&record) {
+        if !self.is_acceptable(&record, source) {
             return;
         }
         let Some(member) = self.members.get_mut(&node) else {
@@ -1409,9 +1437,17 @@ impl Swim {
             incarnation: claim.incarnation,
             ..stored.clone()
         } != *claim;
+        let is_proven = source.is_owner();
         if boot_changed {
-            member.superseded = Some(stored.boot);
+            // After two restarts at once, what others still tell of the life before must not end
+            // the one whose handshake was seen here.
+            if is_proven || member.proven != Some(stored.boot) {
+                member.superseded = Some(stored.boot);
+            }
             member.conflict_told = false;
+        }
+        if is_proven {
+            member.proven = Some(claim.boot);
         }
         member.record = Arc::clone(&record);
         member.forced = None;
@@ -1453,7 +1489,7 @@ impl Swim {
     }
 
     /// Whether a newer record of a known member may replace the stored one.
-    fn is_acceptable(&mut self, record: &VerifiedRecord) -> bool {
+    fn is_acceptable(&mut self, record: &VerifiedRecord, source: Source<'_>) -> bool {
         let claim = &record.record;
         let Some(member) = self.members.get_mut(&claim.node) else {
             return false;
@@ -1462,7 +1498,10 @@ impl Swim {
             self.counters.implausible += 1;
             return false;
         }
-        if member.superseded == Some(claim.boot) {
+        let outlived = member.superseded == Some(claim.boot);
+        // Its own handshake weighs more than a life that is known by hearsay only.
+        let is_vindicated = source.is_owner() && member.proven != Some(member.record.record.boot);
+        if outlived && !is_vindicated {
             self.counters.conflicting_records += 1;
             if !std::mem::replace(&mut member.conflict_told, true) {
                 self.events.push_back(Event::NameConflict {
@@ -1515,7 +1554,8 @@ impl Swim {
         };
         if gone && !member.is_live() {
             // Gone on both sides: nothing to doubt, but the newer record makes the better grave.
-            let newer = incarnation > member.incarnation() && self.is_acceptable(&record);
+            let newer = incarnation > member.incarnation()
+                && self.is_acceptable(&record, Source::Member(from));
             if let Some(member) = self.members.get_mut(&node).filter(|_| newer) {
                 member.record = record;
             }
@@ -1544,7 +1584,7 @@ impl Swim {
             self.suspect(now, node, by.clone(), false);
         }
         if condemned {
-            self.condemn(node);
+            self.condemn(now, node);
         }
     }
 
@@ -1711,7 +1751,15 @@ impl Swim {
         let mut payload = Vec::new();
         message::encode_body(body, &mut payload);
         if let Some(statement) = self.statement_about(to) {
-            payload.extend(message::encode_statement(&statement));
+            let statement = message::encode_statement(&statement);
+            let room = self.config.max_payload_bytes.saturating_sub(payload.len());
+            // Two that doubt each other: a large record of ours that refutes would never fit beside
+            // the doubt. It goes a few times, and then the doubt goes again.
+            let own = self.queue.size_of(&self.id, Kind::Record);
+            let crowds_out = |own| own <= room && own + statement.len() > room;
+            if !own.is_some_and(crowds_out) {
+                payload.extend(statement);
+            }
         }
         let max_transmits = self.config.retransmits(self.members.live());
         self.queue
@@ -1763,6 +1811,11 @@ impl Swim {
             Timer::Suspicion(node) => self.on_suspicion_over(now, node),
             Timer::Check(node) => self.on_check(now, node),
             Timer::Probe => self.on_probe_turn(now),
+            Timer::Sign => {
+                if !self.signing && self.desired != self.own.record {
+                    self.want_above(self.own.record.incarnation);
+                }
+            }
             Timer::Gossip => self.on_gossip_turn(now),
             Timer::Sync => self.on_sync_turn(now),
             Timer::Reap(node) => self.on_reap(now, node),
@@ -1828,7 +1881,7 @@ impl Swim {
                 continue;
             };
             suspicion.extend(late);
-            let deadline = suspicion.deadline();
+            let deadline = suspicion.deadline().max(now);
             self.timers.set(Timer::Suspicion(node), deadline);
         }
     }

@@ -526,6 +526,165 @@ fn a_life_that_ended_is_not_taken_back_at_any_incarnation() {
 }
 
 #[test]
+fn what_others_tell_of_an_earlier_life_does_not_end_the_one_that_was_met() {
+    for by_handshake in [true, false] {
+        let mut bench = Bench::new(Config::lan(), &["b"]);
+        let entry = |incarnation, boot| SyncEntry {
+            record: signed(record("a", incarnation, boot)),
+            status: MemberStatus::Alive,
+        };
+        bench
+            .core
+            .handle_record(bench.now, signed(record("a", 1, 2)));
+        bench
+            .core
+            .handle_sync(bench.now, &id("b"), vec![entry(5, 1)]);
+        if by_handshake {
+            bench
+                .core
+                .handle_record(bench.now, signed(record("a", 6, 2)));
+        } else {
+            bench
+                .core
+                .handle_sync(bench.now, &id("b"), vec![entry(6, 2)]);
+        }
+        // The trace of the past is over now.
+        bench
+            .core
+            .handle_sync(bench.now, &id("b"), vec![entry(7, 1)]);
+        let member = bench.core.member(&id("a")).unwrap();
+        let stored = &member.record.record;
+        assert_eq!((stored.boot, stored.incarnation), (BootId([2; 16]), 6));
+    }
+}
+
+#[test]
+fn a_handshake_weighs_more_than_a_later_life_by_hearsay() {
+    let mut bench = Bench::new(Config::lan(), &["b"]);
+    for (incarnation, boot) in [(1, 2), (5, 1)] {
+        let entry = SyncEntry {
+            record: signed(record("a", incarnation, boot)),
+            status: MemberStatus::Alive,
+        };
+        bench.core.handle_sync(bench.now, &id("b"), vec![entry]);
+    }
+    bench
+        .core
+        .handle_record(bench.now, signed(record("a", 6, 2)));
+    assert_eq!(
+        bench.core.member(&id("a")).unwrap().record.record.boot,
+        BootId([2; 16])
+    );
+}
+
+#[test]
+fn a_tombstone_by_hearsay_is_told_to_the_dead_alone() {
+    let mut bench = Bench::new(Config::lan(), &["b"]);
+    let entry = SyncEntry {
+        record: signed(record("a", 5, 1)),
+        status: MemberStatus::Dead,
+    };
+    bench.core.handle_sync(bench.now, &id("b"), vec![entry]);
+    let is_told = |with: Option<&NodeId>| {
+        let entries = bench.core.sync_entries(with);
+        entries.iter().any(|e| e.record.record.node == id("a"))
+    };
+    assert!(is_told(Some(&id("a"))));
+    assert!(!is_told(Some(&id("b"))));
+    assert!(!is_told(None));
+}
+
+#[test]
+fn a_verdict_after_the_shortest_wait_does_not_look_like_standing_still() {
+    let mut bench = Bench::new(Config::lan(), &["a", "b", "c", "d", "e"]);
+    let accusation = |accuser| Accusation {
+        node: id("a"),
+        incarnation: 1,
+        accuser: id(accuser),
+    };
+    bench.tell("b", Body::Gossip, vec![Statement::Suspect(accusation("b"))]);
+    let start = bench.now;
+    while bench.now < start + bench.core.config().suspicion_min(6) + Duration::from_secs(2) {
+        bench.tick();
+    }
+    assert_eq!(
+        bench.core.member(&id("a")).unwrap().status,
+        MemberStatus::Suspect
+    );
+    bench.tell("c", Body::Gossip, vec![Statement::Dead(accusation("c"))]);
+    assert_eq!(bench.core.poll_timeout(), Some(bench.now));
+    bench.tick();
+    assert_eq!(bench.core.counters().late_timeouts, 0);
+}
+
+#[test]
+fn a_signature_that_fails_is_asked_for_again() {
+    let mut bench = Bench::new(Config::lan(), &["a"]);
+    let accusation = Accusation {
+        node: id("me"),
+        incarnation: 1,
+        accuser: id("a"),
+    };
+    bench.tell("a", Body::Gossip, vec![Statement::Suspect(accusation)]);
+    let wanted = bench.signs();
+    bench.core.handle_sign_failed(bench.now);
+    let failed_at = bench.now;
+    while bench.now < failed_at + SIGN_PAUSE {
+        bench.tick();
+    }
+    assert_eq!(bench.signs(), wanted);
+    bench.core.handle_signed(bench.now, signed(wanted));
+    assert_eq!(bench.core.me().record.incarnation, 2);
+}
+
+#[test]
+fn a_large_refutation_reaches_even_the_doubted() {
+    let mut tags = BTreeMap::new();
+    tags.insert("k".to_owned(), "v".repeat(MAX_TAG_BYTES - 16));
+    let mut large = record("me", 2, 1);
+    large.tags.clone_from(&tags);
+    let large = signed(large);
+    let mut payload = message::encode_record(&large.signed);
+    message::encode_body(&Body::Ack { seq: 5 }, &mut payload);
+    let config = Config {
+        max_payload_bytes: payload.len(),
+        ..Config::lan()
+    };
+    let mut bench = Bench::new(config, &["a", "b"]);
+    assert_eq!(bench.core.config().max_payload_bytes, payload.len());
+    bench.core.handle_signed(bench.now, large);
+    let accusation = Accusation {
+        node: id("a"),
+        incarnation: 1,
+        accuser: id("b"),
+    };
+    bench.tell("b", Body::Gossip, vec![Statement::Suspect(accusation)]);
+    let mut answers = (0..40).map(|_| {
+        let target = id("me");
+        bench.receive("a", Body::Ping { seq: 5, target });
+        bench.sent().pop().unwrap().1
+    });
+    let first = answers.next().unwrap();
+    assert_eq!((first.records.len(), first.statements.len()), (1, 0));
+    let last = answers.last().unwrap();
+    assert_eq!(last.records.len(), 0);
+    assert!(!last.statements.is_empty());
+}
+
+#[test]
+fn a_node_that_is_alone_gets_well_again() {
+    let mut bench = Bench::new(Config::lan(), &["a", "b"]);
+    while bench.core.alive_count() > 1 || bench.core.health_score() == 0 {
+        bench.tick();
+    }
+    let start = bench.now;
+    while bench.core.health_score() > 0 {
+        bench.tick();
+        assert!(bench.now < start + Duration::from_secs(120));
+    }
+}
+
+#[test]
 fn records_with_absurd_incarnations_or_of_other_clusters_are_refused() {
     let mut bench = Bench::new(Config::lan(), &["a"]);
     bench

@@ -25,6 +25,8 @@ pub(super) enum Timer {
     Check(NodeId),
     /// Probe the next member.
     Probe,
+    /// Ask again for a signature that failed.
+    Sign,
     /// Send news.
     Gossip,
     /// Exchange everything with one member.

@@ -1209,6 +1209,7 @@ impl Worker {
                     self.notices.push_back(Notice::SyncEnd {
                         connection,
                         stream: id,
+                        is_whole: true,
                     });
                 }
             }

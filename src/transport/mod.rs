@@ -208,10 +208,11 @@ pub(crate) enum Notice {
         stream: u64,
         frame: SyncFrame,
     },
-    /// The peer's half of a sync is complete.
+    /// The peer's half of a sync is over: complete, or broken off.
     SyncEnd {
         connection: ConnectionId,
         stream: u64,
+        is_whole: bool,
     },
     /// A datagram that belongs to another connection, or opens one.
     Stray { datagram: Datagram },

@@ -250,6 +250,13 @@ impl KeyringOffer {
     }
 }
 
+impl KeyringOffer {
+    /// The ids of all offered keys, highest first: who offers them holds them.
+    pub fn ids(&self) -> Vec<KeyId> {
+        self.keys.iter().rev().map(GroupKey::id).collect()
+    }
+}
+
 /// A node's group keys.
 #[derive(Debug, Default)]
 pub struct Keyring {
@@ -380,6 +387,15 @@ impl Keyring {
             let ids = ids.iter().copied().take(MAX_KEYS).collect();
             self.confirmed.insert(node.clone(), ids);
         }
+    }
+
+    /// Notes that a member holds these keys too. Unlike what it says of its whole ring, an offer may
+    /// have been overtaken on its way, so it takes nothing back.
+    pub fn confirm_also(&mut self, node: &NodeId, ids: &[KeyId]) {
+        let mut all = ids.to_vec();
+        let before = self.confirmed.get(node).map_or(&[][..], Vec::as_slice);
+        all.extend(before.iter().filter(|id| !ids.contains(id)));
+        self.confirm(node, &all);
     }
 
     /// Forgets what a member confirmed: it started anew with an empty ring, or is gone.
@@ -794,6 +810,18 @@ mod tests {
         assert_eq!(ring.select([].iter()), None);
         assert!(ring.encode().is_empty() && ring.is_fixed());
         assert_eq!(ring.digest(), Keyring::fixed([7; 32]).digest());
+    }
+
+    #[test]
+    fn an_offer_confirms_its_keys_and_takes_nothing_back() {
+        let mut ring = created();
+        let n2 = node("n2");
+        let offer = KeyringOffer::decode(&ring.encode()).unwrap();
+        let second = ring.rotate(&random()).unwrap();
+        ring.confirm(&n2, &[second]);
+        ring.confirm_also(&n2, &offer.ids());
+        assert_eq!(ring.confirmed[&n2].len(), 2);
+        assert_eq!(ring.select([n2].iter()), Some(second));
     }
 
     #[test]

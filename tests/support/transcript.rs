@@ -434,7 +434,7 @@ impl World {
         let Some(state) = self.nodes.get(node) else {
             return;
         };
-        let entries = state.core.sync_entries();
+        let entries = state.core.sync_entries(Some(with));
         self.connect_send(
             node,
             with,
@@ -554,7 +554,7 @@ impl World {
             What::Sync { entries, answer } => {
                 state.core.handle_sync(now, &from, entries);
                 if answer {
-                    let entries = state.core.sync_entries();
+                    let entries = state.core.sync_entries(Some(&from));
                     self.drain(&to)?;
                     self.connect_send(
                         &to,
