@@ -789,6 +789,42 @@ fn a_dead_member_is_dialled_slowly_and_a_left_or_forgotten_one_not_at_all() {
 }
 
 #[test]
+fn a_peer_that_died_while_connected_is_verified_by_a_new_handshake_until_it_is_alive() {
+    for name in ["a", "z"] {
+        let mut story = Story::new();
+        let held = story.connect(name);
+        story.pass(20 * SECOND);
+        story.mesh.member_dead(story.now, &id(name));
+        story.pass(SECOND);
+        let first = story.dial_within(2 * SECOND);
+        assert_eq!(story.mesh.current(&id(name)), Some(held));
+        story.down(first, CloseReason::HandshakeTimeout(5 * SECOND));
+        assert!(story.next_dial(name).unwrap() >= 30 * SECOND);
+        let second = story.dial_within(40 * SECOND);
+        assert_eq!(story.mesh.current(&id(name)), Some(held));
+        assert_eq!((story.actions(), story.events()), (vec![], vec![]));
+        story.up(second, name, 1, Side::Dialed);
+        story.used(second);
+        assert_eq!(story.mesh.current(&id(name)), Some(second));
+        assert!(story.next_dial(name).is_some(), "still dead");
+        story.member(name, 1);
+        story.actions();
+        story.pass(300 * SECOND);
+        assert_eq!(story.dials(), []);
+    }
+}
+
+#[test]
+fn a_death_that_is_refuted_at_once_is_not_verified() {
+    let mut story = Story::new();
+    story.connect("z");
+    story.mesh.member_dead(story.now, &id("z"));
+    story.member("z", 1);
+    story.pass(300 * SECOND);
+    assert_eq!(story.dials(), []);
+}
+
+#[test]
 fn a_forgotten_peer_stays_known_for_as_long_as_it_is_connected() {
     let mut story = Story::new();
     let connection = story.connect("z");
