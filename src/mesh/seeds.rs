@@ -123,14 +123,15 @@ impl Seeds {
     }
 
     /// Makes room for one more seed: the one that failed most often gives way, if any failed and
-    /// no join waits for it.
-    fn make_room(&mut self, max_seeds: usize) -> bool {
+    /// no join waits for it, be it an earlier one or that of `names`.
+    fn make_room(&mut self, max_seeds: usize, names: &BTreeSet<String>) -> bool {
         if self.table.len() < max_seeds {
             return true;
         }
         let idle = self.table.iter().filter(|(name, seed)| {
             seed.state == SeedState::Waiting
                 && seed.failures > 0
+                && !names.contains(*name)
                 && !self
                     .rounds
                     .iter()
@@ -173,24 +174,27 @@ impl Mesh {
             waiting: BTreeSet::new(),
             failed: Vec::new(),
         };
-        for name in names {
-            if self.seeds.seed(&name).is_none() {
-                if !self.seeds.make_room(self.config.max_seeds) {
+        for name in &names {
+            if self.seeds.seed(name).is_none() {
+                if !self.seeds.make_room(self.config.max_seeds, &names) {
                     let reason = format!("more than {} seeds", self.config.max_seeds);
                     round.failed.push(format!("{name}: {reason}"));
-                    self.events
-                        .push_back(Event::SeedFailed { seed: name, reason });
+                    self.events.push_back(Event::SeedFailed {
+                        seed: name.clone(),
+                        reason,
+                    });
                     continue;
                 }
                 self.seeds.table.insert(name.clone(), Seed::new());
             }
-            round.waiting.insert(name);
+            round.waiting.insert(name.clone());
         }
         let names: Vec<String> = round.waiting.iter().cloned().collect();
         self.seeds.rounds.push(round);
         for name in names {
-            let seed = self.seeds.seed(&name).expect("entered above");
-            if seed.state == SeedState::Waiting {
+            if let Some(seed) = self.seeds.seed(&name)
+                && seed.state == SeedState::Waiting
+            {
                 seed.failures = 0;
                 self.try_seed(now, &name);
             }

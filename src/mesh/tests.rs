@@ -1138,6 +1138,29 @@ fn when_the_table_of_seeds_is_full_a_failing_one_gives_way_else_the_new_one_is_r
 }
 
 #[test]
+fn a_seed_never_gives_way_to_another_one_of_the_same_join() {
+    let mut story = Story::with(Config {
+        max_seeds: 1,
+        ..Config::default()
+    });
+    story.join(&["a:1"]);
+    story
+        .mesh
+        .handle_resolved(story.now, "a:1", Err("no".to_owned()));
+    story.events();
+    story.actions();
+    story.join(&["a:1", "b:1"]);
+    assert_eq!(story.actions(), [resolve("a:1")]);
+    story
+        .mesh
+        .handle_resolved(story.now, "a:1", Err("no".to_owned()));
+    assert_eq!(
+        story.events().last(),
+        Some(&over(2, 0, &["b:1: more than 1 seeds", "a:1: no"]))
+    );
+}
+
+#[test]
 fn a_node_that_leaves_dials_nobody_lets_nobody_in_and_keeps_no_join_waiting() {
     let mut story = Story::new();
     let kept = story.connect("z");
