@@ -1144,9 +1144,7 @@ impl Mesh {
             self.events.push_back(Event::Disconnected { node, reason });
         }
         self.linked -= 1;
-        if self.linked == 0 {
-            self.hurry_seeds(now);
-        }
+        self.seeds_lost(now, node, stable);
         self.retry(now, node, reason);
     }
 

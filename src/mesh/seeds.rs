@@ -5,7 +5,7 @@
 //! own. A seed that belongs to a connected peer counts as reached without a dial; one that is this
 //! node itself fails, but is no failure of a join. While no peer is connected, seeds are tried with
 //! the backoff of members, else slowly: two halves of a cluster that forgot each other meet
-//! again that way.
+//! again that way. The backoff starts anew only after a connection that lasted.
 //!
 //! A round belongs to one call of `join` and ends exactly once.
 
@@ -64,7 +64,8 @@ pub struct SeedView {
     pub node: Option<NodeId>,
     /// Whether that node is connected.
     pub connected: bool,
-    /// Tries that failed since it was last reached.
+    /// Tries that failed since it was last reached, and connections in a row to which it led and
+    /// that did not last.
     pub failures: u32,
     /// Why the last try failed.
     pub last_error: Option<String>,
@@ -83,6 +84,9 @@ struct Seed {
     saw_self: bool,
     node: Option<NodeId>,
     failures: u32,
+    /// Connections to its node that ended young, since one lasted. It answers, but to count that
+    /// as success would redial a node that leaves or is full many times a second.
+    short_lived: u32,
     last_error: Option<String>,
     due: Option<Instant>,
 }
@@ -96,9 +100,15 @@ impl Seed {
             saw_self: false,
             node: None,
             failures: 0,
+            short_lived: 0,
             last_error: None,
             due: None,
         }
+    }
+
+    /// What the backoff counts.
+    fn setbacks(&self) -> u32 {
+        self.failures.saturating_add(self.short_lived)
     }
 }
 
@@ -196,6 +206,7 @@ impl Mesh {
                 && seed.state == SeedState::Waiting
             {
                 seed.failures = 0;
+                seed.short_lived = 0;
                 self.try_seed(now, &name);
             }
         }
@@ -244,7 +255,7 @@ impl Mesh {
                 .node
                 .as_ref()
                 .is_some_and(|node| self.link_to(node).is_some()),
-            failures: seed.failures,
+            failures: seed.setbacks(),
             last_error: seed.last_error.clone(),
             next_try: seed.due,
         })
@@ -276,17 +287,40 @@ impl Mesh {
         }
     }
 
-    /// Nobody is connected any more: seeds become urgent.
-    pub(super) fn hurry_seeds(&mut self, now: Instant) {
+    /// The last connection to `node` has ended, after a while in which it proved `stable` or not.
+    /// When nobody is connected any more, seeds become urgent: after a stable connection as if for
+    /// the first time, else with the backoff that each has earned.
+    pub(super) fn seeds_lost(&mut self, now: Instant, node: &NodeId, stable: bool) {
         if self.stopped {
             return;
         }
-        let backoff = self.config.backoff_min;
-        for seed in self.seeds.table.values_mut() {
-            if seed.state == SeedState::Waiting && !seed.saw_self {
+        let alone = self.linked == 0;
+        let (backoff, slowest) = (self.config.backoff_min, self.config.backoff_max);
+        let names: Vec<String> = self.seeds.table.keys().cloned().collect();
+        for name in names {
+            let Some(seed) = self.seeds.table.get_mut(&name) else {
+                continue;
+            };
+            let led_there = seed.node.as_ref() == Some(node);
+            if led_there {
+                let count = seed.short_lived.saturating_add(1);
+                seed.short_lived = if stable { 0 } else { count };
+            }
+            if !alone || seed.state != SeedState::Waiting || seed.saw_self {
+                continue;
+            }
+            if stable {
                 seed.failures = 0;
+                seed.short_lived = 0;
                 let soon = now + self.rng.between(backoff / 10, backoff);
                 seed.due = Some(seed.due.map_or(soon, |due| due.min(soon)));
+            } else if led_there || seed.due.is_none_or(|due| due > now + slowest) {
+                // One that waits for no longer than the backoff does so already.
+                let setbacks = seed.setbacks();
+                let due = now + self.draw_backoff(setbacks);
+                if let Some(seed) = self.seeds.table.get_mut(&name) {
+                    seed.due = Some(due);
+                }
             }
         }
     }
@@ -372,7 +406,17 @@ impl Mesh {
             Some((node, connection)) if wanted => {
                 self.seed_reached(now, name, &node, connection);
             }
-            Some(_) => self.seeds.table.get_mut(name).expect("seen above").due = Some(now + pause),
+            Some((_, connection)) => {
+                let lasts = match self.connections.get(&connection) {
+                    Some(Phase::Up { since, .. }) => self.is_stable(now, *since),
+                    Some(Phase::Dialing { .. } | Phase::Draining | Phase::Closing) | None => false,
+                };
+                let seed = self.seeds.table.get_mut(name).expect("seen above");
+                seed.due = Some(now + pause);
+                if lasts {
+                    seed.short_lived = 0;
+                }
+            }
             None => {
                 let deadline = now + self.config.resolve_timeout;
                 let seed = self.seeds.table.get_mut(name).expect("seen above");
@@ -425,11 +469,12 @@ impl Mesh {
         let Some(seed) = self.seeds.table.get(name) else {
             return;
         };
-        let (failures, itself) = (seed.failures, reason == ITSELF);
+        let (failures, setbacks) = (seed.failures, seed.setbacks());
+        let itself = reason == ITSELF;
         let delay = if itself || self.linked > 0 {
             pause
         } else {
-            self.draw_backoff(failures)
+            self.draw_backoff(setbacks)
         };
         let seed = self.seeds.table.get_mut(name).expect("seen above");
         seed.state = SeedState::Waiting;

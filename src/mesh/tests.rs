@@ -1068,12 +1068,55 @@ fn a_seed_of_a_connected_peer_is_reached_without_a_dial() {
 fn seeds_are_tried_slowly_while_a_peer_is_connected_and_fast_once_none_is() {
     let mut story = Story::new();
     let connection = story.connect("z");
+    story.pass(SECOND);
     story.join(&["s:1"]);
     story.resolved("s:1", &[addr(1)]);
     let dial = story.dials()[0].0;
     story.down(dial, CloseReason::Refused);
     story.pass(29 * SECOND);
     assert_eq!(story.actions(), []);
+    story.down(connection, CloseReason::Idle);
+    story.pass(100 * MS);
+    assert!(story.actions().contains(&resolve("s:1")));
+}
+
+#[test]
+fn a_seed_that_accepts_and_closes_at_once_is_dialled_with_a_growing_backoff() {
+    let mut story = Story::new();
+    story.join(&["s:1"]);
+    let mut dials = 0;
+    let end = story.now + 600 * SECOND;
+    while story.now < end {
+        for action in story.actions() {
+            match action {
+                Action::Resolve { seed } => story.resolved(&seed, &[home("z")]),
+                Action::Dial { connection, .. } => {
+                    dials += 1;
+                    story.up(connection, "z", 1, Side::Dialed);
+                    story.down(connection, CloseReason::Peer(CloseCode::Shutdown));
+                }
+                Action::Use { .. } | Action::Drain { .. } | Action::Close { .. } => {}
+            }
+        }
+        story.events();
+        if story.mesh.actions.is_empty() {
+            let due = story.mesh.poll_timeout().unwrap() - story.now;
+            assert!(due <= 10 * SECOND, "{due:?}");
+            story.pass(due);
+        }
+    }
+    assert!((60..240).contains(&dials), "{dials} dials in ten minutes");
+    let connection = loop {
+        match story.actions().pop() {
+            Some(Action::Resolve { seed }) => story.resolved(&seed, &[home("z")]),
+            Some(Action::Dial { connection, .. }) => break connection,
+            _ => story.pass(SECOND),
+        }
+    };
+    story.up(connection, "z", 1, Side::Dialed);
+    story.pass(40 * SECOND);
+    assert_eq!(story.mesh.seeds().next().unwrap().failures, 0);
+    story.actions();
     story.down(connection, CloseReason::Idle);
     story.pass(100 * MS);
     assert!(story.actions().contains(&resolve("s:1")));
