@@ -685,6 +685,7 @@ impl Mesh {
         self.up += 1;
         self.link(now, node, connection, boot, side, addr);
         if let Some(seed) = dialled_seed {
+            self.seeds.remember_led_to(addr, node);
             let best = self.link_to(node).unwrap_or(connection);
             self.seed_reached(now, &seed, node, best);
         }
@@ -1030,6 +1031,7 @@ impl Mesh {
                 peer.supersede(life);
                 peer.forgive();
                 peer.current = None;
+                self.seeds.forget_led_to(node);
                 for link in std::mem::take(&mut peer.links) {
                     self.close_link(link, CloseCode::Superseded);
                 }
@@ -1144,6 +1146,7 @@ impl Mesh {
             self.events.push_back(Event::Disconnected { node, reason });
         }
         self.linked -= 1;
+        self.seeds.forget_led_to(node);
         self.seeds_lost(now, node, stable);
         self.retry(now, node, reason);
     }

@@ -7,6 +7,11 @@
 //! the backoff of members, else slowly: two halves of a cluster that forgot each other meet
 //! again that way. The backoff starts anew only after a connection that lasted.
 //!
+//! The first address that answers is enough to enter. But where one name has several, each node
+//! might enter at its own and the cluster be several for ever; so a connected seed of that kind is
+//! resolved again at the slow pace, and those of its addresses dialled that are not known to lead
+//! to a connected peer.
+//!
 //! A round belongs to one call of `join` and ends exactly once.
 
 use std::{
@@ -24,6 +29,10 @@ use crate::{
 /// Addresses tried per resolution. A name of a whole deployment may have hundreds; a random choice
 /// of them is as good a way in, and a try must end.
 const MAX_SEED_ADDRS: usize = 8;
+
+/// Addresses remembered with the node that answered there, for peers whose own address is another
+/// one. Enough for every address of every seed; when full, one is forgotten and dialled once more.
+const MAX_LED_TO: usize = 256;
 
 /// Joins that wait at the same time. Further ones end at once with that reason.
 const MAX_ROUNDS: usize = 64;
@@ -83,6 +92,10 @@ struct Seed {
     /// Whether an address of this try is this node.
     saw_self: bool,
     node: Option<NodeId>,
+    /// How many addresses the name resolved to last.
+    addresses: usize,
+    /// While all addresses of the seed are gone through: a connected node that it leads to.
+    exploring: Option<NodeId>,
     failures: u32,
     /// Connections to its node that ended young, since one lasted. It answers, but to count that
     /// as success would redial a node that leaves or is full many times a second.
@@ -99,6 +112,8 @@ impl Seed {
             error: None,
             saw_self: false,
             node: None,
+            addresses: 0,
+            exploring: None,
             failures: 0,
             short_lived: 0,
             last_error: None,
@@ -125,11 +140,31 @@ pub(super) struct Seeds {
     table: BTreeMap<String, Seed>,
     rounds: Vec<Round>,
     last_round: u64,
+    /// Who answered a seed's dial at an address, for as long as it is connected: the address may
+    /// be another node's next.
+    led_to: BTreeMap<SocketAddr, NodeId>,
 }
 
 impl Seeds {
     fn seed(&mut self, name: &str) -> Option<&mut Seed> {
         self.table.get_mut(name)
+    }
+
+    fn is_awaited(&self, name: &str) -> bool {
+        self.rounds.iter().any(|round| round.waiting.contains(name))
+    }
+
+    /// A seed's dial of the address came up as `node`.
+    pub(super) fn remember_led_to(&mut self, addr: SocketAddr, node: &NodeId) {
+        if self.led_to.len() >= MAX_LED_TO && !self.led_to.contains_key(&addr) {
+            self.led_to.pop_first();
+        }
+        self.led_to.insert(addr, node.clone());
+    }
+
+    /// This life of the node is not connected any more.
+    pub(super) fn forget_led_to(&mut self, node: &NodeId) {
+        self.led_to.retain(|_, other| other != node);
     }
 
     /// Makes room for one more seed: the one that failed most often gives way, if any failed and
@@ -142,10 +177,7 @@ impl Seeds {
             seed.state == SeedState::Waiting
                 && seed.failures > 0
                 && !names.contains(*name)
-                && !self
-                    .rounds
-                    .iter()
-                    .any(|round| round.waiting.contains(*name))
+                && !self.is_awaited(name)
         });
         let Some(worst) = idle
             .max_by_key(|(_, seed)| seed.failures)
@@ -231,6 +263,7 @@ impl Mesh {
             Ok(mut addrs) => {
                 let mut seen = BTreeSet::new();
                 addrs.retain(|addr| seen.insert(*addr));
+                entry.addresses = addrs.len();
                 if addrs.len() > MAX_SEED_ADDRS {
                     self.rng.shuffle(&mut addrs);
                     addrs.truncate(MAX_SEED_ADDRS);
@@ -279,7 +312,7 @@ impl Mesh {
                 SeedState::Waiting => self.try_seed(now, &name),
                 SeedState::Resolving => {
                     let limit = self.config.resolve_timeout;
-                    self.seed_failed(now, &name, format!("not resolved within {limit:?}"));
+                    self.seed_address_failed(now, &name, format!("not resolved within {limit:?}"));
                 }
                 // A dial has its own deadline and ends with `handle_down`.
                 SeedState::Dialing => {}
@@ -329,6 +362,7 @@ impl Mesh {
         for seed in self.seeds.table.values_mut() {
             seed.state = SeedState::Waiting;
             seed.untried.clear();
+            seed.exploring = None;
             seed.due = None;
         }
         for mut round in std::mem::take(&mut self.seeds.rounds) {
@@ -354,17 +388,21 @@ impl Mesh {
             return;
         };
         seed.state = SeedState::Waiting;
-        seed.untried.clear();
+        let explores = seed.exploring.is_some();
+        if explores {
+            seed.exploring = Some(node.clone());
+        } else {
+            seed.untried.clear();
+        }
         seed.error = None;
         seed.last_error = None;
         seed.saw_self = false;
         seed.failures = 0;
         seed.node = Some(node.clone());
         seed.due = Some(now + pause);
-        let (seed, node) = (name.to_owned(), node.clone());
         self.events.push_back(Event::SeedReached {
-            seed,
-            node,
+            seed: name.to_owned(),
+            node: node.clone(),
             connection,
         });
         let (over, open): (Vec<Round>, Vec<Round>) = std::mem::take(&mut self.seeds.rounds)
@@ -373,6 +411,9 @@ impl Mesh {
         self.seeds.rounds = open;
         for round in over {
             self.end_round(round, 1);
+        }
+        if explores {
+            self.try_next_address(now, name);
         }
     }
 
@@ -397,12 +438,9 @@ impl Mesh {
             .node
             .as_ref()
             .and_then(|node| Some((node.clone(), self.link_to(node)?)));
-        let wanted = self
-            .seeds
-            .rounds
-            .iter()
-            .any(|round| round.waiting.contains(name));
-        match connected {
+        let wanted = self.seeds.is_awaited(name);
+        let explores = seed.addresses > 1 && !wanted && connected.is_some();
+        match connected.clone().filter(|_| !explores) {
             Some((node, connection)) if wanted => {
                 self.seed_reached(now, name, &node, connection);
             }
@@ -424,6 +462,7 @@ impl Mesh {
                 seed.untried.clear();
                 seed.error = None;
                 seed.saw_self = false;
+                seed.exploring = connected.map(|(node, _)| node);
                 seed.due = Some(deadline);
                 self.actions.push_back(Action::Resolve {
                     seed: name.to_owned(),
@@ -444,24 +483,53 @@ impl Mesh {
                 seed.saw_self = true;
                 continue;
             }
+            let explores = seed.exploring.is_some();
             if let Some((node, connection)) = self.link_at(addr) {
+                if explores && !self.seeds.is_awaited(name) {
+                    continue;
+                }
+                // Goes on from here, should there be more to explore.
                 self.seed_reached(now, name, &node, connection);
                 return;
             }
-            if self.is_full() {
-                self.seed_failed(now, name, "too many connections here".to_owned());
+            let is_full = self.is_full();
+            let Some(seed) = self.seeds.table.get_mut(name) else {
                 return;
+            };
+            if is_full {
+                seed.untried.clear();
+                seed.error = Some("too many connections here".to_owned());
+                break;
             }
-            let seed = self.seeds.table.get_mut(name).expect("seen above");
             seed.state = SeedState::Dialing;
             seed.due = None;
             let connection = self.allocate();
             self.dial(connection, None, addr, Some(name.to_owned()), Slot::Seed);
             return;
         }
-        let seed = self.seeds.table.get_mut(name).expect("seen in the loop");
+        let Some(seed) = self.seeds.table.get_mut(name) else {
+            return;
+        };
         let error = seed.error.take().unwrap_or_else(|| ITSELF.to_owned());
-        self.seed_failed(now, name, error);
+        let explored = seed.exploring.take();
+        match explored.and_then(|node| Some((self.link_to(&node)?, node))) {
+            Some((connection, node)) if self.seeds.is_awaited(name) => {
+                self.seed_reached(now, name, &node, connection);
+            }
+            // That some addresses do not answer is no failure of a seed that is connected.
+            Some(_) => self.seed_rests(now, name),
+            None => self.seed_failed(now, name, error),
+        }
+    }
+
+    /// Leaves a connected seed alone until its next slow try.
+    fn seed_rests(&mut self, now: Instant, name: &str) {
+        let pause = self.draw_seed_retry();
+        if let Some(seed) = self.seeds.seed(name) {
+            seed.state = SeedState::Waiting;
+            seed.saw_self = false;
+            seed.due = Some(now + pause);
+        }
     }
 
     fn seed_failed(&mut self, now: Instant, name: &str, reason: String) {
@@ -527,6 +595,11 @@ impl Mesh {
 
     /// The connected peer that accepts connections at this address.
     fn link_at(&self, addr: SocketAddr) -> Option<(NodeId, ConnectionId)> {
+        if let Some(node) = self.seeds.led_to.get(&addr)
+            && let Some(connection) = self.link_to(node)
+        {
+            return Some((node.clone(), connection));
+        }
         self.peers.iter().find_map(|(node, peer)| {
             let dialled_there = || {
                 peer.links

@@ -144,6 +144,13 @@ impl Story {
         connection
     }
 
+    fn connect_accepted(&mut self, name: &str) {
+        self.member(name, 1);
+        self.accept(name, 1);
+        self.actions();
+        self.events();
+    }
+
     fn next_dial(&self, name: &str) -> Option<Duration> {
         let view = self.mesh.peer(self.now, &id(name))?;
         view.next_dial
@@ -1003,6 +1010,48 @@ fn every_address_of_a_seed_is_tried_in_turn_and_the_name_resolved_again_on_every
     story.pass(100 * MS);
     assert_eq!(story.actions(), [resolve("s:1")]);
     assert_eq!(story.mesh.seeds().next().unwrap().failures, 1);
+}
+
+#[test]
+fn the_other_addresses_of_a_seed_are_dialled_later_but_never_those_of_connected_peers() {
+    let mut story = Story::new();
+    let all = [addr(1), home("m"), home("y"), home("z"), addr(2)];
+    story.join(&["s:1"]);
+    story.actions();
+    story.resolved("s:1", &all);
+    // The address by which `x` is reached is not the one that it tells.
+    let dial = story.dials()[0].0;
+    story
+        .mesh
+        .handle_up(story.now, dial, &id("x"), boot(1), Side::Dialed, addr(1));
+    story.member("x", 1);
+    story.connect_accepted("y");
+    story.events();
+    story.pass(38 * SECOND);
+    assert_eq!(story.actions(), [resolve("s:1")]);
+    story.resolved("s:1", &all);
+    let dials = story.dials();
+    assert_eq!((dials.len(), dials[0].1), (1, home("m")));
+    story.down(dials[0].0, CloseReason::Peer(CloseCode::SelfDial));
+    let dials = story.dials();
+    assert_eq!((dials.len(), dials[0].1), (1, home("z")));
+    // A join that comes meanwhile ends with the next that answers.
+    story.events();
+    story.join(&["s:1"]);
+    story.up(dials[0].0, "z", 1, Side::Dialed);
+    assert!(story.events().contains(&over(2, 1, &[])));
+    let dials = story.dials();
+    assert_eq!((dials.len(), dials[0].1), (1, addr(2)));
+    story.join(&["s:1"]);
+    story.down(dials[0].0, CloseReason::Refused);
+    assert!(story.events().contains(&over(3, 1, &[])));
+    let view = story.mesh.seeds().next().unwrap();
+    assert_eq!((view.state, view.failures), (SeedState::Waiting, 0));
+    story.pass(38 * SECOND);
+    assert_eq!(story.actions(), [resolve("s:1")]);
+    story.pass(5 * SECOND);
+    assert_eq!(story.events(), [], "still connected");
+    assert_eq!(story.mesh.seeds().next().unwrap().failures, 0);
 }
 
 #[test]
