@@ -96,6 +96,8 @@ struct Seed {
     addresses: usize,
     /// While all addresses of the seed are gone through: a connected node that it leads to.
     exploring: Option<NodeId>,
+    /// Whether the time for its name ran out: the answer is welcome until the next try.
+    overdue: bool,
     failures: u32,
     /// Connections to its node that ended young, since one lasted. It answers, but to count that
     /// as success would redial a node that leaves or is full many times a second.
@@ -114,6 +116,7 @@ impl Seed {
             node: None,
             addresses: 0,
             exploring: None,
+            overdue: false,
             failures: 0,
             short_lived: 0,
             last_error: None,
@@ -246,7 +249,9 @@ impl Mesh {
         id
     }
 
-    /// What the name of a seed resolved to. An answer nobody waits for any more is ignored.
+    /// What the name of a seed resolved to. Addresses that come after the time for it start the
+    /// next try early, for else a slow name would never lead anywhere; any other answer that nobody
+    /// waits for is ignored.
     pub fn handle_resolved(
         &mut self,
         now: Instant,
@@ -256,9 +261,15 @@ impl Mesh {
         let Some(entry) = self.seeds.table.get_mut(seed) else {
             return;
         };
-        if entry.state != SeedState::Resolving || self.stopped {
+        let welcome = match entry.state {
+            SeedState::Resolving => true,
+            SeedState::Waiting => entry.overdue && result.is_ok(),
+            SeedState::Dialing => false,
+        };
+        if !welcome || self.stopped {
             return;
         }
+        entry.overdue = false;
         match result {
             Ok(mut addrs) => {
                 let mut seen = BTreeSet::new();
@@ -313,6 +324,9 @@ impl Mesh {
                 SeedState::Resolving => {
                     let limit = self.config.resolve_timeout;
                     self.seed_address_failed(now, &name, format!("not resolved within {limit:?}"));
+                    if let Some(seed) = self.seeds.seed(&name) {
+                        seed.overdue = true;
+                    }
                 }
                 // A dial has its own deadline and ends with `handle_down`.
                 SeedState::Dialing => {}
@@ -363,6 +377,7 @@ impl Mesh {
             seed.state = SeedState::Waiting;
             seed.untried.clear();
             seed.exploring = None;
+            seed.overdue = false;
             seed.due = None;
         }
         for mut round in std::mem::take(&mut self.seeds.rounds) {
@@ -462,6 +477,7 @@ impl Mesh {
                 seed.untried.clear();
                 seed.error = None;
                 seed.saw_self = false;
+                seed.overdue = false;
                 seed.exploring = connected.map(|(node, _)| node);
                 seed.due = Some(deadline);
                 self.actions.push_back(Action::Resolve {

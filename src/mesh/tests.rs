@@ -1055,7 +1055,7 @@ fn the_other_addresses_of_a_seed_are_dialled_later_but_never_those_of_connected_
 }
 
 #[test]
-fn a_name_that_is_not_resolved_in_time_fails_and_a_late_answer_is_ignored() {
+fn a_name_that_is_not_resolved_in_time_fails_and_its_late_addresses_are_dialled() {
     let mut story = Story::new();
     story.join(&["s:1"]);
     story.pass(5 * SECOND);
@@ -1064,8 +1064,17 @@ fn a_name_that_is_not_resolved_in_time_fails_and_a_late_answer_is_ignored() {
         over(1, 0, &["s:1: not resolved within 5s"])
     );
     story.actions();
+    story
+        .mesh
+        .handle_resolved(story.now, "s:1", Err("no such host".to_owned()));
+    assert_eq!(story.events(), [], "it has failed already");
     story.resolved("s:1", &[addr(1)]);
-    assert_eq!(story.dials(), []);
+    let dials = story.dials();
+    assert_eq!(dials.len(), 1);
+    story.resolved("s:1", &[addr(2)]);
+    story.down(dials[0].0, CloseReason::Refused);
+    story.resolved("s:1", &[addr(2)]);
+    assert_eq!(story.dials(), [], "nobody waits for these");
 }
 
 #[test]
