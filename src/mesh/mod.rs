@@ -611,7 +611,9 @@ impl Mesh {
 
     /// A record that cannot be verified yet: somewhere to dial, no member.
     pub fn handle_hint(&mut self, now: Instant, node: &NodeId, addr: SocketAddr) {
-        if *node == self.me || self.stopped {
+        // At its own address only this node can answer; nothing would ever dial that hint, nor drop
+        // it.
+        if *node == self.me || self.stopped || self.own_addrs.contains(&addr) {
             return;
         }
         if !self.peers.contains_key(node) {
@@ -1178,7 +1180,10 @@ impl Mesh {
         let idle = peer.links.is_empty() && peer.dialing.is_none();
         let done = match peer.standing {
             Standing::Stranger => idle,
-            Standing::Hint { dials_left } => idle && dials_left == 0,
+            Standing::Hint { dials_left } => {
+                let is_own = peer.addr.is_some_and(|addr| self.own_addrs.contains(&addr));
+                idle && (dials_left == 0 || is_own)
+            }
             Standing::Alive | Standing::Dead | Standing::Left => false,
         };
         if done {

@@ -855,6 +855,17 @@ fn a_hint_is_dialled_a_few_times_and_then_dropped() {
 }
 
 #[test]
+fn a_hint_at_an_address_of_this_node_leaves_the_table_and_never_comes_back() {
+    let mut story = Story::new();
+    story.mesh.handle_hint(story.now, &id("z"), home("z"));
+    let connection = story.dial_within(SECOND);
+    story.down(connection, CloseReason::Peer(CloseCode::SelfDial));
+    assert_eq!(story.mesh.peer(story.now, &id("z")), None);
+    story.mesh.handle_hint(story.now, &id("y"), home("z"));
+    assert_eq!((story.mesh.peers.len(), story.mesh.hints), (0, 0));
+}
+
+#[test]
 fn a_hint_never_moves_a_member() {
     let mut story = Story::new();
     story.member("z", 1);
