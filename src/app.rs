@@ -320,8 +320,9 @@ impl App {
 
     /// The messages for this application, for `recv` and for `crossbeam_channel::select!`. Clones
     /// of the receiver share the messages. A message counts against the inbox until it is dropped.
+    /// The channel ends when the node has stopped.
     pub fn messages(&self) -> &Receiver<Message> {
-        &self.inbox.messages.1
+        &self.inbox.messages
     }
 
     /// Handles messages on `workers` threads of their own. With more than one, messages of one peer
@@ -342,7 +343,7 @@ impl App {
         for _ in 0..workers.clamp(1, MAX_WORKERS) {
             let (inbox, handler) = (Arc::clone(&self.inbox), Arc::clone(&handler));
             self.start(move |stopped| {
-                work(&stopped, &inbox.messages.1, |message| {
+                work(&stopped, &inbox.messages, |message| {
                     contain(&inbox, || handler(message));
                 });
             })?;
@@ -367,7 +368,7 @@ impl App {
         for _ in 0..workers.clamp(1, MAX_WORKERS) {
             let (inbox, handler) = (Arc::clone(&self.inbox), Arc::clone(&handler));
             self.start(move |stopped| {
-                work(&stopped, &inbox.requests.1, |pending| {
+                work(&stopped, &inbox.requests, |pending| {
                     answer(&inbox, pending, |request| handler(request));
                 });
             })?;

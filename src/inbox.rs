@@ -5,9 +5,14 @@
 //! When they reach the limit, the stream that the next message came on is not read any more, so
 //! that the sender feels it; when bytes are given back, the connections that wait are woken. A
 //! connection's other streams go on.
+//!
+//! Those who wait keep their order: while the item of the first does not fit, nobody else gets
+//! room, or steady small items would keep a large one out for ever. When it fits, all are woken,
+//! the first one first; whoever asks then gets room, for the first may never ask again. That is a
+//! race, but one that the first takes part in each time the inbox has drained.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     sync::{
         Arc, Weak,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
@@ -26,6 +31,10 @@ pub(crate) const MAX_INBOX_BYTES: usize = 1 << 20;
 /// What an item costs beside its payload, so that empty messages are bounded too.
 const ITEM_OVERHEAD_BYTES: usize = 256;
 
+/// How often the first of those who wait is woken to room for its item before it loses its place.
+/// A connection does not tell when the stream was reset whose item waits.
+const MAX_TURNS: u32 = 8;
+
 /// How many applications a node may have. Their streams must fit the 256 streams of a peer, and the
 /// windows of those that can stall must fit the connection's (see `transport::Config`).
 pub(crate) const MAX_APPS: usize = 32;
@@ -39,7 +48,37 @@ pub(crate) struct Budget {
 #[derive(Debug, Default)]
 struct BudgetState {
     held: usize,
-    waiting: Vec<Weak<Waker>>,
+    /// In the order in which they came. One entry a connection, and those of ended connections are
+    /// dropped, so that there are no more than connections.
+    waiting: VecDeque<Waiter>,
+}
+
+#[derive(Debug)]
+struct Waiter {
+    waker: Weak<Waker>,
+    /// The largest item that it asked room for.
+    bytes: usize,
+    /// How often it was woken to room enough.
+    turns: u32,
+}
+
+impl Waiter {
+    fn is(&self, waker: &Arc<Waker>) -> bool {
+        self.waker.as_ptr() == Arc::as_ptr(waker)
+    }
+}
+
+impl BudgetState {
+    fn fits(&self, bytes: usize) -> bool {
+        self.held == 0 || self.held + bytes <= MAX_INBOX_BYTES
+    }
+
+    /// The first of those who wait and live.
+    fn first(&mut self) -> Option<&Waiter> {
+        self.waiting
+            .retain(|waiter| waiter.waker.strong_count() > 0);
+        self.waiting.front()
+    }
 }
 
 impl Budget {
@@ -48,17 +87,30 @@ impl Budget {
     pub(crate) fn take(self: &Arc<Self>, payload: usize, waker: &Arc<Waker>) -> Option<Permit> {
         let bytes = payload + ITEM_OVERHEAD_BYTES;
         let mut state = self.state.lock();
-        if state.held > 0 && state.held + bytes > MAX_INBOX_BYTES {
-            // One entry a connection: it asks again only after it was woken.
-            state.waiting.retain(|other| other.strong_count() > 0);
-            if !state
-                .waiting
-                .iter()
-                .any(|other| other.as_ptr() == Arc::as_ptr(waker))
-            {
-                state.waiting.push(Arc::downgrade(waker));
+        let first = state
+            .first()
+            .filter(|first| !first.is(waker))
+            .map(|first| first.bytes);
+        let is_kept_out = first.is_some_and(|first| !state.fits(first));
+        let place = state.waiting.iter().position(|other| other.is(waker));
+        if is_kept_out || !state.fits(bytes) {
+            match place {
+                Some(place) => {
+                    let waiter = &mut state.waiting[place];
+                    waiter.bytes = waiter.bytes.max(bytes);
+                }
+                None => state.waiting.push_back(Waiter {
+                    waker: Arc::downgrade(waker),
+                    bytes,
+                    turns: 0,
+                }),
             }
             return None;
+        }
+        if let Some(place) = place {
+            state.waiting.remove(place);
+            // Another of its streams may wait behind the same entry: let it ask again.
+            waker.wake();
         }
         state.held += bytes;
         Some(Permit {
@@ -68,12 +120,28 @@ impl Budget {
     }
 
     fn give_back(&self, bytes: usize) {
-        let waiting = {
-            let mut state = self.state.lock();
-            state.held -= bytes;
-            std::mem::take(&mut state.waiting)
+        let mut state = self.state.lock();
+        state.held -= bytes;
+        // While the first does not fit, something is held, and its return comes here again.
+        let Some(first) = state.first().map(|first| first.bytes) else {
+            return;
         };
-        for waker in waiting.iter().filter_map(Weak::upgrade) {
+        if !state.fits(first) {
+            return;
+        }
+        let wakers: Vec<Arc<Waker>> = state
+            .waiting
+            .iter()
+            .filter_map(|waiter| waiter.waker.upgrade())
+            .collect();
+        if let Some(waiter) = state.waiting.front_mut() {
+            waiter.turns += 1;
+            if waiter.turns >= MAX_TURNS {
+                state.waiting.pop_front();
+            }
+        }
+        drop(state);
+        for waker in wakers {
             waker.wake();
         }
     }
@@ -143,13 +211,21 @@ pub(crate) struct PendingRequest {
     pub(crate) permit: Permit,
 }
 
+struct Senders {
+    messages: Sender<Message>,
+    requests: Sender<PendingRequest>,
+}
+
 /// One application's inbox.
 pub(crate) struct Inbox {
     pub(crate) name: Arc<str>,
     pub(crate) message_budget: Arc<Budget>,
     pub(crate) request_budget: Arc<Budget>,
-    pub(crate) messages: (Sender<Message>, Receiver<Message>),
-    pub(crate) requests: (Sender<PendingRequest>, Receiver<PendingRequest>),
+    /// The ends of both channels; the sending ones are dropped when the node has stopped, so that
+    /// nobody waits for what cannot come.
+    pub(crate) messages: Receiver<Message>,
+    pub(crate) requests: Receiver<PendingRequest>,
+    senders: RwLock<Option<Senders>>,
     /// Whether a request handler is registered.
     pub(crate) takes_requests: AtomicBool,
     pub(crate) received: AtomicU64,
@@ -162,12 +238,19 @@ impl Inbox {
         reason = "both are bounded in bytes by their budgets"
     )]
     fn new(name: &str) -> Self {
+        let (message_sender, messages) = crossbeam_channel::unbounded();
+        let (request_sender, requests) = crossbeam_channel::unbounded();
+        let senders = Senders {
+            messages: message_sender,
+            requests: request_sender,
+        };
         Self {
             name: Arc::from(name),
             message_budget: Arc::default(),
             request_budget: Arc::default(),
-            messages: crossbeam_channel::unbounded(),
-            requests: crossbeam_channel::unbounded(),
+            messages,
+            requests,
+            senders: RwLock::new(Some(senders)),
             takes_requests: AtomicBool::new(false),
             received: AtomicU64::new(0),
             handler_panics: AtomicU64::new(0),
@@ -176,17 +259,21 @@ impl Inbox {
 
     pub(crate) fn deliver(&self, from: NodeId, payload: Vec<u8>, permit: Permit) {
         self.received.fetch_add(1, Relaxed);
-        // The receiver lives in this very struct, so that the channel is never disconnected.
-        let _ = self.messages.0.send(Message {
-            from,
-            payload,
-            _permit: permit,
-        });
+        if let Some(senders) = &*self.senders.read() {
+            // The receiver lives in this very struct, so that the channel is connected.
+            let _ = senders.messages.send(Message {
+                from,
+                payload,
+                _permit: permit,
+            });
+        }
     }
 
     pub(crate) fn deliver_request(&self, pending: PendingRequest) {
         self.received.fetch_add(1, Relaxed);
-        let _ = self.requests.0.send(pending);
+        if let Some(senders) = &*self.senders.read() {
+            let _ = senders.requests.send(pending);
+        }
     }
 }
 
@@ -220,6 +307,13 @@ impl Registry {
         self.apps.write().remove(name);
     }
 
+    /// The node has stopped: what is in the inboxes is the last.
+    pub(crate) fn close(&self) {
+        for inbox in self.apps.read().values() {
+            inbox.senders.write().take();
+        }
+    }
+
     pub(crate) fn get(&self, name: &str) -> Option<Arc<Inbox>> {
         self.apps.read().get(name).cloned()
     }
@@ -246,6 +340,43 @@ mod tests {
             permits.push(permit);
         }
         assert_eq!(permits.len(), MAX_INBOX_BYTES / ITEM_OVERHEAD_BYTES);
+    }
+
+    #[test]
+    fn small_items_wait_behind_a_large_one_that_came_before_them() {
+        let budget = Arc::new(Budget::default());
+        let [large, small, late] = [(); 3].map(|()| Arc::new(Waker::new().unwrap()));
+        let first = budget.take(10, &small).expect("there is room");
+        let second = budget.take(10, &small).expect("there is room");
+        assert!(budget.take(2 * MAX_INBOX_BYTES, &large).is_none());
+        assert!(budget.take(10, &small).is_none());
+        drop(first);
+        assert!(budget.take(10, &late).is_none());
+        drop(second);
+        let whole = budget.take(2 * MAX_INBOX_BYTES, &large);
+        assert!(whole.is_some(), "the small ones have drained");
+        drop(whole);
+        assert!(budget.take(10, &small).is_some());
+        assert!(budget.take(10, &late).is_some());
+        assert_eq!(budget.state.lock().waiting.len(), 0);
+    }
+
+    #[test]
+    fn one_who_ended_or_never_asks_again_keeps_nobody_out_for_ever() {
+        let budget = Arc::new(Budget::default());
+        let [ended, silent, small] = [(); 3].map(|()| Arc::new(Waker::new().unwrap()));
+        let held = budget.take(10, &small).expect("there is room");
+        assert!(budget.take(2 * MAX_INBOX_BYTES, &ended).is_none());
+        assert!(budget.take(10, &small).is_none());
+        drop(ended);
+        drop(budget.take(10, &small).expect("the other ended"));
+        assert!(budget.take(2 * MAX_INBOX_BYTES, &silent).is_none());
+        drop(held);
+        for _ in 1..MAX_TURNS {
+            drop(budget.take(10, &small).expect("the other may never ask"));
+        }
+        let kept = budget.take(10, &small);
+        assert!(kept.is_some() && budget.take(10, &small).is_some());
     }
 
     #[test]

@@ -233,6 +233,7 @@ struct Reactor {
 pub(crate) fn run(parts: Parts) {
     let snapshot = Arc::clone(&parts.snapshot);
     let subscribers = Arc::clone(&parts.subscribers);
+    let registry = Arc::clone(&parts.context.registry);
     let outcome = catch_unwind(AssertUnwindSafe(|| Reactor::new(parts).drive()));
     match outcome {
         Ok(()) => snapshot.set_stage(Stage::Stopped),
@@ -248,6 +249,7 @@ pub(crate) fn run(parts: Parts) {
         }
     }
     subscribers.close();
+    registry.close();
 }
 
 impl Reactor {

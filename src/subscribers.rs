@@ -1,7 +1,10 @@
 //! Events to subscribers: each has its own bounded channel and its own count, and a slow one is
 //! told what it missed instead of holding anybody up.
 
-use std::time::SystemTime;
+use std::{
+    sync::{Arc, Weak},
+    time::SystemTime,
+};
 
 use crossbeam_channel::{Receiver, Sender, TrySendError};
 use parking_lot::Mutex;
@@ -17,13 +20,22 @@ const MAX_SUBSCRIBERS: usize = 256;
 #[derive(Debug)]
 struct Subscriber {
     events: Sender<Event>,
+    /// Gone when the subscription is; the channel itself tells only when it is sent to.
+    alive: Weak<()>,
     seq: u64,
     missed: u64,
 }
 
 impl Subscriber {
+    fn is_alive(&self) -> bool {
+        self.alive.strong_count() > 0
+    }
+
     /// `false` when the subscriber is gone.
     fn tell(&mut self, at: SystemTime, kind: &EventKind) -> bool {
+        if !self.is_alive() {
+            return false;
+        }
         if self.missed > 0 {
             let lagged = EventKind::Lagged {
                 missed: self.missed,
@@ -69,6 +81,13 @@ enum Push {
     Gone,
 }
 
+/// A subscriber's end of its channel, and what keeps the other end.
+#[derive(Debug)]
+pub(crate) struct Subscription {
+    receiver: Receiver<Event>,
+    alive: Arc<()>,
+}
+
 /// All subscribers of a node.
 #[derive(Debug, Default)]
 pub(crate) struct Subscribers {
@@ -84,12 +103,16 @@ impl Subscribers {
     }
 
     /// A new subscriber's channel. It ends at once when the node has stopped or has too many.
-    pub(crate) fn subscribe(&self) -> Receiver<Event> {
+    pub(crate) fn subscribe(&self) -> Subscription {
         let (sender, receiver) = crossbeam_channel::bounded(EVENT_CAPACITY);
+        let alive = Arc::new(());
         if let Some(list) = &mut *self.list.lock() {
+            // Between two events only this finds those that are gone.
+            list.retain(Subscriber::is_alive);
             if list.len() < MAX_SUBSCRIBERS {
                 list.push(Subscriber {
                     events: sender,
+                    alive: Arc::downgrade(&alive),
                     seq: 0,
                     missed: 0,
                 });
@@ -97,7 +120,7 @@ impl Subscribers {
                 log::warn!(target: "node", "more than {MAX_SUBSCRIBERS} event subscribers; refused");
             }
         }
-        receiver
+        Subscription { receiver, alive }
     }
 
     pub(crate) fn publish(&self, at: SystemTime, kind: &EventKind) {
@@ -119,11 +142,15 @@ impl Subscribers {
 #[derive(Debug)]
 pub struct Events {
     receiver: Receiver<Event>,
+    _alive: Arc<()>,
 }
 
 impl Events {
-    pub(crate) fn new(receiver: Receiver<Event>) -> Self {
-        Self { receiver }
+    pub(crate) fn new(subscription: Subscription) -> Self {
+        Self {
+            receiver: subscription.receiver,
+            _alive: subscription.alive,
+        }
     }
 
     /// Waits for the next event. `None` when the node has stopped.
@@ -164,7 +191,8 @@ mod tests {
     #[test]
     fn a_subscriber_that_does_not_read_is_told_once_what_it_missed() {
         let subscribers = Subscribers::new();
-        let receiver = subscribers.subscribe();
+        let subscription = subscribers.subscribe();
+        let receiver = &subscription.receiver;
         for _ in 0..EVENT_CAPACITY + 10 {
             subscribers.publish(SystemTime::UNIX_EPOCH, &EventKind::Ready);
         }
@@ -176,6 +204,17 @@ mod tests {
         assert_eq!(late[1].kind, EventKind::Leaving);
         let seqs = early.iter().chain(&late).map(|event| event.seq);
         assert!(seqs.eq(1..=EVENT_CAPACITY as u64 + 2), "seq has gaps");
+    }
+
+    #[test]
+    fn subscribers_that_are_gone_take_no_place() {
+        let subscribers = Subscribers::new();
+        for _ in 0..MAX_SUBSCRIBERS {
+            drop(Events::new(subscribers.subscribe()));
+        }
+        let kept = Events::new(subscribers.subscribe());
+        subscribers.publish(SystemTime::UNIX_EPOCH, &EventKind::Ready);
+        assert!(kept.try_recv().is_some());
     }
 
     #[test]

@@ -29,7 +29,11 @@
 //!
 //! **When gossip knows better.** A record with another boot id or another address than expected
 //! makes us dial although we are connected. The connection held stays until the new one is up:
-//! gossip is a hint, the handshake is proof, and then the rules above replace the ghost.
+//! gossip is a hint, the handshake is proof, and then the rules above replace the ghost. So it is
+//! when gossip calls a connected peer dead: a partition that was longer than the failure detector's
+//! patience and shorter than a connection's leaves both sides connected and dead for each other,
+//! and nobody probes the dead. A new handshake makes both sides compare what they know. Until the
+//! peer is alive again, that is repeated at the pace of the dead.
 //!
 //! **What it refuses to know:** sockets, threads, clocks, certificates, and why a member is alive.
 //! Membership says who there is, the transport says what connected and ended; this decides.
@@ -69,6 +73,10 @@ const HINT_DIALS: u32 = 3;
 
 /// The most that a redial after an address change waits.
 const SOON: Duration = Duration::from_millis(200);
+
+/// The least that the first dial of a peer waits that died while connected; up to twice as much as
+/// jitter, for both sides of a healed partition start at the same time.
+const VERIFY: Duration = Duration::from_secs(1);
 
 /// Failures from which on a peer may use only half of the dial slots. The first one is ordinary:
 /// the peer is just starting.
@@ -273,7 +281,7 @@ struct Peer {
     /// Whether `Connected` was told and `Disconnected` not yet.
     announced: bool,
     dialing: Option<ConnectionId>,
-    /// Dial although connected: membership knows another life or address.
+    /// Dial although connected: membership knows another life or address, or calls it dead.
     verify: bool,
     /// It said that it shuts down; dial slowly until membership confirms that it is alive.
     quiet: bool,
@@ -311,7 +319,7 @@ impl Peer {
     fn wants_dial(&self, own_addrs: &VecDeque<SocketAddr>) -> bool {
         let needs = match self.standing {
             Standing::Alive => self.links.is_empty() || self.verify,
-            Standing::Dead => self.links.is_empty(),
+            Standing::Dead => self.links.is_empty() || self.verify,
             Standing::Hint { dials_left } => self.links.is_empty() && dials_left > 0,
             Standing::Stranger | Standing::Left => false,
         };
@@ -362,6 +370,8 @@ enum Slot {
 enum Pace {
     /// Within [`SOON`], without the grace.
     Soon,
+    /// After [`VERIFY`], also when it is dead.
+    Verify,
     Backoff,
     Slow,
 }
@@ -532,6 +542,10 @@ impl Mesh {
             )
         });
         let confirmed = std::mem::take(&mut peer.quiet);
+        if came_back {
+            // The death that was to be verified is refuted.
+            peer.verify = false;
+        }
         peer.standing = Standing::Alive;
         peer.addr = Some(addr);
         peer.recorded = Some(boot);
@@ -553,7 +567,8 @@ impl Mesh {
         self.start_dials(now);
     }
 
-    /// A member is dead. It is dialled slowly for as long as it is known.
+    /// A member is dead. It is dialled slowly for as long as it is known; should it be connected, a
+    /// first time within seconds.
     pub fn member_dead(&mut self, now: Instant, node: &NodeId) {
         let Some(peer) = self.peers.get_mut(node) else {
             return;
@@ -562,8 +577,8 @@ impl Mesh {
             return;
         }
         peer.standing = Standing::Dead;
-        peer.verify = false;
-        self.schedule(now, node, Pace::Backoff);
+        peer.verify = !peer.links.is_empty();
+        self.schedule(now, node, Pace::Verify);
     }
 
     /// A member left. It is not dialled before it is up again.
@@ -596,7 +611,9 @@ impl Mesh {
 
     /// A record that cannot be verified yet: somewhere to dial, no member.
     pub fn handle_hint(&mut self, now: Instant, node: &NodeId, addr: SocketAddr) {
-        if *node == self.me || self.stopped {
+        // At its own address only this node can answer; nothing would ever dial that hint, nor drop
+        // it.
+        if *node == self.me || self.stopped || self.own_addrs.contains(&addr) {
             return;
         }
         if !self.peers.contains_key(node) {
@@ -670,6 +687,7 @@ impl Mesh {
         self.up += 1;
         self.link(now, node, connection, boot, side, addr);
         if let Some(seed) = dialled_seed {
+            self.seeds.remember_led_to(addr, node);
             let best = self.link_to(node).unwrap_or(connection);
             self.seed_reached(now, &seed, node, best);
         }
@@ -1015,6 +1033,7 @@ impl Mesh {
                 peer.supersede(life);
                 peer.forgive();
                 peer.current = None;
+                self.seeds.forget_led_to(node);
                 for link in std::mem::take(&mut peer.links) {
                     self.close_link(link, CloseCode::Superseded);
                 }
@@ -1042,9 +1061,10 @@ impl Mesh {
         });
         let peer = self.peers.get_mut(node).expect("entered above");
         peer.life = Some(boot);
-        peer.verify = false;
+        // Gossip has yet to hear of it, and only our own dial makes us ask for news.
+        peer.verify = peer.standing == Standing::Dead;
         peer.links.push(connection);
-        self.set_due(node, None);
+        self.schedule(now, node, Pace::Backoff);
         if first {
             self.linked += 1;
         }
@@ -1128,9 +1148,8 @@ impl Mesh {
             self.events.push_back(Event::Disconnected { node, reason });
         }
         self.linked -= 1;
-        if self.linked == 0 {
-            self.hurry_seeds(now);
-        }
+        self.seeds.forget_led_to(node);
+        self.seeds_lost(now, node, stable);
         self.retry(now, node, reason);
     }
 
@@ -1161,7 +1180,10 @@ impl Mesh {
         let idle = peer.links.is_empty() && peer.dialing.is_none();
         let done = match peer.standing {
             Standing::Stranger => idle,
-            Standing::Hint { dials_left } => idle && dials_left == 0,
+            Standing::Hint { dials_left } => {
+                let is_own = peer.addr.is_some_and(|addr| self.own_addrs.contains(&addr));
+                idle && (dials_left == 0 || is_own)
+            }
             Standing::Alive | Standing::Dead | Standing::Left => false,
         };
         if done {
@@ -1202,10 +1224,13 @@ impl Mesh {
         if pace == Pace::Soon {
             peer.grace_until = None;
         }
-        let (standing, quiet, failures) = (peer.standing, peer.quiet, peer.failures);
+        let (standing, verify) = (peer.standing, peer.verify);
+        let (quiet, failures) = (peer.quiet, peer.failures);
         let grace_until = peer.grace_until;
         let config = &self.config;
-        let delay = if standing == Standing::Dead {
+        let delay = if pace == Pace::Verify && verify {
+            self.rng.between(VERIFY, 3 * VERIFY)
+        } else if standing == Standing::Dead {
             self.rng
                 .between(config.dead_retry, config.dead_retry + config.dead_retry / 4)
         } else if quiet {
@@ -1216,7 +1241,7 @@ impl Mesh {
         } else {
             match pace {
                 Pace::Soon => self.rng.between(Duration::ZERO, SOON),
-                Pace::Backoff => self.draw_backoff(failures),
+                Pace::Backoff | Pace::Verify => self.draw_backoff(failures),
                 Pace::Slow => self.rng.between(
                     config.backoff_max,
                     config.backoff_max + config.backoff_max / 4,

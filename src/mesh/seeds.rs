@@ -5,7 +5,12 @@
 //! own. A seed that belongs to a connected peer counts as reached without a dial; one that is this
 //! node itself fails, but is no failure of a join. While no peer is connected, seeds are tried with
 //! the backoff of members, else slowly: two halves of a cluster that forgot each other meet
-//! again that way.
+//! again that way. The backoff starts anew only after a connection that lasted.
+//!
+//! The first address that answers is enough to enter. But where one name has several, each node
+//! might enter at its own and the cluster be several for ever; so a connected seed of that kind is
+//! resolved again at the slow pace, and those of its addresses dialled that are not known to lead
+//! to a connected peer.
 //!
 //! A round belongs to one call of `join` and ends exactly once.
 
@@ -24,6 +29,10 @@ use crate::{
 /// Addresses tried per resolution. A name of a whole deployment may have hundreds; a random choice
 /// of them is as good a way in, and a try must end.
 const MAX_SEED_ADDRS: usize = 8;
+
+/// Addresses remembered with the node that answered there, for peers whose own address is another
+/// one. Enough for every address of every seed; when full, one is forgotten and dialled once more.
+const MAX_LED_TO: usize = 256;
 
 /// Joins that wait at the same time. Further ones end at once with that reason.
 const MAX_ROUNDS: usize = 64;
@@ -64,7 +73,8 @@ pub struct SeedView {
     pub node: Option<NodeId>,
     /// Whether that node is connected.
     pub connected: bool,
-    /// Tries that failed since it was last reached.
+    /// Tries that failed since it was last reached, and connections in a row to which it led and
+    /// that did not last.
     pub failures: u32,
     /// Why the last try failed.
     pub last_error: Option<String>,
@@ -82,7 +92,16 @@ struct Seed {
     /// Whether an address of this try is this node.
     saw_self: bool,
     node: Option<NodeId>,
+    /// How many addresses the name resolved to last.
+    addresses: usize,
+    /// While all addresses of the seed are gone through: a connected node that it leads to.
+    exploring: Option<NodeId>,
+    /// Whether the time for its name ran out: the answer is welcome until the next try.
+    overdue: bool,
     failures: u32,
+    /// Connections to its node that ended young, since one lasted. It answers, but to count that
+    /// as success would redial a node that leaves or is full many times a second.
+    short_lived: u32,
     last_error: Option<String>,
     due: Option<Instant>,
 }
@@ -95,10 +114,19 @@ impl Seed {
             error: None,
             saw_self: false,
             node: None,
+            addresses: 0,
+            exploring: None,
+            overdue: false,
             failures: 0,
+            short_lived: 0,
             last_error: None,
             due: None,
         }
+    }
+
+    /// What the backoff counts.
+    fn setbacks(&self) -> u32 {
+        self.failures.saturating_add(self.short_lived)
     }
 }
 
@@ -115,6 +143,9 @@ pub(super) struct Seeds {
     table: BTreeMap<String, Seed>,
     rounds: Vec<Round>,
     last_round: u64,
+    /// Who answered a seed's dial at an address, for as long as it is connected: the address may
+    /// be another node's next.
+    led_to: BTreeMap<SocketAddr, NodeId>,
 }
 
 impl Seeds {
@@ -122,19 +153,34 @@ impl Seeds {
         self.table.get_mut(name)
     }
 
+    fn is_awaited(&self, name: &str) -> bool {
+        self.rounds.iter().any(|round| round.waiting.contains(name))
+    }
+
+    /// A seed's dial of the address came up as `node`.
+    pub(super) fn remember_led_to(&mut self, addr: SocketAddr, node: &NodeId) {
+        if self.led_to.len() >= MAX_LED_TO && !self.led_to.contains_key(&addr) {
+            self.led_to.pop_first();
+        }
+        self.led_to.insert(addr, node.clone());
+    }
+
+    /// This life of the node is not connected any more.
+    pub(super) fn forget_led_to(&mut self, node: &NodeId) {
+        self.led_to.retain(|_, other| other != node);
+    }
+
     /// Makes room for one more seed: the one that failed most often gives way, if any failed and
-    /// no join waits for it.
-    fn make_room(&mut self, max_seeds: usize) -> bool {
+    /// no join waits for it, be it an earlier one or that of `names`.
+    fn make_room(&mut self, max_seeds: usize, names: &BTreeSet<String>) -> bool {
         if self.table.len() < max_seeds {
             return true;
         }
         let idle = self.table.iter().filter(|(name, seed)| {
             seed.state == SeedState::Waiting
                 && seed.failures > 0
-                && !self
-                    .rounds
-                    .iter()
-                    .any(|round| round.waiting.contains(*name))
+                && !names.contains(*name)
+                && !self.is_awaited(name)
         });
         let Some(worst) = idle
             .max_by_key(|(_, seed)| seed.failures)
@@ -173,25 +219,29 @@ impl Mesh {
             waiting: BTreeSet::new(),
             failed: Vec::new(),
         };
-        for name in names {
-            if self.seeds.seed(&name).is_none() {
-                if !self.seeds.make_room(self.config.max_seeds) {
+        for name in &names {
+            if self.seeds.seed(name).is_none() {
+                if !self.seeds.make_room(self.config.max_seeds, &names) {
                     let reason = format!("more than {} seeds", self.config.max_seeds);
                     round.failed.push(format!("{name}: {reason}"));
-                    self.events
-                        .push_back(Event::SeedFailed { seed: name, reason });
+                    self.events.push_back(Event::SeedFailed {
+                        seed: name.clone(),
+                        reason,
+                    });
                     continue;
                 }
                 self.seeds.table.insert(name.clone(), Seed::new());
             }
-            round.waiting.insert(name);
+            round.waiting.insert(name.clone());
         }
         let names: Vec<String> = round.waiting.iter().cloned().collect();
         self.seeds.rounds.push(round);
         for name in names {
-            let seed = self.seeds.seed(&name).expect("entered above");
-            if seed.state == SeedState::Waiting {
+            if let Some(seed) = self.seeds.seed(&name)
+                && seed.state == SeedState::Waiting
+            {
                 seed.failures = 0;
+                seed.short_lived = 0;
                 self.try_seed(now, &name);
             }
         }
@@ -199,7 +249,9 @@ impl Mesh {
         id
     }
 
-    /// What the name of a seed resolved to. An answer nobody waits for any more is ignored.
+    /// What the name of a seed resolved to. Addresses that come after the time for it start the
+    /// next try early, for else a slow name would never lead anywhere; any other answer that nobody
+    /// waits for is ignored.
     pub fn handle_resolved(
         &mut self,
         now: Instant,
@@ -209,13 +261,20 @@ impl Mesh {
         let Some(entry) = self.seeds.table.get_mut(seed) else {
             return;
         };
-        if entry.state != SeedState::Resolving || self.stopped {
+        let welcome = match entry.state {
+            SeedState::Resolving => true,
+            SeedState::Waiting => entry.overdue && result.is_ok(),
+            SeedState::Dialing => false,
+        };
+        if !welcome || self.stopped {
             return;
         }
+        entry.overdue = false;
         match result {
             Ok(mut addrs) => {
                 let mut seen = BTreeSet::new();
                 addrs.retain(|addr| seen.insert(*addr));
+                entry.addresses = addrs.len();
                 if addrs.len() > MAX_SEED_ADDRS {
                     self.rng.shuffle(&mut addrs);
                     addrs.truncate(MAX_SEED_ADDRS);
@@ -240,7 +299,7 @@ impl Mesh {
                 .node
                 .as_ref()
                 .is_some_and(|node| self.link_to(node).is_some()),
-            failures: seed.failures,
+            failures: seed.setbacks(),
             last_error: seed.last_error.clone(),
             next_try: seed.due,
         })
@@ -264,7 +323,10 @@ impl Mesh {
                 SeedState::Waiting => self.try_seed(now, &name),
                 SeedState::Resolving => {
                     let limit = self.config.resolve_timeout;
-                    self.seed_failed(now, &name, format!("not resolved within {limit:?}"));
+                    self.seed_address_failed(now, &name, format!("not resolved within {limit:?}"));
+                    if let Some(seed) = self.seeds.seed(&name) {
+                        seed.overdue = true;
+                    }
                 }
                 // A dial has its own deadline and ends with `handle_down`.
                 SeedState::Dialing => {}
@@ -272,17 +334,40 @@ impl Mesh {
         }
     }
 
-    /// Nobody is connected any more: seeds become urgent.
-    pub(super) fn hurry_seeds(&mut self, now: Instant) {
+    /// The last connection to `node` has ended, after a while in which it proved `stable` or not.
+    /// When nobody is connected any more, seeds become urgent: after a stable connection as if for
+    /// the first time, else with the backoff that each has earned.
+    pub(super) fn seeds_lost(&mut self, now: Instant, node: &NodeId, stable: bool) {
         if self.stopped {
             return;
         }
-        let backoff = self.config.backoff_min;
-        for seed in self.seeds.table.values_mut() {
-            if seed.state == SeedState::Waiting && !seed.saw_self {
+        let alone = self.linked == 0;
+        let (backoff, slowest) = (self.config.backoff_min, self.config.backoff_max);
+        let names: Vec<String> = self.seeds.table.keys().cloned().collect();
+        for name in names {
+            let Some(seed) = self.seeds.table.get_mut(&name) else {
+                continue;
+            };
+            let led_there = seed.node.as_ref() == Some(node);
+            if led_there {
+                let count = seed.short_lived.saturating_add(1);
+                seed.short_lived = if stable { 0 } else { count };
+            }
+            if !alone || seed.state != SeedState::Waiting || seed.saw_self {
+                continue;
+            }
+            if stable {
                 seed.failures = 0;
+                seed.short_lived = 0;
                 let soon = now + self.rng.between(backoff / 10, backoff);
                 seed.due = Some(seed.due.map_or(soon, |due| due.min(soon)));
+            } else if led_there || seed.due.is_none_or(|due| due > now + slowest) {
+                // One that waits for no longer than the backoff does so already.
+                let setbacks = seed.setbacks();
+                let due = now + self.draw_backoff(setbacks);
+                if let Some(seed) = self.seeds.table.get_mut(&name) {
+                    seed.due = Some(due);
+                }
             }
         }
     }
@@ -291,6 +376,8 @@ impl Mesh {
         for seed in self.seeds.table.values_mut() {
             seed.state = SeedState::Waiting;
             seed.untried.clear();
+            seed.exploring = None;
+            seed.overdue = false;
             seed.due = None;
         }
         for mut round in std::mem::take(&mut self.seeds.rounds) {
@@ -316,17 +403,21 @@ impl Mesh {
             return;
         };
         seed.state = SeedState::Waiting;
-        seed.untried.clear();
+        let explores = seed.exploring.is_some();
+        if explores {
+            seed.exploring = Some(node.clone());
+        } else {
+            seed.untried.clear();
+        }
         seed.error = None;
         seed.last_error = None;
         seed.saw_self = false;
         seed.failures = 0;
         seed.node = Some(node.clone());
         seed.due = Some(now + pause);
-        let (seed, node) = (name.to_owned(), node.clone());
         self.events.push_back(Event::SeedReached {
-            seed,
-            node,
+            seed: name.to_owned(),
+            node: node.clone(),
             connection,
         });
         let (over, open): (Vec<Round>, Vec<Round>) = std::mem::take(&mut self.seeds.rounds)
@@ -335,6 +426,9 @@ impl Mesh {
         self.seeds.rounds = open;
         for round in over {
             self.end_round(round, 1);
+        }
+        if explores {
+            self.try_next_address(now, name);
         }
     }
 
@@ -359,16 +453,23 @@ impl Mesh {
             .node
             .as_ref()
             .and_then(|node| Some((node.clone(), self.link_to(node)?)));
-        let wanted = self
-            .seeds
-            .rounds
-            .iter()
-            .any(|round| round.waiting.contains(name));
-        match connected {
+        let wanted = self.seeds.is_awaited(name);
+        let explores = seed.addresses > 1 && !wanted && connected.is_some();
+        match connected.clone().filter(|_| !explores) {
             Some((node, connection)) if wanted => {
                 self.seed_reached(now, name, &node, connection);
             }
-            Some(_) => self.seeds.table.get_mut(name).expect("seen above").due = Some(now + pause),
+            Some((_, connection)) => {
+                let lasts = match self.connections.get(&connection) {
+                    Some(Phase::Up { since, .. }) => self.is_stable(now, *since),
+                    Some(Phase::Dialing { .. } | Phase::Draining | Phase::Closing) | None => false,
+                };
+                let seed = self.seeds.table.get_mut(name).expect("seen above");
+                seed.due = Some(now + pause);
+                if lasts {
+                    seed.short_lived = 0;
+                }
+            }
             None => {
                 let deadline = now + self.config.resolve_timeout;
                 let seed = self.seeds.table.get_mut(name).expect("seen above");
@@ -376,6 +477,8 @@ impl Mesh {
                 seed.untried.clear();
                 seed.error = None;
                 seed.saw_self = false;
+                seed.overdue = false;
+                seed.exploring = connected.map(|(node, _)| node);
                 seed.due = Some(deadline);
                 self.actions.push_back(Action::Resolve {
                     seed: name.to_owned(),
@@ -396,24 +499,53 @@ impl Mesh {
                 seed.saw_self = true;
                 continue;
             }
+            let explores = seed.exploring.is_some();
             if let Some((node, connection)) = self.link_at(addr) {
+                if explores && !self.seeds.is_awaited(name) {
+                    continue;
+                }
+                // Goes on from here, should there be more to explore.
                 self.seed_reached(now, name, &node, connection);
                 return;
             }
-            if self.is_full() {
-                self.seed_failed(now, name, "too many connections here".to_owned());
+            let is_full = self.is_full();
+            let Some(seed) = self.seeds.table.get_mut(name) else {
                 return;
+            };
+            if is_full {
+                seed.untried.clear();
+                seed.error = Some("too many connections here".to_owned());
+                break;
             }
-            let seed = self.seeds.table.get_mut(name).expect("seen above");
             seed.state = SeedState::Dialing;
             seed.due = None;
             let connection = self.allocate();
             self.dial(connection, None, addr, Some(name.to_owned()), Slot::Seed);
             return;
         }
-        let seed = self.seeds.table.get_mut(name).expect("seen in the loop");
+        let Some(seed) = self.seeds.table.get_mut(name) else {
+            return;
+        };
         let error = seed.error.take().unwrap_or_else(|| ITSELF.to_owned());
-        self.seed_failed(now, name, error);
+        let explored = seed.exploring.take();
+        match explored.and_then(|node| Some((self.link_to(&node)?, node))) {
+            Some((connection, node)) if self.seeds.is_awaited(name) => {
+                self.seed_reached(now, name, &node, connection);
+            }
+            // That some addresses do not answer is no failure of a seed that is connected.
+            Some(_) => self.seed_rests(now, name),
+            None => self.seed_failed(now, name, error),
+        }
+    }
+
+    /// Leaves a connected seed alone until its next slow try.
+    fn seed_rests(&mut self, now: Instant, name: &str) {
+        let pause = self.draw_seed_retry();
+        if let Some(seed) = self.seeds.seed(name) {
+            seed.state = SeedState::Waiting;
+            seed.saw_self = false;
+            seed.due = Some(now + pause);
+        }
     }
 
     fn seed_failed(&mut self, now: Instant, name: &str, reason: String) {
@@ -421,11 +553,12 @@ impl Mesh {
         let Some(seed) = self.seeds.table.get(name) else {
             return;
         };
-        let (failures, itself) = (seed.failures, reason == ITSELF);
+        let (failures, setbacks) = (seed.failures, seed.setbacks());
+        let itself = reason == ITSELF;
         let delay = if itself || self.linked > 0 {
             pause
         } else {
-            self.draw_backoff(failures)
+            self.draw_backoff(setbacks)
         };
         let seed = self.seeds.table.get_mut(name).expect("seen above");
         seed.state = SeedState::Waiting;
@@ -478,6 +611,11 @@ impl Mesh {
 
     /// The connected peer that accepts connections at this address.
     fn link_at(&self, addr: SocketAddr) -> Option<(NodeId, ConnectionId)> {
+        if let Some(node) = self.seeds.led_to.get(&addr)
+            && let Some(connection) = self.link_to(node)
+        {
+            return Some((node.clone(), connection));
+        }
         self.peers.iter().find_map(|(node, peer)| {
             let dialled_there = || {
                 peer.links

@@ -144,6 +144,13 @@ impl Story {
         connection
     }
 
+    fn connect_accepted(&mut self, name: &str) {
+        self.member(name, 1);
+        self.accept(name, 1);
+        self.actions();
+        self.events();
+    }
+
     fn next_dial(&self, name: &str) -> Option<Duration> {
         let view = self.mesh.peer(self.now, &id(name))?;
         view.next_dial
@@ -789,6 +796,42 @@ fn a_dead_member_is_dialled_slowly_and_a_left_or_forgotten_one_not_at_all() {
 }
 
 #[test]
+fn a_peer_that_died_while_connected_is_verified_by_a_new_handshake_until_it_is_alive() {
+    for name in ["a", "z"] {
+        let mut story = Story::new();
+        let held = story.connect(name);
+        story.pass(20 * SECOND);
+        story.mesh.member_dead(story.now, &id(name));
+        story.pass(SECOND);
+        let first = story.dial_within(2 * SECOND);
+        assert_eq!(story.mesh.current(&id(name)), Some(held));
+        story.down(first, CloseReason::HandshakeTimeout(5 * SECOND));
+        assert!(story.next_dial(name).unwrap() >= 30 * SECOND);
+        let second = story.dial_within(40 * SECOND);
+        assert_eq!(story.mesh.current(&id(name)), Some(held));
+        assert_eq!((story.actions(), story.events()), (vec![], vec![]));
+        story.up(second, name, 1, Side::Dialed);
+        story.used(second);
+        assert_eq!(story.mesh.current(&id(name)), Some(second));
+        assert!(story.next_dial(name).is_some(), "still dead");
+        story.member(name, 1);
+        story.actions();
+        story.pass(300 * SECOND);
+        assert_eq!(story.dials(), []);
+    }
+}
+
+#[test]
+fn a_death_that_is_refuted_at_once_is_not_verified() {
+    let mut story = Story::new();
+    story.connect("z");
+    story.mesh.member_dead(story.now, &id("z"));
+    story.member("z", 1);
+    story.pass(300 * SECOND);
+    assert_eq!(story.dials(), []);
+}
+
+#[test]
 fn a_forgotten_peer_stays_known_for_as_long_as_it_is_connected() {
     let mut story = Story::new();
     let connection = story.connect("z");
@@ -809,6 +852,17 @@ fn a_hint_is_dialled_a_few_times_and_then_dropped() {
     }
     assert_eq!(story.mesh.peer(story.now, &id("z")), None);
     assert_eq!(story.mesh.hints, 0);
+}
+
+#[test]
+fn a_hint_at_an_address_of_this_node_leaves_the_table_and_never_comes_back() {
+    let mut story = Story::new();
+    story.mesh.handle_hint(story.now, &id("z"), home("z"));
+    let connection = story.dial_within(SECOND);
+    story.down(connection, CloseReason::Peer(CloseCode::SelfDial));
+    assert_eq!(story.mesh.peer(story.now, &id("z")), None);
+    story.mesh.handle_hint(story.now, &id("y"), home("z"));
+    assert_eq!((story.mesh.peers.len(), story.mesh.hints), (0, 0));
 }
 
 #[test]
@@ -970,7 +1024,49 @@ fn every_address_of_a_seed_is_tried_in_turn_and_the_name_resolved_again_on_every
 }
 
 #[test]
-fn a_name_that_is_not_resolved_in_time_fails_and_a_late_answer_is_ignored() {
+fn the_other_addresses_of_a_seed_are_dialled_later_but_never_those_of_connected_peers() {
+    let mut story = Story::new();
+    let all = [addr(1), home("m"), home("y"), home("z"), addr(2)];
+    story.join(&["s:1"]);
+    story.actions();
+    story.resolved("s:1", &all);
+    // The address by which `x` is reached is not the one that it tells.
+    let dial = story.dials()[0].0;
+    story
+        .mesh
+        .handle_up(story.now, dial, &id("x"), boot(1), Side::Dialed, addr(1));
+    story.member("x", 1);
+    story.connect_accepted("y");
+    story.events();
+    story.pass(38 * SECOND);
+    assert_eq!(story.actions(), [resolve("s:1")]);
+    story.resolved("s:1", &all);
+    let dials = story.dials();
+    assert_eq!((dials.len(), dials[0].1), (1, home("m")));
+    story.down(dials[0].0, CloseReason::Peer(CloseCode::SelfDial));
+    let dials = story.dials();
+    assert_eq!((dials.len(), dials[0].1), (1, home("z")));
+    // A join that comes meanwhile ends with the next that answers.
+    story.events();
+    story.join(&["s:1"]);
+    story.up(dials[0].0, "z", 1, Side::Dialed);
+    assert!(story.events().contains(&over(2, 1, &[])));
+    let dials = story.dials();
+    assert_eq!((dials.len(), dials[0].1), (1, addr(2)));
+    story.join(&["s:1"]);
+    story.down(dials[0].0, CloseReason::Refused);
+    assert!(story.events().contains(&over(3, 1, &[])));
+    let view = story.mesh.seeds().next().unwrap();
+    assert_eq!((view.state, view.failures), (SeedState::Waiting, 0));
+    story.pass(38 * SECOND);
+    assert_eq!(story.actions(), [resolve("s:1")]);
+    story.pass(5 * SECOND);
+    assert_eq!(story.events(), [], "still connected");
+    assert_eq!(story.mesh.seeds().next().unwrap().failures, 0);
+}
+
+#[test]
+fn a_name_that_is_not_resolved_in_time_fails_and_its_late_addresses_are_dialled() {
     let mut story = Story::new();
     story.join(&["s:1"]);
     story.pass(5 * SECOND);
@@ -979,8 +1075,17 @@ fn a_name_that_is_not_resolved_in_time_fails_and_a_late_answer_is_ignored() {
         over(1, 0, &["s:1: not resolved within 5s"])
     );
     story.actions();
+    story
+        .mesh
+        .handle_resolved(story.now, "s:1", Err("no such host".to_owned()));
+    assert_eq!(story.events(), [], "it has failed already");
     story.resolved("s:1", &[addr(1)]);
-    assert_eq!(story.dials(), []);
+    let dials = story.dials();
+    assert_eq!(dials.len(), 1);
+    story.resolved("s:1", &[addr(2)]);
+    story.down(dials[0].0, CloseReason::Refused);
+    story.resolved("s:1", &[addr(2)]);
+    assert_eq!(story.dials(), [], "nobody waits for these");
 }
 
 #[test]
@@ -1032,12 +1137,55 @@ fn a_seed_of_a_connected_peer_is_reached_without_a_dial() {
 fn seeds_are_tried_slowly_while_a_peer_is_connected_and_fast_once_none_is() {
     let mut story = Story::new();
     let connection = story.connect("z");
+    story.pass(SECOND);
     story.join(&["s:1"]);
     story.resolved("s:1", &[addr(1)]);
     let dial = story.dials()[0].0;
     story.down(dial, CloseReason::Refused);
     story.pass(29 * SECOND);
     assert_eq!(story.actions(), []);
+    story.down(connection, CloseReason::Idle);
+    story.pass(100 * MS);
+    assert!(story.actions().contains(&resolve("s:1")));
+}
+
+#[test]
+fn a_seed_that_accepts_and_closes_at_once_is_dialled_with_a_growing_backoff() {
+    let mut story = Story::new();
+    story.join(&["s:1"]);
+    let mut dials = 0;
+    let end = story.now + 600 * SECOND;
+    while story.now < end {
+        for action in story.actions() {
+            match action {
+                Action::Resolve { seed } => story.resolved(&seed, &[home("z")]),
+                Action::Dial { connection, .. } => {
+                    dials += 1;
+                    story.up(connection, "z", 1, Side::Dialed);
+                    story.down(connection, CloseReason::Peer(CloseCode::Shutdown));
+                }
+                Action::Use { .. } | Action::Drain { .. } | Action::Close { .. } => {}
+            }
+        }
+        story.events();
+        if story.mesh.actions.is_empty() {
+            let due = story.mesh.poll_timeout().unwrap() - story.now;
+            assert!(due <= 10 * SECOND, "{due:?}");
+            story.pass(due);
+        }
+    }
+    assert!((60..240).contains(&dials), "{dials} dials in ten minutes");
+    let connection = loop {
+        match story.actions().pop() {
+            Some(Action::Resolve { seed }) => story.resolved(&seed, &[home("z")]),
+            Some(Action::Dial { connection, .. }) => break connection,
+            _ => story.pass(SECOND),
+        }
+    };
+    story.up(connection, "z", 1, Side::Dialed);
+    story.pass(40 * SECOND);
+    assert_eq!(story.mesh.seeds().next().unwrap().failures, 0);
+    story.actions();
     story.down(connection, CloseReason::Idle);
     story.pass(100 * MS);
     assert!(story.actions().contains(&resolve("s:1")));
@@ -1098,6 +1246,29 @@ fn when_the_table_of_seeds_is_full_a_failing_one_gives_way_else_the_new_one_is_r
     assert_eq!(
         story.mesh.seeds().map(|seed| seed.seed).collect::<Vec<_>>(),
         ["b:1"]
+    );
+}
+
+#[test]
+fn a_seed_never_gives_way_to_another_one_of_the_same_join() {
+    let mut story = Story::with(Config {
+        max_seeds: 1,
+        ..Config::default()
+    });
+    story.join(&["a:1"]);
+    story
+        .mesh
+        .handle_resolved(story.now, "a:1", Err("no".to_owned()));
+    story.events();
+    story.actions();
+    story.join(&["a:1", "b:1"]);
+    assert_eq!(story.actions(), [resolve("a:1")]);
+    story
+        .mesh
+        .handle_resolved(story.now, "a:1", Err("no".to_owned()));
+    assert_eq!(
+        story.events().last(),
+        Some(&over(2, 0, &["b:1: more than 1 seeds", "a:1: no"]))
     );
 }
 

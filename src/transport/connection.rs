@@ -1199,21 +1199,17 @@ impl Worker {
             // A finished stream is forgotten, unless something of it still waits; the control
             // stream must not finish while the connection lives.
             Ok(Reading::Finished) if id == CONTROL => return Err(protocol(FramingError::Short)),
-            Ok(Reading::Finished) => {
-                if incoming
-                    .preamble
-                    .as_ref()
-                    .is_some_and(|p| p.kind == StreamKind::Sync)
-                {
-                    let connection = self.connection.id;
+            // Whoever collects a sync must hear of its end, also when it comes too early.
+            Ok(end @ (Reading::Finished | Reading::Reset)) => {
+                let preamble = incoming.preamble.as_ref();
+                if preamble.is_some_and(|preamble| preamble.kind == StreamKind::Sync) {
                     self.notices.push_back(Notice::SyncEnd {
-                        connection,
+                        connection: self.connection.id,
                         stream: id,
-                        is_whole: true,
+                        is_whole: matches!(end, Reading::Finished),
                     });
                 }
             }
-            Ok(Reading::Reset) => {}
             Ok(Reading::Stalled) => {
                 state.streams.stalled.insert(id);
                 state.streams.incoming.insert(id, incoming);
