@@ -673,3 +673,49 @@ fn the_drop_of_the_last_handle_is_a_leave_for_the_others() {
     let error = app.send(nodes[0].id(), "late", PATIENCE).unwrap_err();
     assert_eq!(error.kind, SendErrorKind::Stopped);
 }
+
+#[test]
+fn a_wait_for_messages_ends_with_the_node() {
+    let lab = Lab::new("endless");
+    let node = lab.builder("n1").start().unwrap();
+    let app = node.register("app").unwrap();
+    let waiting = {
+        let messages = app.messages().clone();
+        std::thread::spawn(move || messages.recv())
+    };
+    node.wait_ready(Ready::Started, Duration::MAX).unwrap();
+    node.shutdown(Duration::MAX);
+    assert!(waiting.join().unwrap().is_err());
+}
+
+#[test]
+fn eight_applications_that_never_read_stop_neither_a_ninth_nor_requests() {
+    let lab = Lab::new("stalled");
+    let nodes = lab.start(2);
+    let to = nodes[1].id();
+    let mut held = Vec::new();
+    for i in 0..8 {
+        let name = format!("deaf-{i}");
+        let sender = nodes[0].register(&name).unwrap();
+        held.push(nodes[1].register(&name).unwrap());
+        // More than inbox, window and queue hold together: the last one is refused.
+        let payload = vec![0; 256 * 1_024];
+        let refused = (0..64).find_map(|_| sender.send(to, payload.clone(), SECOND / 4).err());
+        assert!(refused.is_some(), "{name} took everything");
+        held.push(sender);
+    }
+    let asking = nodes[0].register("works").unwrap();
+    let answering = nodes[1].register("works").unwrap();
+    answering
+        .on_request(1, |request| Ok(request.payload.clone()))
+        .unwrap();
+    for i in 0..100_u32 {
+        let reply = asking.request(to, i.to_be_bytes(), 10 * SECOND);
+        assert_eq!(reply.as_deref(), Ok(&i.to_be_bytes()[..]));
+        asking.send(to, i.to_be_bytes(), 10 * SECOND).unwrap();
+        nodes[0].ping(to, 10 * SECOND).unwrap();
+    }
+    asking.flush(to, 10 * SECOND).unwrap();
+    assert_eq!(answering.messages().len(), 100);
+    assert_eq!(nodes[0].peers().len(), 1, "the connection was lost");
+}
