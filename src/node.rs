@@ -567,7 +567,7 @@ impl Node {
     ///
     /// # Errors
     ///
-    /// [`RegisterError`]: the name is taken or malformed, or there are 64 applications.
+    /// [`RegisterError`]: the name is taken or malformed, or there are 32 applications.
     pub fn register(&self, name: &str) -> Result<App, RegisterError> {
         if !transport::framing::is_app_name(name) {
             return Err(RegisterError::Invalid(name.chars().take(80).collect()));
