@@ -1536,7 +1536,7 @@ impl Reactor {
         log::debug!(target: "node", round, reached, failed = failed.len(); "join round over");
         if let Some(reply) = self.joins.remove(&round) {
             let outcome = if reached == 0 && !failed.is_empty() {
-                Err(CommandError::JoinFailed(failed))
+                Err(CommandError::JoinFailed(failed.clone()))
             } else {
                 Ok(reached)
             };
@@ -1544,6 +1544,12 @@ impl Reactor {
         }
         if self.first_round != Some(round) {
             return;
+        }
+        if reached == 0 && !failed.is_empty() {
+            // The first node of a cluster is alone by right, so this is no warning; but whoever
+            // looks why a node is alone must find it.
+            log::info!(target: "node", seeds = failed.join("; ").as_str();
+                "no seed answered yet; going on alone, and trying them again");
         }
         self.first_round = None;
         // A seed that was reached is about to hand over the members and the keys.
