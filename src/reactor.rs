@@ -1339,6 +1339,9 @@ impl Reactor {
 
     fn on_member(&mut self, now: Instant, event: swim::Event) {
         self.members_dirty = true;
+        // Whoever hears of it must find it among the members; large clusters lag by
+        // `PUBLISH_INTERVAL`.
+        self.publish(now);
         match event {
             swim::Event::Up { node } => {
                 log::info!(target: "swim", node:%; "member up");
@@ -1476,6 +1479,8 @@ impl Reactor {
                 log::info!(target: "transport", peer:% = node, addr:% = link.addr,
                     side = link.side.as_str(), certificate = name.as_str(); "connected");
                 self.gone.remove(&node);
+                // Whoever waited for the peer must find it among the members.
+                self.publish(now);
                 self.parts.snapshot.set_peer(&node, Some(link));
                 self.emit(EventKind::Connected { node });
                 self.on_membership(now);
@@ -1568,6 +1573,8 @@ impl Reactor {
         self.first_sync_until = None;
         self.ensure_key(now);
         self.seed_state.clear();
+        // Whoever waited for ready must find itself among the members.
+        self.publish(Instant::now());
         if self.leaving.is_none() && self.shutdown.is_none() {
             self.parts.snapshot.set_stage(Stage::Started);
         }

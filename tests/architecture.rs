@@ -33,7 +33,10 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         ],
     ),
     ("resolver", &["thread", "waker"]),
-    ("snapshot", &["error", "node_id", "stats", "transport"]),
+    (
+        "snapshot",
+        &["error", "node_id", "stats", "transport", "waker"],
+    ),
     (
         "app",
         &[
@@ -44,6 +47,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "thread",
             "transport",
             "event",
+            "waker",
         ],
     ),
     (

@@ -681,7 +681,7 @@ fn a_wait_for_messages_ends_with_the_node() {
     let app = node.register("app").unwrap();
     let waiting = {
         let messages = app.messages().clone();
-        std::thread::spawn(move || messages.recv())
+        thread::spawn(move || messages.recv())
     };
     node.wait_ready(Ready::Started, Duration::MAX).unwrap();
     node.shutdown(Duration::MAX);
