@@ -201,7 +201,7 @@ pub struct PeerInfo {
 
 /// Members by status.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-#[allow(missing_docs, reason = "the names say it all")]
+#[expect(missing_docs, reason = "the names say it all")]
 pub struct MemberCounts {
     pub alive: usize,
     pub suspect: usize,
@@ -211,7 +211,7 @@ pub struct MemberCounts {
 
 /// Connections by state.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-#[allow(missing_docs, reason = "the names say it all")]
+#[expect(missing_docs, reason = "the names say it all")]
 pub struct ConnectionCounts {
     pub established: usize,
     pub handshaking: usize,
