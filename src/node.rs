@@ -556,8 +556,9 @@ impl Node {
         }
     }
 
-    /// Subscribes to what happens from now on. Each subscriber has its own channel of 1,024 events;
-    /// a slow one holds nobody up and is told how many it missed.
+    /// Subscribes to what happens from now on; the first subscriber also hears what has happened
+    /// since the start, so that it cannot miss how the node became ready. Each subscriber has its
+    /// own channel of 1,024 events; a slow one holds nobody up and is told how many it missed.
     pub fn events(&self) -> Events {
         Events::new(self.handle.subscribers.subscribe())
     }
