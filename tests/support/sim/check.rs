@@ -59,9 +59,12 @@ pub(crate) struct Truth {
 }
 
 impl Truth {
-    pub(crate) fn born(&mut self, node: usize, boot: BootId, incarnation: u64) {
-        self.lives.entry(node).or_default().push(boot);
-        self.incarnations.insert(node, incarnation);
+    /// A node begins a life with this record.
+    pub(crate) fn born(&mut self, node: usize, record: &Record) {
+        self.lives.entry(node).or_default().push(record.boot);
+        self.incarnations.insert(node, record.incarnation);
+        let key = (node, record.incarnation, record.boot);
+        self.contents.insert(key, record.clone());
     }
 
     /// The boot id of a life, counted from 1.
@@ -94,6 +97,16 @@ impl Truth {
             )),
             Some(_) | None => Ok(()),
         }
+    }
+
+    /// One of the records that a node has signed; the same number chooses the same.
+    pub(crate) fn some_record(&self, node: usize, number: u64) -> Option<Record> {
+        let low = (node, 0, BootId([0; 16]));
+        let high = (node, u64::MAX, BootId([0xff; 16]));
+        let count = self.contents.range(low..=high).count() as u64;
+        let place = number.checked_rem(count)? as usize;
+        let (_, record) = self.contents.range(low..=high).nth(place)?;
+        Some(record.clone())
     }
 
     pub(crate) fn forces(&mut self, issuer: NodeId, node: NodeId) {
@@ -322,7 +335,11 @@ impl World {
         let incarnation = view
             .as_ref()
             .map_or(0, |view| view.record.record.incarnation);
-        let says_left = view.as_ref().is_some_and(|view| view.record.record.left);
+        // In one step a member can leave and be back; then the view is past what the event tells.
+        let is_left = view
+            .as_ref()
+            .is_none_or(|view| view.status == MemberStatus::Left);
+        let says_left = !is_left || view.as_ref().is_some_and(|view| view.record.record.left);
         let failed_now = process.cluster.swim().counters().probes_failed;
         let observer = &mut process.observer;
         let failed_before = observer.probes_failed;

@@ -235,11 +235,27 @@ impl World {
         if self.violation.is_some() {
             return;
         }
-        if let Some(why) = self.disagreement() {
+        let core = self.core();
+        let running = self.nodes.iter().filter(|n| n.process.is_some()).count();
+        let impaired = core.len() < running
+            || core
+                .iter()
+                .any(|a| core.iter().any(|b| self.is_impaired(*a, *b)));
+        let mut lost = self.disagreement();
+        // One that lies or is deaf goes on accusing, and to refute takes a moment.
+        let patience = self.now + calm.as_nanos() as u64;
+        while impaired && lost.is_some() && self.now < patience && self.violation.is_none() {
+            let next = self.now + SEC / 5;
+            self.run_until(next);
+            lost = self.disagreement();
+        }
+        if self.violation.is_some() {
+            return;
+        }
+        if let Some(why) = lost {
             self.violation = Some(format!("agreement was lost: {why}"));
             return;
         }
-        let core = self.core();
         for &node in &core {
             let Some(process) = self.process(node) else {
                 continue;
@@ -254,10 +270,6 @@ impl World {
                 return;
             }
         }
-        let impaired = core.len() < self.nodes.iter().filter(|n| n.process.is_some()).count()
-            || core
-                .iter()
-                .any(|a| core.iter().any(|b| self.is_impaired(*a, *b)));
         if !impaired {
             self.check_idle(&before, watched, core.len(), &swim);
         }

@@ -80,6 +80,9 @@ const SYNC_ENTRY_BYTES: u64 = 900;
 /// How long a leave waits for confirmations.
 const LEAVE_PATIENCE: u64 = 5 * SEC;
 
+/// Datagrams that an outsider keeps for repeating.
+const RECORDED: usize = 1_024;
+
 /// Records that wait for a certificate.
 const MAX_WAITING: usize = 1_024;
 
@@ -800,7 +803,7 @@ impl World {
             observer: Observer::new(self.now),
             sent: 0,
         });
-        self.truth.born(node, boot, incarnation);
+        self.truth.born(node, &me.record);
         if self.nodes[node].lives > 1 {
             self.tally.count("restarts");
         }
@@ -1328,6 +1331,25 @@ impl World {
         self.send(datagram);
     }
 
+    /// Seals what a node says beside its core.
+    pub(crate) fn send_as(&mut self, node: usize, to_addr: SocketAddr, payload: &[u8]) {
+        let from_addr = gossip_addr(self.nodes[node].addr);
+        let Some(process) = &mut self.nodes[node].process else {
+            return;
+        };
+        process.counter += 1;
+        let datagram = Datagram {
+            from: node,
+            boot: process.boot,
+            counter: process.counter,
+            keys: process.keys,
+            from_addr,
+            to_addr,
+            payload: payload.into(),
+        };
+        self.send(datagram);
+    }
+
     /// Puts a sealed datagram on the network.
     pub(crate) fn send(&mut self, datagram: Datagram) {
         let from = datagram.from;
@@ -1340,8 +1362,13 @@ impl World {
         let Some(to) = self.owner_of(datagram.to_addr) else {
             return;
         };
-        if self.conditions.has_outsider() && self.recorded.len() < 4_096 {
-            self.recorded.push(datagram.clone());
+        if self.conditions.has_outsider() {
+            let place = self.rng.index(RECORDED);
+            if self.recorded.len() < RECORDED {
+                self.recorded.push(datagram.clone());
+            } else {
+                self.recorded[place] = datagram.clone();
+            }
         }
         if self.conditions.is_blocked(from, to) {
             self.tally.fault("block");
@@ -1407,7 +1434,13 @@ impl World {
     }
 
     /// Gives a node the content of a datagram that opened.
-    fn take_message(&mut self, node: usize, from: usize, from_addr: SocketAddr, payload: &[u8]) {
+    pub(crate) fn take_message(
+        &mut self,
+        node: usize,
+        from: usize,
+        from_addr: SocketAddr,
+        payload: &[u8],
+    ) {
         let message = match swim::Message::decode(payload) {
             Ok(message) => message,
             Err(_) => {
