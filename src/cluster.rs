@@ -604,6 +604,7 @@ impl Cluster {
                 self.actions.push_back(Action::SignForcedLeave(forced));
             }
             swim::Action::Sync { with } => self.start_sync(now, &with),
+            swim::Action::Dial { node, addr } => self.mesh.handle_hint(now, &node, addr),
             swim::Action::PingOverConnection { node, seq } => {
                 if let Some(connection) = self.link_to(now, &node) {
                     self.tell(connection, Frame::Probe { seq });

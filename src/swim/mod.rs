@@ -41,7 +41,8 @@
 //!
 //! **Forgetting.** Dead and left members stay as tombstones long enough to outlive any message
 //! about them. A member that was gone when this node first heard of it is kept too, yet not passed
-//! on, or tombstones would circulate for ever.
+//! on, or tombstones would circulate for ever. Who was forgotten comes back above its last
+//! incarnation, or by a handshake: should others still call it alive, it is dialled.
 //!
 //! **Lateness.** When a timer fires much too late, this process stood still: answers lie unread in
 //! the socket. Then running probes end without a verdict and every suspicion gets the time back.
@@ -219,6 +220,14 @@ pub enum Action {
     Sync {
         /// The member.
         with: NodeId,
+    },
+    /// A member that was forgotten here is alive for others. Dial it: its own handshake is what
+    /// brings it back.
+    Dial {
+        /// The former member.
+        node: NodeId,
+        /// Where its record says that it accepts connections.
+        addr: SocketAddr,
     },
     /// If there is a connection to the node, send a ping over it that its reactor answers; on the
     /// answer call [`Swim::handle_connection_ack`]. Without a connection, do nothing.
@@ -1348,6 +1357,12 @@ impl Swim {
             let live = matches!(source, Source::Connection);
             if record.record.incarnation <= *retired && !live {
                 self.counters.stale += 1;
+                // Or after a partition longer than tombstones, two that forgot each other would
+                // stay strangers for as long as they remember that they did.
+                if matches!(standing, Standing::Alive) && !record.record.left {
+                    let addr = record.record.quic_addr;
+                    self.actions.push_back(Action::Dial { node, addr });
+                }
                 return;
             }
         }

@@ -119,6 +119,7 @@ impl Bench {
                 Action::Sign(record) => Some(record),
                 Action::SignForcedLeave(_)
                 | Action::Sync { .. }
+                | Action::Dial { .. }
                 | Action::PingOverConnection { .. } => None,
             });
         let record = wanted.next().expect("a record to sign");
@@ -720,7 +721,10 @@ fn an_answer_over_the_connection_saves_a_member() {
         bench.tick();
         let ping = bench.actions().into_iter().find_map(|action| match action {
             Action::PingOverConnection { seq, .. } => Some(seq),
-            Action::Sign(_) | Action::SignForcedLeave(_) | Action::Sync { .. } => None,
+            Action::Sign(_)
+            | Action::SignForcedLeave(_)
+            | Action::Sync { .. }
+            | Action::Dial { .. } => None,
         });
         if let Some(seq) = ping {
             break seq;

@@ -618,6 +618,8 @@ impl World {
                         .handle_forced_leave(now, forced);
                 }
                 Action::Sync { with } => self.start_sync(name, &with),
+                // Whom to dial is the mesh's business, which has no part in these stories.
+                Action::Dial { .. } => {}
                 Action::PingOverConnection { node, seq } => {
                     if self.connections {
                         self.connect_send(name, &node, What::ConnectionPing { seq });

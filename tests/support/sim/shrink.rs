@@ -25,9 +25,10 @@ struct Shrinker<'a> {
 /// Why a script breaks, if it does. Without the first node, which is everybody's seed, the others may
 /// rightly never meet.
 pub(crate) fn violation_of(script: &Script) -> Option<String> {
-    let has_seed = script.acts.iter().any(|act| {
-        matches!(&act.what, What::Start { node: 0, via } if via.contains(0))
-    });
+    let has_seed = script
+        .acts
+        .iter()
+        .any(|act| matches!(&act.what, What::Start { node: 0, via } if via.contains(0)));
     if !has_seed {
         return None;
     }
