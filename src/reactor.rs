@@ -261,7 +261,7 @@ impl Reactor {
             verifier: Verifier::new(&parts.identity),
             keyring: Keyring::new(),
             sealer: Sealer::new(&context.cluster, &context.node, context.boot),
-            opener: Opener::new(&context.cluster),
+            opener: Opener::new(&context.cluster, &context.node, context.boot),
             random: ring::rand::SystemRandom::new(),
             waker,
             first_round: None,
@@ -1282,7 +1282,13 @@ impl Reactor {
             self.parts.counters.gossip_unsent.fetch_add(1, Relaxed);
             return;
         };
-        let datagram = self.sealer.seal(key, &transmit.payload);
+        // A member can be forgotten between a request for a probe and the answer to it.
+        let Some(member) = self.parts.swim.member(&transmit.to) else {
+            self.parts.counters.gossip_unsent.fetch_add(1, Relaxed);
+            return;
+        };
+        let to = (&transmit.to, member.record.record.boot);
+        let datagram = self.sealer.seal(key, to, &transmit.payload);
         match self.parts.gossip.send_to(&datagram, transmit.destination) {
             Ok(_) => {
                 self.parts.counters.gossip_sent.fetch_add(1, Relaxed);
