@@ -132,6 +132,10 @@ pub(crate) struct Counters {
     pub(crate) gossip_refused: AtomicU64,
     pub(crate) gossip_unsent: AtomicU64,
     pub(crate) records_refused: AtomicU64,
+    pub(crate) records_unproven: AtomicU64,
+    pub(crate) statements_refused: AtomicU64,
+    pub(crate) keyrings_refused: AtomicU64,
+    pub(crate) syncs_refused: AtomicU64,
     pub(crate) syncs: AtomicU64,
 }
 
@@ -390,7 +394,7 @@ impl Reactor {
                     if is_signed {
                         self.parts.swim.handle_forced_leave(now, leave);
                     } else {
-                        self.parts.counters.records_refused.fetch_add(1, Relaxed);
+                        self.parts.counters.statements_refused.fetch_add(1, Relaxed);
                     }
                 }
                 self.settle(now);
@@ -471,6 +475,7 @@ impl Reactor {
             match self.verifier.verify(signed) {
                 Verdict::Verified(record) => verified.push(record),
                 Verdict::Waiting(record) => {
+                    self.parts.counters.records_unproven.fetch_add(1, Relaxed);
                     if !record.left {
                         self.parts
                             .mesh
@@ -791,6 +796,7 @@ impl Reactor {
                         left.then_some(incarnation)
                     }
                     Verdict::Waiting(record) => {
+                        self.parts.counters.records_unproven.fetch_add(1, Relaxed);
                         self.parts
                             .mesh
                             .handle_hint(now, &record.node, record.quic_addr);
@@ -844,6 +850,7 @@ impl Reactor {
 
     fn merge_keyring(&mut self, now: Instant, peer: &NodeId, bytes: &[u8]) {
         let Ok(offer) = KeyringOffer::decode(bytes) else {
+            self.parts.counters.keyrings_refused.fetch_add(1, Relaxed);
             log::debug!(target: "swim", peer:%; "malformed keyring");
             return;
         };
@@ -859,6 +866,7 @@ impl Reactor {
                     self.select_key(now);
                 }
                 if merged.ahead {
+                    self.parts.counters.keyrings_refused.fetch_add(1, Relaxed);
                     self.sync_for_key(now, peer);
                 }
             }
@@ -1046,6 +1054,7 @@ impl Reactor {
 
     fn close_overloading(&mut self, connection: ConnectionId, peer: &NodeId) {
         log::warn!(target: "swim", peer:%, connection:%; "too much in syncs; closing");
+        self.parts.counters.syncs_refused.fetch_add(1, Relaxed);
         self.drop_syncs_of(connection);
         self.overloading.insert(connection);
         self.parts
@@ -1603,6 +1612,8 @@ impl Reactor {
     }
 
     fn publish(&mut self, now: Instant) {
+        let counters = *self.parts.swim.counters();
+        self.parts.snapshot.publish_swim_counters(counters);
         if self.links_dirty {
             self.links_dirty = false;
             let links = self.parts.endpoint.connections().cloned().collect();
