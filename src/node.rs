@@ -566,7 +566,8 @@ impl Node {
             unproven_records: counters.records_unproven.load(Relaxed),
             statements: counters.statements_refused.load(Relaxed),
             keyrings: counters.keyrings_refused.load(Relaxed),
-            syncs: counters.syncs_refused.load(Relaxed),
+            syncs: counters.syncs_refused.load(Relaxed)
+                + self.handle.context.counters.sync_floods.load(Relaxed),
             implausible: swim.implausible,
             conflicting: swim.conflicting_records,
             stale: swim.stale,

@@ -670,7 +670,10 @@ impl Swim {
         }
         // Whoever forges doubts gets one probe in each interval for them, and no more.
         let pause = self.config.probe_interval;
-        let free_at = member.rare().and_then(|rare| rare.hastened).map(|at| at + pause);
+        let free_at = member
+            .rare()
+            .and_then(|rare| rare.hastened)
+            .map(|at| at + pause);
         if let Some(at) = suspicion_over {
             self.timers.set(Timer::Suspicion(node.clone()), at);
         }
@@ -1036,7 +1039,12 @@ impl Swim {
         self.ask_others(seq);
         // Nobody is there to be slow, so the time that every way needs is enough.
         let end = now + self.scaled(self.config.hasty_probe());
-        if let Some(probe) = self.probes.own.get_mut(&seq).filter(|p| refused && end < p.end) {
+        if let Some(probe) = self
+            .probes
+            .own
+            .get_mut(&seq)
+            .filter(|p| refused && end < p.end)
+        {
             probe.end = end;
             self.timers.set(Timer::ProbeEnd(seq), end);
         }
@@ -1324,7 +1332,11 @@ impl Swim {
             self.timers.set(Timer::Suspicion(node.clone()), deadline);
         }
         if let Some(case) = self.cases.running(node)
-            && (counted || !case.accusations.iter().any(|a| a.by == *by && a.dead == dead))
+            && (counted
+                || !case
+                    .accusations
+                    .iter()
+                    .any(|a| a.by == *by && a.dead == dead))
         {
             case.accuse(Accused {
                 by: by.clone(),
@@ -1408,7 +1420,11 @@ impl Swim {
             began: now,
             members: n,
             shortest: waits.min,
-            longest: if waits.wanted > 0 { waits.max } else { waits.min },
+            longest: if waits.wanted > 0 {
+                waits.max
+            } else {
+                waits.min
+            },
             wanted: waits.wanted,
             accusations: vec![Accused {
                 by: by.clone(),

@@ -287,7 +287,11 @@ mod tests {
         suspicion.probe_failed();
         suspicion.condemn();
         suspicion.confirm(&id("b"));
-        assert_eq!(suspicion.deadline(), now + MIN, "one confirmation is missing");
+        assert_eq!(
+            suspicion.deadline(),
+            now + MIN,
+            "one confirmation is missing"
+        );
     }
 
     #[test]
