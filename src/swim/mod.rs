@@ -328,6 +328,8 @@ pub struct Counters {
     pub received: MessageCounts,
     /// Messages of senders that are not in the table.
     pub unknown_senders: u64,
+    /// Messages from another address than the sender's record names; answers go to the latter.
+    pub foreign_addrs: u64,
     /// Pings meant for somebody else.
     pub misdirected: u64,
     /// Answers to no probe, or from nobody who was asked.
@@ -490,6 +492,10 @@ impl Swim {
         };
         // Who is dead here has to refute before it may accuse others.
         let credible = sender.is_live();
+        // Answers go where the sender's own record says, wherever the question came from: whoever
+        // holds a gossip key could otherwise have them sent to strangers.
+        let reply_to = sender.record.record.gossip_addr;
+        self.counters.foreign_addrs += u64::from(from_addr != reply_to);
         for statement in &message.statements {
             match statement {
                 Statement::Suspect(accusation) | Statement::Dead(accusation) => {
@@ -499,7 +505,7 @@ impl Swim {
                 Statement::ForcedLeave(_) => {}
             }
         }
-        self.on_body(now, from, from_addr, message.body);
+        self.on_body(now, from, reply_to, message.body);
     }
 
     /// Takes a peer's own record, learnt over an authenticated connection to it. This is the only
@@ -847,13 +853,13 @@ impl Swim {
 
     // ---- the acts of the failure detector
 
-    fn on_body(&mut self, now: Instant, from: &NodeId, from_addr: SocketAddr, body: Body) {
+    fn on_body(&mut self, now: Instant, from: &NodeId, reply_to: SocketAddr, body: Body) {
         match body {
             Body::Ping { seq, target } if target == self.id => {
-                self.send(from, from_addr, &Body::Ack { seq });
+                self.send(from, reply_to, &Body::Ack { seq });
             }
             Body::Ping { .. } => self.counters.misdirected += 1,
-            Body::PingReq { seq, target } => self.on_ping_req(now, from, from_addr, seq, target),
+            Body::PingReq { seq, target } => self.on_ping_req(now, from, reply_to, seq, target),
             Body::Ack { seq } => self.on_ack(now, from, seq),
             Body::Nack { seq } => {
                 if !self.probes.nack(seq, from) {
@@ -868,12 +874,12 @@ impl Swim {
         &mut self,
         now: Instant,
         from: &NodeId,
-        from_addr: SocketAddr,
+        reply_to: SocketAddr,
         seq: u32,
         target: NodeId,
     ) {
         if target == self.id {
-            self.send(from, from_addr, &Body::Ack { seq });
+            self.send(from, reply_to, &Body::Ack { seq });
             return;
         }
         let addr = self
@@ -885,7 +891,7 @@ impl Swim {
         let Some(addr) = addr.filter(|_| !full) else {
             // We cannot try, yet we are well, and that is what a nack says.
             if self.config.rules.nacks {
-                self.send(from, from_addr, &Body::Nack { seq });
+                self.send(from, reply_to, &Body::Nack { seq });
             }
             return;
         };
@@ -893,7 +899,7 @@ impl Swim {
         let relay = Relay {
             target: target.clone(),
             requester: from.clone(),
-            requester_addr: from_addr,
+            requester_addr: reply_to,
             seq,
         };
         self.probes.relays.insert(own_seq, relay);
