@@ -654,7 +654,8 @@ impl Cluster {
             swim::Event::Forgotten { node } => self.mesh.member_forgotten(now, node),
             swim::Event::Suspect { .. }
             | swim::Event::Alive { .. }
-            | swim::Event::NameConflict { .. } => {}
+            | swim::Event::NameConflict { .. }
+            | swim::Event::AddressConflict { .. } => {}
         }
     }
 
@@ -682,7 +683,11 @@ impl Cluster {
     /// Takes from `peer` a record that is not its own live word, as a sync would bring it.
     fn hear_of(&mut self, now: Instant, peer: &NodeId, record: Arc<VerifiedRecord>) {
         let status = MemberStatus::Alive;
-        let entry = swim::SyncEntry { record, status };
+        let entry = swim::SyncEntry {
+            record,
+            status,
+            forced: None,
+        };
         self.swim.handle_sync(now, peer, vec![entry]);
     }
 

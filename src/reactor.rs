@@ -167,7 +167,12 @@ impl Incoming {
     fn push(&mut self, record: Arc<VerifiedRecord>, status: MemberStatus) -> usize {
         let signed = &record.signed;
         let bytes = (signed.payload.len() + signed.signature.len()) * 2 + SYNC_ENTRY_OVERHEAD;
-        self.entries.push(swim::SyncEntry { record, status });
+        let forced = None;
+        self.entries.push(swim::SyncEntry {
+            record,
+            status,
+            forced,
+        });
         self.bytes += bytes;
         bytes
     }
@@ -834,7 +839,7 @@ impl Reactor {
 
     fn sync_frames(&self, connection: ConnectionId) -> Vec<Vec<u8>> {
         let mut frames = vec![SyncFrame::Keyring(self.keyring.encode()).encode()];
-        for swim::SyncEntry { record, status } in self.parts.cluster.sync_entries(connection) {
+        for swim::SyncEntry { record, status, .. } in self.parts.cluster.sync_entries(connection) {
             let certificates = self.verifier.certificates();
             let certificate = certificates
                 .der(&record.record.certificate)
@@ -1248,6 +1253,10 @@ impl Reactor {
             swim::Event::NameConflict { node, boot, addr } => {
                 log::warn!(target: "swim", node:%, boot:%, addr:%;
                     "two processes use one node name");
+            }
+            swim::Event::AddressConflict { node, other, addr } => {
+                log::warn!(target: "swim", node:%, other:%, addr:%;
+                    "two members give the same gossip address");
             }
         }
     }
