@@ -24,6 +24,14 @@
 //! does nothing more: no verdict is ever taken over, so a member that one node cannot reach is not
 //! dead for those who can, and one liar cannot kill anybody who answers.
 //!
+//! **Evidence.** What a member's connection shows is told from outside. An answer of its reactor,
+//! stamped within the last interval, is worth a probe that succeeded: it ends the probe that asked
+//! before it, and while it is fresh a foreign "dead" does not shorten the wait. The pings by datagram
+//! go on regardless, since gossip needs their path. A doubt (refused, lost, stalled, unanswered)
+//! outdates the answers before it and starts a probe out of turn that asks directly, through others
+//! and over the connection at once. It proves nothing: whoever forges one has made a node ask, once
+//! an interval. Only *refused*, the word of the host that nobody is there, does more, see below.
+//!
 //! **Refutation.** Whoever pings or answers a doubted member tells it so in the same datagram
 //! (Lifeguard's buddy). The accused has a record with a higher incarnation signed, which ends every
 //! doubt about the older ones. Unsigned statements hold for exactly the incarnation that is stored,
@@ -64,10 +72,35 @@
 //! are possible (`n − 2 < mult − 2`) or when they arrive, and `S_max` at the very worst. With three
 //! members and the `lan` profile that is 4 s + 4 s + `D`, where `D` is below half a second without
 //! loss: 8.5 s; 6 s are expected. The `local` profile takes a second less, `wan` 20 s + 30 s.
+//!
+//! # How long with evidence, when the ports refuse
+//!
+//! Every member with a connection to the crashed process pings over it once in `H` (1 s up to 100
+//! peers), and the host of the process answers that the port is closed. So, from the crash on:
+//!
+//! - after at most `H` and a round trip everybody's connection is refused, whatever `n`, and
+//!   everybody probes at once, in all ways together;
+//! - that probe ends after `Q = max(timeout, P − timeout)`, so that each way has the time that it
+//!   has in an ordinary probe: if the refusal was false, the answer has to find its way;
+//! - everybody accuses, in datagrams of its own, where a confirmation counts. With everybody's news
+//!   going to a few others five times a second, the two that are wanted are there after two or
+//!   three rounds of gossip, while the wait runs;
+//! - a refusal, a failed probe of one's own and those confirmations make three members that asked
+//!   in vain. Then the wait is a floor of one `P` since the suspicion began: time for a refutation
+//!   that was on its way, and for a process that starts again at once. A dead one has none to make.
+//!
+//! In all `H + Q + P`, with `lan` 1 s + 0.5 s + 1 s = 2.5 s at worst and 2 s as a rule, for 4 members
+//! and for 100. A process that is stopped or starved keeps its ports, so nothing refuses and it has
+//! its whole `S_min` to `S_max`; so has one whose host is gone. Where nobody is left to confirm
+//! (three members or fewer) a second failed probe of one's own, right after the first, stands in
+//! for the others: one lost exchange together with a forged refusal kills nobody. That takes half a
+//! second to a second more. The refusal must have been seen *here*: hearsay of one would let a liar
+//! shorten the waits of others.
 
 mod awareness;
 mod config;
 mod dissemination;
+mod explain;
 mod members;
 mod message;
 mod probe;
@@ -90,14 +123,19 @@ use crate::{
 
 use self::{
     awareness::Awareness,
-    dissemination::{Kind, Queue},
+    dissemination::{Kind, News, Queue},
+    explain::Cases,
     members::{Member, Members, Standing},
     probe::{MAX_CHECKS, MAX_RELAYS, Probe, Probes, Purpose, Relay, Way},
-    suspicion::Suspicion,
+    suspicion::{Suspicion, Waits},
     timer::{Timer, Timers},
 };
 
-pub use config::Config;
+pub use config::{Config, Rules};
+pub use explain::{
+    Accused, Case, Doubt, Ending, Evidence, Explanation, MAX_CASE_ACCUSATIONS, MAX_CASE_PROBES,
+    ProbeReport, Verdict,
+};
 pub use message::{
     Accusation, Body, DecodeError, ForcedLeave, MAX_MESSAGE_BYTES, MAX_RECORDS,
     MAX_SIGNATURE_BYTES, MAX_STATEMENTS, Message, Statement,
@@ -206,6 +244,16 @@ pub enum Event {
         /// Where it says it can be reached.
         addr: SocketAddr,
     },
+    /// Two members that both live say that they receive gossip at one address: one of them is
+    /// configured wrongly, and what is meant for it reaches the other.
+    AddressConflict {
+        /// The member that was at the address before, and still answers.
+        node: NodeId,
+        /// The member that says so now.
+        other: NodeId,
+        /// The address.
+        addr: SocketAddr,
+    },
 }
 
 /// Something the core needs done.
@@ -246,6 +294,10 @@ pub struct SyncEntry {
     pub record: Arc<VerifiedRecord>,
     /// What the teller believes of it.
     pub status: MemberStatus,
+    /// If it was forced out, the statement that did it. The core takes no notice of it here: whoever
+    /// receives the sync verifies it and calls [`Swim::handle_forced_leave`] after
+    /// [`Swim::handle_sync`].
+    pub forced: Option<Box<ForcedLeave>>,
 }
 
 /// A member as this node sees it.
@@ -307,14 +359,22 @@ pub struct Counters {
     pub probes_indirect: u64,
     /// Probes that were answered over the connection only.
     pub probes_connection: u64,
+    /// Probes that nothing answered, while the connection had shown that the target is well.
+    pub probes_by_evidence: u64,
     /// Probes that nothing answered.
     pub probes_failed: u64,
     /// Probes that ended without a verdict, because this process stood still or the target left.
     pub probes_abandoned: u64,
+    /// Doubts that connections raised about live members.
+    pub doubts: u64,
+    /// Foreign claims of death that an answer over the connection outweighed.
+    pub vetoes: u64,
     /// Members that became suspect here.
     pub suspicions: u64,
     /// Members that became dead here.
     pub deaths: u64,
+    /// Of those, the ones whose ports refused, so that the shortest wait was not waited out.
+    pub fast_deaths: u64,
     /// Times this node had to say that it is alive.
     pub refutations: u64,
     /// Messages sent.
@@ -323,6 +383,8 @@ pub struct Counters {
     pub received: MessageCounts,
     /// Messages of senders that are not in the table.
     pub unknown_senders: u64,
+    /// Messages from another address than the sender's record names; answers go to the latter.
+    pub foreign_addrs: u64,
     /// Pings meant for somebody else.
     pub misdirected: u64,
     /// Answers to no probe, or from nobody who was asked.
@@ -335,12 +397,16 @@ pub struct Counters {
     pub implausible: u64,
     /// Records that contradict another of the same incarnation, or come from a life that ended.
     pub conflicting_records: u64,
+    /// Times that two live members claimed one address.
+    pub address_conflicts: u64,
     /// Members refused because the table is full.
     pub table_full: u64,
     /// Probes for others refused because there are too many.
     pub relays_refused: u64,
     /// News too large for a datagram; it spreads by sync alone.
     pub oversized_news: u64,
+    /// News given up because there was too much at once; what was told most often went first.
+    pub dropped_news: u64,
     /// Times that this process stood still.
     pub late_timeouts: u64,
 }
@@ -395,6 +461,7 @@ pub struct Swim {
     /// Forgotten members and their last incarnation; at most `max_members`.
     retired: BTreeMap<NodeId, u64>,
     probes: Probes,
+    cases: Cases,
     awareness: Awareness,
     queue: Queue,
     timers: Timers,
@@ -433,11 +500,16 @@ impl Swim {
             own: me,
             signing: false,
             sync_after_signing: None,
-            sync_pause: config.probe_interval,
+            sync_pause: if config.rules.early_syncs {
+                config.probe_interval
+            } else {
+                config.sync_interval
+            },
             rival: None,
             members,
             retired: BTreeMap::new(),
             probes: Probes::new(first_seq),
+            cases: Cases::default(),
             queue: Queue::default(),
             timers: Timers::default(),
             counters: Counters::default(),
@@ -479,6 +551,10 @@ impl Swim {
         };
         // Who is dead here has to refute before it may accuse others.
         let credible = sender.is_live();
+        // Answers go where the sender's own record says, wherever the question came from: whoever
+        // holds a gossip key could otherwise have them sent to strangers.
+        let reply_to = sender.record.record.gossip_addr;
+        self.counters.foreign_addrs += u64::from(from_addr != reply_to);
         for statement in &message.statements {
             match statement {
                 Statement::Suspect(accusation) | Statement::Dead(accusation) => {
@@ -488,7 +564,7 @@ impl Swim {
                 Statement::ForcedLeave(_) => {}
             }
         }
-        self.on_body(now, from, from_addr, message.body);
+        self.on_body(now, from, reply_to, message.body);
     }
 
     /// Takes a peer's own record, learnt over an authenticated connection to it. This is the only
@@ -500,7 +576,7 @@ impl Swim {
     /// Merges what another member knows. "Dead" and "suspect" raise a suspicion here; "left" is
     /// believed when the record says so itself.
     pub fn handle_sync(&mut self, now: Instant, from: &NodeId, entries: Vec<SyncEntry>) {
-        for SyncEntry { record, status } in entries {
+        for SyncEntry { record, status, .. } in entries {
             let doubted = match status {
                 MemberStatus::Alive => false,
                 MemberStatus::Suspect | MemberStatus::Dead => !record.record.left,
@@ -541,7 +617,7 @@ impl Swim {
         }
         let node = forced.node.clone();
         let dead = !member.is_live();
-        member.forced.get_or_insert(forced);
+        member.rare_mut().forced.get_or_insert(forced);
         if dead {
             self.force_out(now, &node);
         }
@@ -564,9 +640,7 @@ impl Swim {
             return;
         }
         let was_left = self.own.record.left;
-        if let Some(member) = self.members.get_mut(&self.id) {
-            member.record = Arc::clone(&me);
-        }
+        self.members.replace_record(&self.id, Arc::clone(&me));
         self.own = me;
         if self.desired.incarnation > self.own.record.incarnation
             || (self.desired.left && !self.own.record.left)
@@ -603,12 +677,77 @@ impl Swim {
         }
     }
 
+    /// Takes it that `node`'s reactor answered over an authenticated connection, and that this was
+    /// true at `at`. Such an answer is worth a probe that succeeded. The pings by datagram go on:
+    /// they keep the path of gossip under watch.
+    pub fn handle_peer_answered(&mut self, now: Instant, node: &NodeId, at: Instant) {
+        if !self.config.rules.evidence || *node == self.id {
+            return;
+        }
+        let Some(member) = self.members.get_mut(node) else {
+            return;
+        };
+        // Nothing that was said in the future can be told now.
+        let at = at.min(now);
+        member.note_answer(at);
+        if !member.is_live() || !member.is_fresh(now, self.config.probe_interval) {
+            return;
+        }
+        if let Standing::Suspect(suspicion) = &mut member.standing
+            && suspicion.own_probe_failed()
+        {
+            self.on_vindicated(now, node);
+        }
+        // What was said before the question was put does not answer it. A probe lasts at least as
+        // long as an answer is fresh, or a doubt has outdated what came before it; so whatever is
+        // still fresh when a probe would fail has ended it here.
+        if let Some(seq) = self.probes.of(node)
+            && self.probes.own.get(&seq).is_some_and(|p| p.started <= at)
+        {
+            self.counters.probes_by_evidence += 1;
+            self.on_answered(now, seq);
+        }
+    }
+
+    /// Takes it that a connection to `node` raised a doubt. That is a reason to ask at once, and
+    /// never a verdict.
+    pub fn handle_peer_doubted(&mut self, now: Instant, node: &NodeId, doubt: Doubt) {
+        if !self.config.rules.evidence || *node == self.id || self.own.record.left {
+            return;
+        }
+        let Some(member) = self.members.get_mut(node).filter(|m| m.is_live()) else {
+            return;
+        };
+        self.counters.doubts += 1;
+        member.note_doubt(doubt, now);
+        let mut suspicion_over = None;
+        if let Standing::Suspect(suspicion) = &mut member.standing
+            && doubt == Doubt::Refused
+        {
+            suspicion.refuse();
+            suspicion_over = Some(suspicion.deadline().max(now));
+        }
+        // Whoever forges doubts gets one probe in each interval for them, and no more.
+        let pause = self.config.probe_interval;
+        let free_at = member
+            .rare()
+            .and_then(|rare| rare.hastened)
+            .map(|at| at + pause);
+        if let Some(at) = suspicion_over {
+            self.timers.set(Timer::Suspicion(node.clone()), at);
+        }
+        match free_at.filter(|at| *at > now) {
+            Some(at) => self.check_by(at, node),
+            None => self.ask_at_once(now, node),
+        }
+    }
+
     /// Does what is due. Being late is harmless.
     pub fn handle_timeout(&mut self, now: Instant) {
         if let Some(due) = self.timers.next() {
             let late = now.saturating_duration_since(due);
             // Less than this is well within what probes allow for.
-            if late > self.config.probe_timeout {
+            if late > self.config.probe_timeout && self.config.rules.lateness {
                 self.on_late(now, late);
             }
         }
@@ -730,8 +869,29 @@ impl Swim {
             .map(|(_, member)| SyncEntry {
                 record: Arc::clone(&member.record),
                 status: member.status(),
+                forced: match member.standing {
+                    Standing::Left => member.forced().cloned().map(Box::new),
+                    Standing::Alive | Standing::Suspect(_) | Standing::Dead { .. } => None,
+                },
             })
             .collect()
+    }
+
+    /// Why a member is, or was last, suspect or dead; nothing for a node that is not a member. The
+    /// cases of those that were suspected longest ago are not kept for ever.
+    pub fn explain(&self, node: &NodeId) -> Option<Explanation> {
+        let member = self.members.get(node)?;
+        let (case, last_death) = self.cases.of(node);
+        Some(Explanation {
+            node: node.clone(),
+            status: member.status(),
+            since: member.since,
+            incarnation: member.incarnation(),
+            evidence: evidence_of(member),
+            health_score: self.awareness.score(),
+            case,
+            last_death,
+        })
     }
 
     /// How unwell this node itself seems to be; 0 is well.
@@ -741,10 +901,7 @@ impl Swim {
 
     /// How many members are alive, this node included. Suspects are not counted.
     pub fn alive_count(&self) -> usize {
-        self.members
-            .iter()
-            .filter(|(_, m)| m.status() == MemberStatus::Alive)
-            .count()
+        self.members.alive()
     }
 
     /// How many pieces of news have not been sent often enough yet.
@@ -759,13 +916,13 @@ impl Swim {
 
     // ---- the acts of the failure detector
 
-    fn on_body(&mut self, now: Instant, from: &NodeId, from_addr: SocketAddr, body: Body) {
+    fn on_body(&mut self, now: Instant, from: &NodeId, reply_to: SocketAddr, body: Body) {
         match body {
             Body::Ping { seq, target } if target == self.id => {
-                self.send(from, from_addr, &Body::Ack { seq });
+                self.send(from, reply_to, &Body::Ack { seq });
             }
             Body::Ping { .. } => self.counters.misdirected += 1,
-            Body::PingReq { seq, target } => self.on_ping_req(now, from, from_addr, seq, target),
+            Body::PingReq { seq, target } => self.on_ping_req(now, from, reply_to, seq, target),
             Body::Ack { seq } => self.on_ack(now, from, seq),
             Body::Nack { seq } => {
                 if !self.probes.nack(seq, from) {
@@ -780,12 +937,12 @@ impl Swim {
         &mut self,
         now: Instant,
         from: &NodeId,
-        from_addr: SocketAddr,
+        reply_to: SocketAddr,
         seq: u32,
         target: NodeId,
     ) {
         if target == self.id {
-            self.send(from, from_addr, &Body::Ack { seq });
+            self.send(from, reply_to, &Body::Ack { seq });
             return;
         }
         let addr = self
@@ -796,22 +953,26 @@ impl Swim {
         self.counters.relays_refused += u64::from(full);
         let Some(addr) = addr.filter(|_| !full) else {
             // We cannot try, yet we are well, and that is what a nack says.
-            self.send(from, from_addr, &Body::Nack { seq });
+            if self.config.rules.nacks {
+                self.send(from, reply_to, &Body::Nack { seq });
+            }
             return;
         };
         let own_seq = self.probes.seq();
         let relay = Relay {
             target: target.clone(),
             requester: from.clone(),
-            requester_addr: from_addr,
+            requester_addr: reply_to,
             seq,
         };
         self.probes.relays.insert(own_seq, relay);
         // At 80 % of the time-out, so that the nack arrives while it is still waited for.
-        self.timers.set(
-            Timer::RelayNack(own_seq),
-            now + self.config.probe_timeout * 4 / 5,
-        );
+        if self.config.rules.nacks {
+            self.timers.set(
+                Timer::RelayNack(own_seq),
+                now + self.config.probe_timeout * 4 / 5,
+            );
+        }
         self.timers
             .set(Timer::RelayEnd(own_seq), now + self.config.probe_interval);
         self.send(
@@ -886,26 +1047,79 @@ impl Swim {
             return;
         };
         let incarnation = member.incarnation();
+        let unsettled = member.rare().is_some_and(|rare| rare.unsettled);
         let (wanted, ask_again) = match &member.standing {
-            Standing::Suspect(suspicion) => (true, suspicion.own_probe_failed),
+            Standing::Suspect(suspicion) => (true, suspicion.own_probe_failed()),
             Standing::Dead { .. } => (member.hearsay, false),
-            Standing::Alive | Standing::Left => (false, false),
+            Standing::Alive => (unsettled, false),
+            Standing::Left => (false, false),
         };
         if ask_again {
             // The shortest wait is over, and too few have confirmed. Whoever knows better answers.
             self.accuse(now, node.clone(), incarnation);
         }
-        if !wanted || self.probes.is_probing(&node) {
-            return;
+        if wanted && unsettled {
+            self.ask_at_once(now, &node);
+        } else if wanted && !self.probes.is_probing(&node) && self.may_check(now, &node) {
+            self.start_probe(now, node, Purpose::Check);
         }
-        if self.probes.count(Purpose::Check) >= MAX_CHECKS {
-            let again = self
-                .rng
-                .between(self.config.probe_timeout, self.config.probe_interval);
-            self.timers.set(Timer::Check(node), now + again);
-            return;
+    }
+
+    /// Whether there is room for one more probe out of turn; if not, the check comes again soon.
+    fn may_check(&mut self, now: Instant, node: &NodeId) -> bool {
+        if self.probes.count(Purpose::Check) < MAX_CHECKS {
+            return true;
         }
-        self.start_probe(now, node, Purpose::Check);
+        let again = self
+            .rng
+            .between(self.config.probe_timeout, self.config.probe_interval);
+        self.timers.set(Timer::Check(node.clone()), now + again);
+        false
+    }
+
+    /// Looks at a member at `at`, unless that is planned for earlier.
+    fn check_by(&mut self, at: Instant, node: &NodeId) {
+        let check = Timer::Check(node.clone());
+        if self.timers.due(&check).is_none_or(|due| due > at) {
+            self.timers.set(check, at);
+        }
+    }
+
+    /// Asks a doubtful member in every way at once. A probe of it that runs is made to.
+    fn ask_at_once(&mut self, now: Instant, node: &NodeId) {
+        if self.probes.of(node).is_none() {
+            if !self.may_check(now, node) {
+                return;
+            }
+            self.start_probe(now, node.clone(), Purpose::Check);
+        }
+        let (Some(member), Some(seq)) = (self.members.get_mut(node), self.probes.of(node)) else {
+            return;
+        };
+        let rare = member.rare_mut();
+        rare.hastened = Some(now);
+        let refused = rare.refused;
+        self.ask_others(seq);
+        // Nobody is there to be slow, so the time that every way needs is enough.
+        let end = now + self.scaled(self.config.hasty_probe());
+        if let Some(probe) = self
+            .probes
+            .own
+            .get_mut(&seq)
+            .filter(|p| refused && end < p.end)
+        {
+            probe.end = end;
+            self.timers.set(Timer::ProbeEnd(seq), end);
+        }
+    }
+
+    /// `time`, longer while this node itself is unwell.
+    fn scaled(&self, time: Duration) -> Duration {
+        if self.config.rules.lha_probe {
+            self.awareness.scale(time)
+        } else {
+            time
+        }
     }
 
     fn start_probe(&mut self, now: Instant, target: NodeId, purpose: Purpose) {
@@ -914,25 +1128,31 @@ impl Swim {
         };
         let (addr, incarnation) = (member.record.record.gossip_addr, member.incarnation());
         let seq = self.probes.seq();
+        let end = now + self.scaled(self.config.probe_interval);
         let probe = Probe {
             target: target.clone(),
             incarnation,
             purpose,
+            started: now,
+            end,
+            asked_others: false,
             helpers: BTreeSet::new(),
             nacks: BTreeSet::new(),
         };
         self.probes.own.insert(seq, probe);
-        let end = self.awareness.scale(self.config.probe_interval);
         self.timers
             .set(Timer::ProbeDirect(seq), now + self.config.probe_timeout);
-        self.timers.set(Timer::ProbeEnd(seq), now + end);
+        self.timers.set(Timer::ProbeEnd(seq), end);
         self.send(&target.clone(), addr, &Body::Ping { seq, target });
     }
 
-    fn on_probe_unanswered(&mut self, seq: u32) {
-        let Some(probe) = self.probes.own.get_mut(&seq) else {
+    /// Asks a few others to try, and asks over the connection.
+    fn ask_others(&mut self, seq: u32) {
+        let Some(probe) = self.probes.own.get_mut(&seq).filter(|p| !p.asked_others) else {
             return;
         };
+        probe.asked_others = true;
+        self.timers.cancel(&Timer::ProbeDirect(seq));
         let target = probe.target.clone();
         let helpers = self.members.choose(
             self.config.indirect_probes,
@@ -954,8 +1174,10 @@ impl Swim {
                 },
             );
         }
-        self.actions
-            .push_back(Action::PingOverConnection { node: target, seq });
+        if self.config.rules.connection_pings {
+            self.actions
+                .push_back(Action::PingOverConnection { node: target, seq });
+        }
     }
 
     fn on_answered(&mut self, now: Instant, seq: u32) {
@@ -963,19 +1185,34 @@ impl Swim {
             return;
         };
         self.awareness.improve();
-        let Some(member) = self.members.get_mut(&probe.target) else {
+        self.report(now, &probe, true);
+        self.settle(&probe.target);
+        let Some(member) = self.members.get(&probe.target) else {
             return;
         };
-        match &mut member.standing {
-            Standing::Suspect(suspicion) => {
-                // It lives, but only it can convince the others. Look again until it has.
-                suspicion.own_probe_failed = false;
-                let interval = self.config.probe_interval;
-                let again = self.rng.between(interval * 2, interval * 4);
-                self.timers.set(Timer::Check(probe.target), now + again);
-            }
+        match &member.standing {
+            Standing::Suspect(_) => self.on_vindicated(now, &probe.target),
             Standing::Dead { .. } if member.hearsay => self.on_back(now, &probe.target),
             Standing::Dead { .. } | Standing::Alive | Standing::Left => {}
+        }
+    }
+
+    /// A suspect lives, as far as this node can see, but only it can convince the others.
+    fn on_vindicated(&mut self, now: Instant, node: &NodeId) {
+        let Some(member) = self.members.get_mut(node) else {
+            return;
+        };
+        let Standing::Suspect(suspicion) = &mut member.standing else {
+            return;
+        };
+        suspicion.answered();
+        // The wait is longer again if it had been cut; that it is over may have been found already.
+        let deadline = suspicion.deadline().max(now);
+        self.timers.set(Timer::Suspicion(node.clone()), deadline);
+        if self.config.rules.check_suspects {
+            let interval = self.config.probe_interval;
+            let again = self.rng.between(interval * 2, interval * 4);
+            self.timers.set(Timer::Check(node.clone()), now + again);
         }
     }
 
@@ -985,43 +1222,68 @@ impl Swim {
         };
         self.counters.probes_failed += 1;
         let asked = probe.helpers.len();
-        let silent = if asked == 0 {
+        let silent = if asked == 0 || !self.config.rules.nacks {
             1
         } else {
             asked - probe.nacks.len()
         };
         self.awareness
             .worsen(u32::try_from(silent).unwrap_or(u32::MAX));
-        let node = probe.target;
+        let node = probe.target.clone();
         log::debug!(target: "swim", node:% = node, asked, nacks = probe.nacks.len(),
             health_score = self.awareness.score(); "probe failed");
-        let Some(member) = self.members.get_mut(&node) else {
+        let Some(member) = self.members.get(&node) else {
             return;
         };
         let incarnation = member.incarnation();
         if incarnation != probe.incarnation {
             return;
         }
-        match &mut member.standing {
+        let news = match &member.standing {
             Standing::Alive => {
                 self.suspect(now, &node, self.id.clone(), true);
-                self.accuse(now, node, incarnation);
+                true
             }
-            Standing::Suspect(suspicion) => {
-                suspicion.own_probe_failed = true;
-                let news = suspicion.confirm(&self.id);
-                let (deadline, next_look) = (suspicion.deadline(), suspicion.next_look(now));
-                if news {
-                    self.accuse(now, node.clone(), incarnation);
-                }
-                if deadline <= now {
-                    self.die(now, &node);
-                } else {
-                    self.timers.set(Timer::Suspicion(node.clone()), deadline);
-                    self.timers.set(Timer::Check(node), next_look);
-                }
-            }
-            Standing::Dead { .. } | Standing::Left => {}
+            Standing::Suspect(_) => self.note_accusation(now, &node, &self.id.clone(), true, false),
+            Standing::Dead { .. } | Standing::Left => return,
+        };
+        self.report(now, &probe, false);
+        if news {
+            self.accuse(now, node.clone(), incarnation);
+        }
+        let Some(member) = self.members.get_mut(&node) else {
+            return;
+        };
+        let Standing::Suspect(suspicion) = &mut member.standing else {
+            return;
+        };
+        suspicion.probe_failed();
+        let (deadline, next_look) = (suspicion.deadline(), suspicion.next_look(now));
+        let second = suspicion.wants_second_probe();
+        if deadline <= now {
+            self.die(now, &node);
+            return;
+        }
+        self.timers.set(Timer::Suspicion(node.clone()), deadline);
+        if second {
+            self.ask_at_once(now, &node);
+        }
+        if self.config.rules.check_suspects {
+            self.timers.set(Timer::Check(node), next_look);
+        }
+    }
+
+    /// Writes a probe of a suspect that has ended into its case.
+    fn report(&mut self, now: Instant, probe: &Probe, answered: bool) {
+        if let Some(case) = self.cases.running(&probe.target) {
+            case.probe(ProbeReport {
+                started: probe.started,
+                ended: now,
+                helpers: probe.helpers.len(),
+                nacks: probe.nacks.len(),
+                over_connection: probe.asked_others && self.config.rules.connection_pings,
+                answered,
+            });
         }
     }
 
@@ -1032,7 +1294,7 @@ impl Swim {
     }
 
     fn abandon_probes_of(&mut self, node: &NodeId) {
-        for seq in self.probes.of(node) {
+        if let Some(seq) = self.probes.of(node) {
             self.end_probe(seq);
             self.counters.probes_abandoned += 1;
         }
@@ -1070,25 +1332,23 @@ impl Swim {
             return;
         }
         let condemned = matches!(statement, Statement::Dead(_));
-        let relay = match &mut member.standing {
+        let first_hand = from == accuser;
+        let relay = match &member.standing {
             Standing::Alive => {
-                self.suspect(now, node, accuser.clone(), false);
+                self.suspect(now, node, accuser.clone(), first_hand);
                 if condemned {
-                    self.condemn(now, node);
+                    self.condemn(now, node, accuser);
                 }
                 true
             }
-            Standing::Suspect(suspicion) => {
-                // Relaying a confirmation would be useless: it only counts at first hand.
-                if from == accuser && suspicion.confirm(accuser) {
-                    // An instant gone by would look as if this process had stood still.
-                    let deadline = suspicion.deadline().max(now);
-                    self.timers.set(Timer::Suspicion(node.clone()), deadline);
-                }
-                condemned && self.condemn(now, node)
+            Standing::Suspect(_) => {
+                let news = self.note_accusation(now, node, accuser, first_hand, condemned);
+                let shortened = condemned && self.condemn(now, node, accuser);
+                // Where a confirmation only counts at first hand, relaying it would be useless.
+                shortened || (news && !self.config.rules.first_hand_confirmations)
             }
             Standing::Dead { .. } => {
-                if from == accuser && !condemned && !member.hearsay {
+                if first_hand && !condemned && !member.hearsay && self.config.rules.check_suspects {
                     self.tell_dead(from, node);
                 }
                 false
@@ -1098,6 +1358,47 @@ impl Swim {
         if relay {
             self.spread_statement(now, node, statement);
         }
+    }
+
+    /// Counts an accusation of a suspect, if it confirms what is known; false when it tells nothing
+    /// new.
+    fn note_accusation(
+        &mut self,
+        now: Instant,
+        node: &NodeId,
+        by: &NodeId,
+        first_hand: bool,
+        dead: bool,
+    ) -> bool {
+        let Some(member) = self.members.get_mut(node) else {
+            return false;
+        };
+        let Standing::Suspect(suspicion) = &mut member.standing else {
+            return false;
+        };
+        let may_count = first_hand || !self.config.rules.first_hand_confirmations;
+        let counted = may_count && suspicion.confirm(by);
+        if counted {
+            // An instant gone by would look as if this process had stood still.
+            let deadline = suspicion.deadline().max(now);
+            self.timers.set(Timer::Suspicion(node.clone()), deadline);
+        }
+        if let Some(case) = self.cases.running(node)
+            && (counted
+                || !case
+                    .accusations
+                    .iter()
+                    .any(|a| a.by == *by && a.dead == dead))
+        {
+            case.accuse(Accused {
+                by: by.clone(),
+                at: now,
+                first_hand,
+                dead,
+                counted,
+            });
+        }
+        counted
     }
 
     /// Tells a member that still wonders about `node` that it is dead here.
@@ -1120,38 +1421,89 @@ impl Swim {
         });
     }
 
-    /// Leaves a suspect the shortest time only; false when that was so before.
-    fn condemn(&mut self, now: Instant, node: &NodeId) -> bool {
+    /// `by` says that a suspect is dead: leaves it the shortest time only, unless its connection
+    /// says otherwise. False when that changed nothing.
+    fn condemn(&mut self, now: Instant, node: &NodeId, by: &NodeId) -> bool {
         let Some(member) = self.members.get_mut(node) else {
             return false;
         };
+        let is_fresh = member.is_fresh(now, self.config.probe_interval);
         let Standing::Suspect(suspicion) = &mut member.standing else {
             return false;
         };
+        if is_fresh {
+            self.counters.vetoes += 1;
+            if let Some(case) = self.cases.running(node) {
+                case.vetoes += 1;
+            }
+            return false;
+        }
+        if !self.config.rules.own_probe {
+            self.take_over_death(now, node, by);
+            return true;
+        }
         let shortened = suspicion.condemn();
         let deadline = suspicion.deadline().max(now);
         self.timers.set(Timer::Suspicion(node.clone()), deadline);
         shortened
     }
 
-    /// Begins to doubt a member that is alive.
-    fn suspect(&mut self, now: Instant, node: &NodeId, by: NodeId, own_probe_failed: bool) {
+    /// Begins to doubt a member that is alive. Unless the doubt is its own, this node has to look
+    /// for itself.
+    fn suspect(&mut self, now: Instant, node: &NodeId, by: NodeId, first_hand: bool) {
+        let Some(member) = self.members.get(node) else {
+            return;
+        };
+        let refused = member.rare().is_some_and(|rare| rare.refused);
         let n = self.members.live();
         let min = self.config.suspicion_min(n);
-        let max = self.config.suspicion_max(n);
-        let wanted = self.config.confirmations(n);
-        let mut suspicion = Suspicion::new(by.clone(), now, min, max, wanted);
-        suspicion.own_probe_failed = own_probe_failed;
+        let waits = Waits {
+            min,
+            max: self.config.suspicion_max(n),
+            floor: self.config.suspicion_floor(n),
+            wanted: if self.config.rules.lha_suspicion {
+                self.config.confirmations(n)
+            } else {
+                0
+            },
+        };
+        let case = Case {
+            incarnation: member.incarnation(),
+            began: now,
+            members: n,
+            shortest: waits.min,
+            longest: if waits.wanted > 0 {
+                waits.max
+            } else {
+                waits.min
+            },
+            wanted: waits.wanted,
+            accusations: vec![Accused {
+                by: by.clone(),
+                at: now,
+                first_hand,
+                dead: false,
+                counted: false,
+            }],
+            more_accusations: 0,
+            probes: Vec::new(),
+            more_probes: 0,
+            vetoes: 0,
+            verdict: None,
+        };
+        self.cases.open(node.clone(), case);
+        let mut suspicion = Suspicion::new(by.clone(), now, waits);
+        if refused {
+            suspicion.refuse();
+        }
         self.timers
             .set(Timer::Suspicion(node.clone()), suspicion.deadline());
-        let check = if own_probe_failed {
-            min
-        } else {
-            self.rng.between(Duration::ZERO, min / 2)
-        };
-        self.timers.set(Timer::Check(node.clone()), now + check);
+        if self.config.rules.check_suspects && by != self.id {
+            let check = now + self.rng.between(Duration::ZERO, min / 2);
+            self.check_by(check, node);
+        }
         self.members
-            .set_standing(node, Standing::Suspect(suspicion), now);
+            .set_standing(node, Standing::Suspect(Box::new(suspicion)), now);
         self.counters.suspicions += 1;
         log::debug!(target: "swim", node:% = node, by:% = by; "member is suspect");
         self.events.push_back(Event::Suspect {
@@ -1178,7 +1530,7 @@ impl Swim {
         let Standing::Suspect(suspicion) = &member.standing else {
             return;
         };
-        if suspicion.own_probe_failed {
+        if suspicion.own_probe_failed() || !self.config.rules.own_probe {
             self.die(now, &node);
         } else if !self.probes.is_probing(&node) {
             // Nobody dies on hearsay: when this probe fails, its end finds the time is up.
@@ -1193,10 +1545,28 @@ impl Swim {
         let Standing::Suspect(suspicion) = &member.standing else {
             return;
         };
-        let by = suspicion.accuser().clone();
-        let incarnation = member.incarnation();
-        let forced = member.forced.is_some();
-        self.bury(now, node, Standing::Dead { by: by.clone() });
+        let (by, fast) = (suspicion.accuser().clone(), suspicion.is_fast());
+        let dead = Statement::Dead(Accusation {
+            node: node.clone(),
+            incarnation: member.incarnation(),
+            accuser: self.id.clone(),
+        });
+        self.counters.fast_deaths += u64::from(fast);
+        self.declare_dead(now, node, by, Ending::Dead { fast });
+        self.spread_statement(now, node, &dead);
+        self.force_out_if_asked(now, node);
+    }
+
+    /// Takes `from`'s word for it that a suspect is dead.
+    fn take_over_death(&mut self, now: Instant, node: &NodeId, from: &NodeId) {
+        let ending = Ending::TakenOver { from: from.clone() };
+        self.declare_dead(now, node, from.clone(), ending);
+        self.force_out_if_asked(now, node);
+    }
+
+    fn declare_dead(&mut self, now: Instant, node: &NodeId, by: NodeId, ending: Ending) {
+        self.close_case(now, node, ending);
+        self.bury(now, node, Standing::dead(by.clone()));
         self.counters.deaths += 1;
         log::debug!(target: "swim", node:% = node, by:% = by; "member is dead");
         self.events.push_back(Event::Dead {
@@ -1204,14 +1574,22 @@ impl Swim {
             by,
         });
         self.queue.remove(node, Kind::Record);
-        let accuser = self.id.clone();
-        let dead = Statement::Dead(Accusation {
-            node: node.clone(),
-            incarnation,
-            accuser,
+    }
+
+    fn close_case(&mut self, now: Instant, node: &NodeId, ending: Ending) {
+        let (Some(member), Some(case)) = (self.members.get(node), self.cases.running(node)) else {
+            return;
+        };
+        case.verdict = Some(Verdict {
+            at: now,
+            ending,
+            health_score: self.awareness.score(),
+            evidence: evidence_of(member),
         });
-        self.spread_statement(now, node, &dead);
-        if forced {
+    }
+
+    fn force_out_if_asked(&mut self, now: Instant, node: &NodeId) {
+        if self.members.get(node).is_some_and(|m| m.forced().is_some()) {
             self.force_out(now, node);
         }
     }
@@ -1220,7 +1598,7 @@ impl Swim {
         let Some(member) = self.members.get(node) else {
             return;
         };
-        let Some(forced) = member.forced.clone() else {
+        let Some(forced) = member.forced().cloned() else {
             return;
         };
         // Nobody here was ever told that a member by hearsay was up.
@@ -1261,6 +1639,7 @@ impl Swim {
         self.queue.remove(&node, Kind::Record);
         self.abandon_probes_of(&node);
         self.members.remove(&node);
+        self.cases.forget(&node);
         if self.retired.len() < self.config.max_members {
             self.retired.insert(node.clone(), incarnation);
             self.timers
@@ -1383,16 +1762,59 @@ impl Swim {
         };
         let mut member = Member::new(Arc::clone(&record), standing, now);
         let live = member.is_live();
+        let addr = record.record.gossip_addr;
         member.hearsay = !live;
-        member.proven = source.is_owner().then_some(record.record.boot);
+        if source.is_owner() {
+            member.prove();
+        }
         self.members.insert(member, &mut self.rng);
         if live {
             log::debug!(target: "swim", node:% = node; "member is up");
             self.spread_record(now, &record);
+            self.on_address_taken(now, &node, addr);
             self.tell_up(now, node);
         } else {
             self.timers
                 .set(Timer::Reap(node), now + self.config.tombstone);
+        }
+    }
+
+    /// `by` lives at a gossip address; if somebody else was there, it has probably gone. Records are
+    /// kept by name, so nothing is overwritten; but who was there is asked at once.
+    fn on_address_taken(&mut self, now: Instant, by: &NodeId, addr: SocketAddr) {
+        let Some(holder) = self.members.at_addr(addr, by).filter(|n| **n != self.id) else {
+            return;
+        };
+        let holder = holder.clone();
+        let Some(member) = self.members.get_mut(&holder).filter(|m| m.is_live()) else {
+            return;
+        };
+        let rare = member.rare_mut();
+        rare.contested_by = Some(by.clone());
+        rare.unsettled = true;
+        let pause = self.config.probe_interval;
+        let free_at = rare.hastened.map(|at| at + pause);
+        self.check_by(free_at.map_or(now, |at| at.max(now)), &holder);
+    }
+
+    /// A member answered; if another claims its address, both live.
+    fn settle(&mut self, node: &NodeId) {
+        let Some(member) = self.members.get_mut(node) else {
+            return;
+        };
+        member.settle();
+        let addr = member.record.record.gossip_addr;
+        let Some(other) = member.take_contested() else {
+            return;
+        };
+        let claims = |m: &Member| m.is_live() && m.record.record.gossip_addr == addr;
+        if self.members.get(&other).is_some_and(claims) {
+            self.counters.address_conflicts += 1;
+            self.events.push_back(Event::AddressConflict {
+                node: node.clone(),
+                other,
+                addr,
+            });
         }
     }
 
@@ -1403,7 +1825,7 @@ impl Swim {
             return;
         };
         if source.is_owner() && record.record.boot == member.record.record.boot {
-            member.proven = Some(record.record.boot);
+            member.prove();
         }
         let older = record.record.incarnation < member.incarnation();
         if older {
@@ -1453,22 +1875,37 @@ impl Swim {
             ..stored.clone()
         } != *claim;
         let is_proven = source.is_owner();
+        let gossip_addr = claim.gossip_addr;
         if boot_changed {
             // After two restarts at once, what others still tell of the life before must not end
             // the one whose handshake was seen here.
-            if is_proven || member.proven != Some(stored.boot) {
-                member.superseded = Some(stored.boot);
+            let superseded = stored.boot;
+            let outlives = is_proven || !member.is_proven();
+            let rare = member.rare_mut();
+            if outlives {
+                rare.superseded = Some(superseded);
             }
-            member.conflict_told = false;
+            rare.conflict_told = false;
         }
+        self.members.replace_record(&node, Arc::clone(&record));
+        let Some(member) = self.members.get_mut(&node) else {
+            return;
+        };
         if is_proven {
-            member.proven = Some(claim.boot);
+            member.prove();
         }
-        member.record = Arc::clone(&record);
-        member.forced = None;
+        // What was seen of the connection so far was the word of the record before.
+        member.settle();
+        member.drop_forced();
         let hearsay = member.hearsay;
         member.hearsay = hearsay && claim.left;
         self.forget_doubts(&node);
+        let ending = if claim.left {
+            Ending::Left
+        } else {
+            Ending::Refuted
+        };
+        self.close_case(now, &node, ending);
         self.spread_record(now, &record);
         if claim.left {
             self.bury(now, &node, Standing::Left);
@@ -1481,6 +1918,9 @@ impl Swim {
         self.timers.cancel(&Timer::Reap(node.clone()));
         if before != MemberStatus::Alive {
             self.members.set_standing(&node, Standing::Alive, now);
+        }
+        if addr_changed {
+            self.on_address_taken(now, &node, gossip_addr);
         }
         match before {
             MemberStatus::Dead | MemberStatus::Left => {
@@ -1513,12 +1953,12 @@ impl Swim {
             self.counters.implausible += 1;
             return false;
         }
-        let outlived = member.superseded == Some(claim.boot);
+        let outlived = member.superseded() == Some(claim.boot);
         // Its own handshake weighs more than a life that is known by hearsay only.
-        let is_vindicated = source.is_owner() && member.proven != Some(member.record.record.boot);
+        let is_vindicated = source.is_owner() && !member.is_proven();
         if outlived && !is_vindicated {
             self.counters.conflicting_records += 1;
-            if !std::mem::replace(&mut member.conflict_told, true) {
+            if !std::mem::replace(&mut member.rare_mut().conflict_told, true) {
                 self.events.push_back(Event::NameConflict {
                     node: claim.node.clone(),
                     boot: claim.boot,
@@ -1559,7 +1999,7 @@ impl Swim {
         let Some(member) = self.members.get(&node) else {
             let foreign = record.record.cluster != self.own.record.cluster;
             if gone && !foreign && incarnation <= MAX_INCARNATION {
-                let standing = Standing::Dead { by: from.clone() };
+                let standing = Standing::dead(from.clone());
                 self.on_stranger(now, record, Source::Member(from), standing);
                 return;
             }
@@ -1571,8 +2011,8 @@ impl Swim {
             // Gone on both sides: nothing to doubt, but the newer record makes the better grave.
             let newer = incarnation > member.incarnation()
                 && self.is_acceptable(&record, Source::Member(from));
-            if let Some(member) = self.members.get_mut(&node).filter(|_| newer) {
-                member.record = record;
+            if newer {
+                self.members.replace_record(&node, record);
             }
             return;
         }
@@ -1596,10 +2036,11 @@ impl Swim {
             return;
         }
         if matches!(member.standing, Standing::Alive) {
-            self.suspect(now, node, by.clone(), false);
+            self.suspect(now, node, by.clone(), true);
         }
-        if condemned {
-            self.condemn(now, node);
+        // A model without own probes asks first too, or one stale member would kill in a sync.
+        if condemned && self.config.rules.own_probe {
+            self.condemn(now, node, by);
         }
     }
 
@@ -1666,6 +2107,9 @@ impl Swim {
             self.end_probe(seq);
             self.counters.probes_abandoned += 1;
         }
+        if !self.config.rules.leave_burst {
+            return;
+        }
         let encoded = message::encode_record(&self.own.signed);
         let targets = self
             .members
@@ -1699,22 +2143,25 @@ impl Swim {
     }
 
     fn spread_record(&mut self, now: Instant, record: &VerifiedRecord) {
-        let encoded = message::encode_record(&record.signed);
-        self.spread(now, record.record.node.clone(), Kind::Record, encoded);
+        let node = record.record.node.clone();
+        let record = News::Record(record.signed.clone());
+        self.spread(now, node, Kind::Record, record);
     }
 
     fn spread_statement(&mut self, now: Instant, node: &NodeId, statement: &Statement) {
-        let encoded = message::encode_statement(statement);
+        let encoded = News::Encoded(message::encode_statement(statement).into());
         self.spread(now, node.clone(), Kind::Statement, encoded);
     }
 
-    fn spread(&mut self, now: Instant, node: NodeId, kind: Kind, encoded: Vec<u8>) {
-        if encoded.len() > self.config.max_payload_bytes {
+    fn spread(&mut self, now: Instant, node: NodeId, kind: Kind, news: News) {
+        if news.len() > self.config.max_payload_bytes {
             self.counters.oversized_news += 1;
             self.queue.remove(&node, kind);
             return;
         }
-        self.queue.push(node, kind, encoded);
+        if self.queue.push(node, kind, news) {
+            self.counters.dropped_news += 1;
+        }
         if !self.timers.is_set(&Timer::Gossip) {
             let wait = self
                 .rng
@@ -1747,7 +2194,12 @@ impl Swim {
                 continue;
             };
             let destination = member.record.record.gossip_addr;
-            for burst in 0..MAX_BURST {
+            let bursts = if self.config.rules.bursts {
+                MAX_BURST
+            } else {
+                1
+            };
+            for burst in 0..bursts {
                 if self.queue.is_empty() || (burst > 0 && !self.queue.has_unsent()) {
                     break;
                 }
@@ -1765,7 +2217,7 @@ impl Swim {
     fn send(&mut self, to: &NodeId, destination: SocketAddr, body: &Body) {
         let mut payload = Vec::new();
         message::encode_body(body, &mut payload);
-        if let Some(statement) = self.statement_about(to) {
+        if let Some(statement) = self.statement_about(to).filter(|_| self.config.rules.buddy) {
             let statement = message::encode_statement(&statement);
             let room = self.config.max_payload_bytes.saturating_sub(payload.len());
             // Two that doubt each other: a large record of ours that refutes would never fit beside
@@ -1800,7 +2252,7 @@ impl Swim {
                 Some(Statement::Suspect(accusation(suspicion.accuser())))
             }
             Standing::Dead { by } => Some(Statement::Dead(accusation(by))),
-            Standing::Left => member.forced.clone().map(Statement::ForcedLeave),
+            Standing::Left => member.forced().cloned().map(Statement::ForcedLeave),
         }
     }
 
@@ -1809,7 +2261,7 @@ impl Swim {
     fn on_timer(&mut self, now: Instant, timer: Timer) {
         match timer {
             Timer::ProbeEnd(seq) => self.on_probe_failed(now, seq),
-            Timer::ProbeDirect(seq) => self.on_probe_unanswered(seq),
+            Timer::ProbeDirect(seq) => self.ask_others(seq),
             Timer::RelayNack(seq) => {
                 if let Some(relay) = self.probes.relays.get(&seq) {
                     let (to, addr) = (relay.requester.clone(), relay.requester_addr);
@@ -1857,7 +2309,9 @@ impl Swim {
             .pop();
         let Some(with) = partner else {
             // Alone; whoever comes up wakes this.
-            self.sync_pause = self.config.probe_interval;
+            if self.config.rules.early_syncs {
+                self.sync_pause = self.config.probe_interval;
+            }
             return;
         };
         let every = self.config.sync_every(self.members.live());
@@ -1899,6 +2353,13 @@ impl Swim {
             let deadline = suspicion.deadline().max(now);
             self.timers.set(Timer::Suspicion(node), deadline);
         }
+    }
+}
+
+fn evidence_of(member: &Member) -> Evidence {
+    Evidence {
+        last_answer: member.answered(),
+        doubts: member.doubts().collect(),
     }
 }
 
