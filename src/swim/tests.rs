@@ -1,6 +1,10 @@
 //! What transcripts cannot show: limits, counts and answers of a single core.
 
-use super::*;
+use super::{
+    probe::{MAX_CHECKS, MAX_RELAYS},
+    records::{MAX_INCARNATION, MAX_RECORD_STEP, OUTBIDS_OF_A_RIVAL},
+    *,
+};
 use crate::record::{SignedRecord, encode_addr};
 
 const NOBODY: &str = "127.0.0.1:9";
@@ -852,7 +856,10 @@ fn a_doubt_asks_in_every_way_at_once_and_a_flood_of_doubts_once_an_interval() {
         .into_iter()
         .find_map(|action| match action {
             Action::PingOverConnection { seq, .. } => Some(seq),
-            Action::Sign(_) | Action::SignForcedLeave(_) | Action::Sync { .. } => None,
+            Action::Sign(_)
+            | Action::SignForcedLeave(_)
+            | Action::Sync { .. }
+            | Action::Dial { .. } => None,
         })
         .unwrap();
     bench.receive("a", Body::Ack { seq });

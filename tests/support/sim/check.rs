@@ -134,6 +134,8 @@ struct Seen {
     /// Failed probes of this node before the step in which the suspicion began.
     failed_before: u64,
     pinged_at: Option<u64>,
+    /// When its host or a new process last said that the one before is gone.
+    refused_at: Option<u64>,
 }
 
 /// Messages in one probe interval.
@@ -150,6 +152,7 @@ pub(crate) struct Observer {
     seen: Vec<Option<Seen>>,
     started: u32,
     probes_failed: u64,
+    fast_deaths: u64,
     dirty: bool,
     swept_at: u64,
     window: Window,
@@ -165,6 +168,7 @@ impl Observer {
             seen: Vec::new(),
             started: 0,
             probes_failed: 0,
+            fast_deaths: 0,
             dirty: true,
             swept_at: now,
             window: Window {
@@ -188,6 +192,7 @@ impl Observer {
             suspect_at: 0,
             failed_before: 0,
             pinged_at: None,
+            refused_at: None,
         })
     }
 
@@ -210,6 +215,10 @@ impl Observer {
     ) {
         self.window.received += 1;
         self.window.statements += statements as u64;
+    }
+
+    pub(crate) fn on_refused(&mut self, peer: usize, now: u64) {
+        self.seen(peer).refused_at = Some(now);
     }
 
     pub(crate) fn on_dial(&mut self) {
@@ -305,7 +314,7 @@ impl World {
 
     fn check_member(&mut self, node: usize, event: &swim::Event) -> Result<(), String> {
         let now = self.now;
-        let floor = self.shortest_suspicion();
+        let (shortest, floor) = self.shortest_suspicions();
         let longest_probe = self.options.swim.probe_interval.as_nanos() as u64
             * u64::from(self.options.swim.awareness_max + 1);
         let name = match event {
@@ -316,6 +325,7 @@ impl World {
             | swim::Event::Left { node, .. }
             | swim::Event::Updated { node, .. }
             | swim::Event::Forgotten { node }
+            | swim::Event::AddressConflict { node, .. }
             | swim::Event::NameConflict { node, .. } => node,
         };
         let Some(index) = index_of(name) else {
@@ -340,9 +350,11 @@ impl World {
             .as_ref()
             .is_none_or(|view| view.status == MemberStatus::Left);
         let says_left = !is_left || view.as_ref().is_some_and(|view| view.record.record.left);
-        let failed_now = process.cluster.swim().counters().probes_failed;
+        let counters = process.cluster.swim().counters();
+        let (failed_now, fast_now) = (counters.probes_failed, counters.fast_deaths);
         let observer = &mut process.observer;
         let failed_before = observer.probes_failed;
+        let may_be_fast = fast_now > observer.fast_deaths;
         observer.dirty = true;
         let seen = observer.seen(index);
         let told = seen.told;
@@ -388,7 +400,15 @@ impl World {
                     return Err(format!("{name} is dead without a ping from here"));
                 }
                 // Clocks run up to a hundredth fast, and the suspicion is counted on the clock.
-                if (now - seen.suspect_at) * 51 / 50 + 2 * MS < floor {
+                let was_refused = seen
+                    .refused_at
+                    .is_some_and(|at| at + longest_probe >= seen.suspect_at);
+                let least = if may_be_fast && was_refused {
+                    floor
+                } else {
+                    shortest
+                };
+                if (now - seen.suspect_at) * 51 / 50 + 2 * MS < least {
                     let after = (now - seen.suspect_at) / MS;
                     return Err(format!("{name} is dead after {after} ms of suspicion"));
                 }
@@ -430,14 +450,17 @@ impl World {
             }
             // Whether two processes share a name is judged by people; here none ever do, but a life
             // that ended may still be heard of.
-            swim::Event::NameConflict { .. } => {}
+            swim::Event::NameConflict { .. } | swim::Event::AddressConflict { .. } => {}
         }
         Ok(())
     }
 
-    /// The shortest time from suspect to dead that the rules allow.
-    fn shortest_suspicion(&self) -> u64 {
-        self.options.swim.suspicion_min(1).as_nanos() as u64
+    /// The shortest times from suspect to dead that the rules allow: as a rule, and after the ports
+    /// have refused.
+    fn shortest_suspicions(&self) -> (u64, u64) {
+        let swim = &self.options.swim;
+        let nanos = |duration: std::time::Duration| duration.as_nanos() as u64;
+        (nanos(swim.suspicion_min(1)), nanos(swim.suspicion_floor(1)))
     }
 
     /// After a step of a node.
@@ -484,7 +507,9 @@ impl World {
             outcome = bounds(&process.cluster, limits);
         }
         process.observer.dirty = false;
-        process.observer.probes_failed = process.cluster.swim().counters().probes_failed;
+        let counters = process.cluster.swim().counters();
+        process.observer.probes_failed = counters.probes_failed;
+        process.observer.fast_deaths = counters.fast_deaths;
         if let Err(why) = outcome {
             self.violate(node, &why);
         }

@@ -56,6 +56,7 @@ impl Tally {
                 swim::Event::Updated { .. } => "updated",
                 swim::Event::Forgotten { .. } => "forgotten",
                 swim::Event::NameConflict { .. } => "name_conflict",
+                swim::Event::AddressConflict { .. } => "address_conflict",
             },
             Event::Peer(peer) => match peer {
                 mesh::Event::Connected { .. } => "connected",

@@ -38,7 +38,7 @@ use nodosum::{
         mesh,
         record::Record,
         rng::Rng,
-        swim::{self, ForcedLeave, SyncEntry},
+        swim::{self, Doubt, ForcedLeave, SyncEntry},
     },
 };
 
@@ -69,6 +69,9 @@ const REFUSED_PATIENCE: u64 = SEC;
 const FIRST_PTO: u64 = 300 * MS;
 const PTO: u64 = 100 * MS;
 const MAX_PTO: u64 = 2 * SEC;
+
+/// How long QUIC's probe time-outs go on in silence before they are a sign.
+const STALL: u64 = 500 * MS;
 
 /// Frames that wait for a connection's worker before the connection counts as stuck.
 const FRAME_CAPACITY: usize = 256;
@@ -123,6 +126,12 @@ pub(crate) enum Happening {
         conn: usize,
         end: usize,
         reset: bool,
+    },
+    /// A ping has met with nothing but silence.
+    Stalled {
+        conn: usize,
+        end: usize,
+        silent_since: u64,
     },
     PingTick {
         node: usize,
@@ -201,6 +210,8 @@ pub(crate) struct End {
     heard_at: u64,
     missed: u32,
     refused: bool,
+    /// Nothing came back since `heard_at`, and the node was told so.
+    stalled: bool,
     frames: VecDeque<(u64, Wire)>,
     sending: bool,
 }
@@ -564,6 +575,7 @@ impl World {
             Happening::Down { conn, end, .. }
             | Happening::DialDeadline { conn, end }
             | Happening::CloseArrives { conn, end, .. }
+            | Happening::Stalled { conn, end, .. }
             | Happening::Refusal { conn, end, .. } => Some(self.conns[*conn].ends[*end].node),
             Happening::Begin(_)
             | Happening::End(_)
@@ -609,6 +621,11 @@ impl World {
                 self.on_down(conn, end, &CloseReason::Peer(code));
             }
             Happening::Refusal { conn, end, reset } => self.on_refusal(conn, end, reset),
+            Happening::Stalled {
+                conn,
+                end,
+                silent_since,
+            } => self.on_stalled(conn, end, silent_since),
             Happening::PingTick { node, life } => self.on_ping_tick(node, life),
             Happening::Resolved { node, life, seed } => self.on_resolved(node, life, &seed),
             Happening::Begin(act) => self.begin(act),
@@ -1564,6 +1581,7 @@ impl World {
             heard_at: self.now,
             missed: 0,
             refused: false,
+            stalled: false,
             frames: VecDeque::new(),
             sending: false,
         }
@@ -1979,14 +1997,24 @@ impl World {
                     .map(|record| SyncEntry {
                         record,
                         status: nodosum::MemberStatus::Alive,
+                        forced: None,
                     }),
             );
             entries.push(entry);
         }
+        let forced: Vec<ForcedLeave> = entries
+            .iter()
+            .filter_map(|entry| entry.forced.as_deref())
+            .filter(|forced| self.registry.is_forced_signed(forced))
+            .cloned()
+            .collect();
         let now = self.local(to);
         if let Some(process) = &mut self.nodes[to].process {
             process.observer.on_sync(entries.len());
             process.cluster.handle_sync(now, id, entries, sync.stream);
+            for forced in forced {
+                process.cluster.handle_forced_leave(now, forced);
+            }
         }
         self.settle(to);
     }
@@ -2033,6 +2061,7 @@ impl World {
             self.conns[conn].ends[1 - end].phase == Phase::Up && self.is_current(conn, 1 - end);
         let state = self.process(peer).map(|p| (p.paused > 0, p.stalled > 0));
         let mut answered = false;
+        let heard_before = self.conns[conn].ends[end].heard_at;
         match state {
             Some((paused, stalled)) if has_end => {
                 if forth {
@@ -2055,6 +2084,20 @@ impl World {
             }
             Some(_) | None => {}
         }
+        let is_silent = self.conns[conn].ends[end].heard_at == heard_before;
+        self.conns[conn].ends[end].stalled &= is_silent;
+        if is_silent && !self.conns[conn].ends[end].stalled {
+            // QUIC's probe time-outs add up to this while nothing comes back.
+            let silent_since = heard_before;
+            self.later(
+                STALL,
+                Happening::Stalled {
+                    conn,
+                    end,
+                    silent_since,
+                },
+            );
+        }
         if answered {
             self.conns[conn].ends[end].missed = 0;
             self.on_ping_answered(conn, end);
@@ -2063,7 +2106,17 @@ impl World {
         self.conns[conn].ends[end].missed += 1;
         if self.conns[conn].ends[end].missed == PINGS_MISSED {
             self.tally.count("pings_missed");
-            self.doubt(conn, end, Doubting::Unanswered);
+            self.doubt(conn, end, Doubt::Unanswered);
+        }
+    }
+
+    fn on_stalled(&mut self, conn: usize, end: usize, silent_since: u64) {
+        let state = &mut self.conns[conn].ends[end];
+        if state.phase == Phase::Up && state.heard_at == silent_since && !state.stalled {
+            state.stalled = true;
+            if self.is_current(conn, end) {
+                self.doubt(conn, end, Doubt::Stalled);
+            }
         }
     }
 
@@ -2090,7 +2143,7 @@ impl World {
             return;
         }
         self.tally.count(if reset { "resets" } else { "refusals" });
-        self.doubt(conn, end, Doubting::Refused);
+        self.doubt(conn, end, Doubt::Refused);
         if self.conns[conn].ends[end].phase != Phase::Up {
             return;
         }
@@ -2102,12 +2155,36 @@ impl World {
         }
     }
 
+    /// The answer proves the peer's deciding thread alive at the time of the question.
     fn on_ping_answered(&mut self, conn: usize, end: usize) {
-        let _ = (conn, end);
+        let End { node, id, .. } = self.conns[conn].ends[end];
+        let now = self.local(node);
+        let round_trip = Duration::from_micros(2 * self.script.latency_us);
+        if let Some(process) = &mut self.nodes[node].process {
+            let at = now.checked_sub(round_trip).unwrap_or(now);
+            process.cluster.handle_answered(now, id, at);
+        }
+        self.settle(node);
     }
 
-    fn doubt(&mut self, conn: usize, end: usize, doubting: Doubting) {
-        let _ = (conn, end, doubting);
+    fn doubt(&mut self, conn: usize, end: usize, doubt: Doubt) {
+        let End { node, id, .. } = self.conns[conn].ends[end];
+        let peer = self.conns[conn].ends[1 - end].node;
+        self.tally.count(match doubt {
+            Doubt::Refused => "doubts_refused",
+            Doubt::Lost => "doubts_lost",
+            Doubt::Stalled => "doubts_stalled",
+            Doubt::Unanswered => "doubts_unanswered",
+        });
+        let now = self.local(node);
+        let at = self.now;
+        if let Some(process) = &mut self.nodes[node].process {
+            if doubt == Doubt::Refused {
+                process.observer.on_refused(peer, at);
+            }
+            process.cluster.handle_doubted(now, id, doubt);
+        }
+        self.settle(node);
     }
 
     /// A node closes its end.
@@ -2164,7 +2241,18 @@ impl World {
         self.note(&[7, node as u64, id.0]);
         self.say(|| format!("{} {id} down: {reason}", name_of(node)));
         let now = self.local(node);
+        let (at, peer) = (self.now, self.conns[conn].ends[1 - end].node);
+        let peer = if peer == usize::MAX {
+            self.owner_of(self.conns[conn].addr)
+        } else {
+            Some(peer)
+        };
         if let Some(process) = &mut self.nodes[node].process {
+            if matches!(reason, CloseReason::Refused | CloseReason::Reset)
+                && let Some(peer) = peer
+            {
+                process.observer.on_refused(peer, at);
+            }
             process.open.remove(&(conn, end));
             process.cluster.handle_down(now, id, reason);
         }
@@ -2195,13 +2283,6 @@ impl World {
             self.merge_keys(node, key);
         }
     }
-}
-
-/// What a connection tells of its peer.
-#[derive(Debug, Clone, Copy)]
-enum Doubting {
-    Refused,
-    Unanswered,
 }
 
 fn exponential(rng: &mut Rng, mean: u64) -> u64 {
