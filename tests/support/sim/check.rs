@@ -267,7 +267,7 @@ impl World {
         }
     }
 
-    fn check_peer(&mut self, node: usize, event: &mesh::Event) -> Result<(), String> {
+    fn check_peer(&self, node: usize, event: &mesh::Event) -> Result<(), String> {
         match event {
             mesh::Event::Connected {
                 node: peer,

@@ -133,13 +133,10 @@ impl World {
         let accusation = Accusation {
             node: name_of(about),
             incarnation: self.some_incarnation(about),
-            accuser: insider.map_or(accuser.clone(), |node| {
-                if self.rng.below(2) == 0 {
-                    name_of(node)
-                } else {
-                    accuser
-                }
-            }),
+            accuser: match insider {
+                Some(node) if self.rng.below(2) == 0 => name_of(node),
+                Some(_) | None => accuser,
+            },
         };
         match self.rng.below(8) {
             0..=2 => message.statements.push(Statement::Suspect(accusation)),

@@ -1458,12 +1458,9 @@ impl World {
         from_addr: SocketAddr,
         payload: &[u8],
     ) {
-        let message = match swim::Message::decode(payload) {
-            Ok(message) => message,
-            Err(_) => {
-                self.tally.count("undecodable");
-                return;
-            }
+        let Ok(message) = swim::Message::decode(payload) else {
+            self.tally.count("undecodable");
+            return;
         };
         let now = self.local(node);
         let records = self.verify(node, &message);
@@ -1625,7 +1622,7 @@ impl World {
 
     fn on_leg(&mut self, conn: usize, leg: u8, tries: u32) {
         let dialler = self.conns[conn].ends[0].node;
-        if self.conns[conn].ends[0].phase == Phase::Over && leg % 2 == 0 {
+        if self.conns[conn].ends[0].phase == Phase::Over && leg.is_multiple_of(2) {
             return;
         }
         let acceptor = if leg == 1 {
