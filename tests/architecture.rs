@@ -33,6 +33,8 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         ],
     ),
     ("resolver", &["thread", "waker"]),
+    ("roster", &["node_id", "record", "stats"]),
+    ("state_dir", &["error", "node_id", "roster", "thread"]),
     (
         "snapshot",
         &["error", "node_id", "stats", "transport", "waker"],
