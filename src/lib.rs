@@ -33,6 +33,8 @@
 mod app;
 mod close;
 #[doc(hidden)]
+pub mod cluster;
+#[doc(hidden)]
 pub mod control;
 mod error;
 mod event;
@@ -86,7 +88,7 @@ pub use trust::Identity;
 
 /// The pure cores, for tests, simulation and the curious. Outside semantic versioning.
 pub mod unversioned {
-    pub use crate::{mesh, node_id::ConnectionId, record, rng, roster, swim, trust};
+    pub use crate::{cluster, mesh, node_id::ConnectionId, record, rng, roster, swim, trust};
 }
 
 /// The examples of the README are tests.

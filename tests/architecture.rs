@@ -26,6 +26,10 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("swim", &["node_id", "record", "stats", "rng"]),
     ("mesh", &["node_id", "close", "stats", "rng"]),
     (
+        "cluster",
+        &["node_id", "close", "mesh", "record", "stats", "swim"],
+    ),
+    (
         "transport",
         &[
             "node_id", "close", "control", "error", "inbox", "record", "stats", "thread", "trust",
@@ -56,6 +60,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         "reactor",
         &[
             "close",
+            "cluster",
             "control",
             "error",
             "event",
@@ -77,6 +82,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         "node",
         &[
             "app",
+            "cluster",
             "error",
             "event",
             "inbox",
@@ -246,7 +252,7 @@ fn the_pure_cores_know_no_socket_clock_thread_or_lock() {
     for file in source_files(&src()) {
         let is_pure = matches!(
             layer(&file).as_str(),
-            "swim" | "mesh" | "record" | "control" | "rng"
+            "swim" | "mesh" | "cluster" | "record" | "control" | "rng"
         ) || file.ends_with("transport/framing.rs");
         if !is_pure || file.ends_with("tests.rs") {
             continue;
