@@ -16,7 +16,7 @@
 )]
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     io,
     net::{SocketAddr, UdpSocket},
     os::fd::AsFd,
@@ -38,9 +38,11 @@ use crate::{
     event::EventKind,
     mesh,
     node_id::{ConnectionId, NodeId},
-    record::{SignedRecord, VerifiedRecord},
+    record::{Record, SignedRecord, VerifiedRecord},
     resolver::Resolver,
+    roster::{self, Image},
     snapshot::{DialRow, Snapshot, Stage},
+    state_dir,
     stats::{MemberInfo, MemberStatus, Side},
     subscribers::Subscribers,
     swim,
@@ -80,6 +82,9 @@ const MAX_SYNC_BYTES: usize = 64 << 20;
 
 /// What an entry that waits takes beside its bytes, which are there twice: encoded and decoded.
 const SYNC_ENTRY_OVERHEAD: usize = 512;
+
+/// Saved records verified in one turn: a few milliseconds.
+const SAVED_BUDGET: usize = 16;
 
 /// How long notices may take in one turn before gossip is read again.
 const NOTICE_TIME: Duration = Duration::from_millis(5);
@@ -138,6 +143,9 @@ pub(crate) struct Parts {
     pub(crate) gossip: UdpSocket,
     pub(crate) cluster: Cluster,
     pub(crate) seeds: Vec<String>,
+    /// What an earlier life saved, and where this one saves.
+    pub(crate) image: Option<Image>,
+    pub(crate) writer: Option<state_dir::Writer>,
     pub(crate) notices: Receiver<Notice>,
     pub(crate) commands: Receiver<Command>,
     pub(crate) snapshot: Arc<Snapshot>,
@@ -174,6 +182,8 @@ struct Reactor {
     waker: Arc<Waker>,
     resolver: Resolver,
     verifier: Verifier,
+    /// Saved entries whose signatures are still to be verified.
+    unverified: VecDeque<roster::Entry>,
     keyring: Keyring,
     sealer: Sealer,
     opener: Opener,
@@ -212,6 +222,7 @@ pub(crate) fn run(parts: Parts) {
     let snapshot = Arc::clone(&parts.snapshot);
     let subscribers = Arc::clone(&parts.subscribers);
     let registry = Arc::clone(&parts.context.registry);
+    let writer = parts.writer.clone();
     let outcome = catch_unwind(AssertUnwindSafe(|| Reactor::new(parts).drive()));
     match outcome {
         Ok(()) => snapshot.set_stage(Stage::Stopped),
@@ -226,6 +237,9 @@ pub(crate) fn run(parts: Parts) {
             snapshot.set_stage(Stage::Failed(format!("reactor panicked: {why}")));
         }
     }
+    if let Some(writer) = writer {
+        writer.close();
+    }
     subscribers.close();
     registry.close();
 }
@@ -237,6 +251,7 @@ impl Reactor {
         Self {
             resolver: Resolver::new(Arc::clone(&waker)),
             verifier: Verifier::new(&parts.identity),
+            unverified: VecDeque::new(),
             keyring: Keyring::new(),
             sealer: Sealer::new(&context.cluster, &context.node, context.boot),
             opener: Opener::new(&context.cluster),
@@ -270,6 +285,7 @@ impl Reactor {
         assert!(!self.parts.panic_at_start, "asked to panic while it starts");
         let now = Instant::now();
         log::debug!(target: "node", node:% = self.parts.context.node; "start: join round begins");
+        self.remember(now);
         let seeds = std::mem::take(&mut self.parts.seeds);
         for seed in &seeds {
             self.seed_state
@@ -284,7 +300,8 @@ impl Reactor {
             let is_busy = self.read_gossip(now)
                 | self.take_notices(now)
                 | self.take_commands(now)
-                | self.read_listener(now);
+                | self.read_listener(now)
+                | self.verify_saved(now);
             self.on_time(now);
             self.settle(now);
             self.publish(now);
@@ -321,6 +338,64 @@ impl Reactor {
                 log::error!(target: "reactor", error:%; "poll failed; the node stops");
             })
             .is_ok()
+    }
+
+    // ---- what outlives a restart
+
+    /// Takes over whom an earlier life of this node knew. They are somewhere to dial at once; their
+    /// signatures take longer and are verified little by little.
+    fn remember(&mut self, now: Instant) {
+        let Some(image) = self.parts.image.take() else {
+            return;
+        };
+        log::info!(target: "node", members = image.entries.len(),
+            incarnation = image.incarnation; "members remembered from an earlier life");
+        for entry in image.entries {
+            match Record::decode(&entry.record.payload) {
+                Ok(record) => {
+                    self.parts.cluster.remember(now, &record, &entry);
+                    self.unverified.push_back(entry);
+                }
+                Err(error) => log::debug!(target: "swim", error:%; "saved record refused"),
+            }
+        }
+    }
+
+    /// Verifies some of what was saved: certificates spare the first gossip a wait, and a farewell
+    /// counts when it is signed. `true` when there is more.
+    fn verify_saved(&mut self, now: Instant) -> bool {
+        for _ in 0..SAVED_BUDGET {
+            let Some(entry) = self.unverified.pop_front() else {
+                return false;
+            };
+            if entry.certificate.is_empty() {
+                continue;
+            }
+            let claimed = self
+                .verifier
+                .insert_claimed(&entry.certificate, SystemTime::now());
+            if let Err(error) = claimed {
+                log::debug!(target: "swim", error:%; "saved certificate refused");
+                continue;
+            }
+            let record = self.verifier.verify(&entry.record).into_verified();
+            if let Some(record) = record.filter(|record| record.record.left) {
+                self.parts.cluster.remember_left(now, record);
+                self.settle(now);
+            }
+        }
+        true
+    }
+
+    /// Leaves what outlives this process with the thread that writes.
+    fn save_roster(&mut self, now: Instant) {
+        let Some(writer) = &self.parts.writer else {
+            return;
+        };
+        let certificates = self.verifier.certificates();
+        writer.save(self.parts.cluster.image(now, |fingerprint| {
+            certificates.der(fingerprint).unwrap_or_default().into()
+        }));
     }
 
     // ---- gossip in
@@ -626,7 +701,8 @@ impl Reactor {
             reason,
             CloseReason::Tls { .. } | CloseReason::WrongIdentity(_)
         );
-        if is_alarming {
+        // Where somebody was long ago, somebody else may be by now.
+        if is_alarming && !self.parts.cluster.mesh().is_long_shot(connection) {
             self.identity_line(now, addr, side, reason);
         }
         self.parts.endpoint.handle_down(now, connection);
@@ -1037,6 +1113,9 @@ impl Reactor {
         self.parts.endpoint.stop_accepting();
         self.parts.cluster.stop(now);
         self.shutdown = Some(now + CLOSE_PATIENCE);
+        if !silently && self.parts.cluster.roster().is_changed() {
+            self.save_roster(now);
+        }
         self.close_all(silently);
     }
 
@@ -1158,6 +1237,7 @@ impl Reactor {
                 self.tell(connection, frame);
             }
             cluster::Action::StartSync { connection } => self.start_sync(now, connection),
+            cluster::Action::SaveRoster => self.save_roster(now),
             cluster::Action::AnswerSync { connection, stream } => {
                 let frames = self.sync_frames(connection);
                 let command = WorkerCommand::AnswerSync { stream, frames };

@@ -272,7 +272,8 @@ fn decode_status(status: u32) -> Option<MemberStatus> {
 struct Gone {
     record: SignedRecord,
     addr: SocketAddr,
-    certificate: Arc<[u8]>,
+    /// The fingerprint of its certificate.
+    certificate: [u8; 32],
     left: bool,
     /// For how long at `since`.
     before: Duration,
@@ -329,7 +330,7 @@ impl Roster {
         let gone = Gone {
             record: entry.record.clone(),
             addr: record.quic_addr,
-            certificate: Arc::clone(&entry.certificate),
+            certificate: record.certificate,
             left,
             before: entry.gone_for,
             since: now,
@@ -338,24 +339,26 @@ impl Roster {
     }
 
     /// A member died or left.
-    pub fn handle_gone(
-        &mut self,
-        now: Instant,
-        record: &VerifiedRecord,
-        certificate: &[u8],
-        left: bool,
-    ) {
+    pub fn handle_gone(&mut self, now: Instant, record: &VerifiedRecord, left: bool) {
         let node = &record.record.node;
         let known = self.gone.get(node);
         let gone = Gone {
             record: record.signed.clone(),
             addr: record.record.quic_addr,
-            certificate: certificate.into(),
+            certificate: record.record.certificate,
             left,
             before: known.map_or(Duration::ZERO, |known| known.gone_for(now)),
             since: now,
         };
         self.insert(now, node.clone(), gone);
+    }
+
+    /// Somebody who was missed has left, as it turned out.
+    pub fn handle_left(&mut self, node: &NodeId) {
+        if let Some(gone) = self.gone.get_mut(node) {
+            gone.left = true;
+            self.changed = true;
+        }
     }
 
     /// A member is there.
@@ -449,43 +452,47 @@ impl Roster {
         expired
     }
 
-    /// What is to be saved. `here` are the others that are alive or suspected, with their
-    /// certificates.
-    pub fn entries(
+    /// What is to be saved: `here`, the others that are alive or suspected, and who is gone.
+    /// `certificate` finds a certificate by its fingerprint.
+    pub fn entries<'a>(
         &mut self,
         now: Instant,
-        here: impl Iterator<Item = (SignedRecord, MemberStatus, Arc<[u8]>)>,
+        here: impl Iterator<Item = (&'a VerifiedRecord, MemberStatus)>,
+        certificate: impl Fn(&[u8; 32]) -> Arc<[u8]>,
     ) -> Vec<Entry> {
-        self.changed = false;
-        self.save_after = now + SAVE_INTERVAL;
-        self.refresh_at = now + REFRESH_INTERVAL;
+        self.handle_saved(now);
         let mut entries: Vec<Entry> = here
-            .map(|(record, status, certificate)| Entry {
-                record,
-                certificate,
+            .map(|(record, status)| Entry {
+                record: record.signed.clone(),
+                certificate: certificate(&record.record.certificate),
                 status,
                 gone_for: Duration::ZERO,
             })
             .collect();
-        let mut gone: Vec<Entry> = self
-            .gone
-            .values()
-            .map(|gone| Entry {
-                record: gone.record.clone(),
-                certificate: Arc::clone(&gone.certificate),
-                status: if gone.left {
-                    MemberStatus::Left
-                } else {
-                    MemberStatus::Dead
-                },
-                gone_for: gone.gone_for(now),
-            })
-            .collect();
-        gone.sort_by_key(|entry| entry.gone_for);
+        let gone = self.gone.values().map(|gone| Entry {
+            record: gone.record.clone(),
+            certificate: certificate(&gone.certificate),
+            status: if gone.left {
+                MemberStatus::Left
+            } else {
+                MemberStatus::Dead
+            },
+            gone_for: gone.gone_for(now),
+        });
         entries.extend(gone);
-        self.dropped += entries.len().saturating_sub(MAX_ENTRIES) as u64;
-        entries.truncate(MAX_ENTRIES);
+        if entries.len() > MAX_ENTRIES {
+            self.dropped += (entries.len() - MAX_ENTRIES) as u64;
+            entries.sort_by_key(|entry| entry.gone_for);
+            entries.truncate(MAX_ENTRIES);
+        }
         entries
+    }
+
+    /// An image was asked for, or nobody wants one.
+    pub fn handle_saved(&mut self, now: Instant) {
+        self.changed = false;
+        self.save_after = now + SAVE_INTERVAL;
+        self.refresh_at = now + REFRESH_INTERVAL;
     }
 
     /// `false` when there is no room.
@@ -572,7 +579,8 @@ mod tests {
     }
 
     fn saved(roster: &mut Roster, now: Instant) -> Vec<Entry> {
-        roster.entries(now, std::iter::empty())
+        let none = std::iter::empty();
+        roster.entries(now, none, |_| Arc::from([5; 500]))
     }
 
     #[test]
@@ -652,7 +660,7 @@ mod tests {
         let now = start();
         let mut roster = Roster::new(WEEK, now);
         let lost = record("n2");
-        roster.handle_gone(now, &lost, &[5; 500], false);
+        roster.handle_gone(now, &lost, false);
         let later = now + WEEK / 2;
         assert_eq!(saved(&mut roster, later)[0].gone_for, WEEK / 2);
 
@@ -680,7 +688,7 @@ mod tests {
         let now = start();
         let mut roster = Roster::new(WEEK, now);
         let leaver = record("n2");
-        roster.handle_gone(now, &leaver, &[], true);
+        roster.handle_gone(now, &leaver, true);
         assert_eq!(roster.missed().count(), 0);
         let entry = saved(&mut roster, now).remove(0);
         assert_eq!(entry.status, MemberStatus::Left);
@@ -698,9 +706,9 @@ mod tests {
         let now = start();
         let mut roster = Roster::new(WEEK, now);
         let (n2, n3) = (record("n2"), record("n3"));
-        roster.handle_gone(now, &n2, &[], false);
-        roster.handle_gone(now, &n3, &[], false);
-        roster.handle_gone(now + HOUR, &n2, &[], true);
+        roster.handle_gone(now, &n2, false);
+        roster.handle_gone(now, &n3, false);
+        roster.handle_gone(now + HOUR, &n2, true);
         roster.handle_up(&n3.record.node);
         assert_eq!(roster.missed().count(), 0);
         let entries = saved(&mut roster, now + HOUR);
@@ -719,7 +727,7 @@ mod tests {
         assert!(!roster.is_due(now + SAVE_INTERVAL / 2));
         assert!(roster.is_due(now + SAVE_INTERVAL));
         let later = now + SAVE_INTERVAL;
-        roster.handle_gone(later, &record("n2"), &[], false);
+        roster.handle_gone(later, &record("n2"), false);
         saved(&mut roster, later);
         assert!(!roster.is_due(later + REFRESH_INTERVAL / 2));
         assert!(roster.is_due(later + REFRESH_INTERVAL), "the count goes on");
@@ -733,7 +741,7 @@ mod tests {
         roster.capacity = 2;
         for (i, name) in ["n2", "n3", "n4"].iter().enumerate() {
             let at = now + HOUR * u32::try_from(i).unwrap();
-            roster.handle_gone(at, &record(name), &[], false);
+            roster.handle_gone(at, &record(name), false);
         }
         let names: Vec<_> = roster.missed().map(NodeId::as_str).collect();
         assert_eq!(names, ["n3", "n4"]);

@@ -241,4 +241,8 @@ pub struct Status {
     pub health_score: u32,
     /// Threads that this node runs.
     pub threads: usize,
+    /// How often the roster was written to the state directory.
+    pub roster_saves: u64,
+    /// How often that failed; the roster written before is intact then.
+    pub roster_failures: u64,
 }

@@ -110,6 +110,10 @@ pub struct Config {
     pub max_dials: usize,
     /// The pace of dials to a member that is dead or only remembered.
     pub dead_retry: Duration,
+    /// For how long somebody who is gone is remembered, counted while this node runs. Longer than
+    /// any outage that shall end by itself, and short enough that hosts that never come back are not
+    /// dialled for ever.
+    pub remember_for: Duration,
     /// The pace of tries of a seed while other peers are connected.
     pub seed_retry: Duration,
     /// How long a name may take to resolve before the try counts as failed.
@@ -139,6 +143,7 @@ impl Default for Config {
             stable_after: Duration::from_secs(30),
             max_dials: 8,
             dead_retry: Duration::from_secs(30),
+            remember_for: Duration::from_secs(7 * 24 * 60 * 60),
             seed_retry: Duration::from_secs(30),
             resolve_timeout: Duration::from_secs(5),
             drain: Duration::from_secs(1),
@@ -965,6 +970,15 @@ impl Mesh {
     /// The connection in use to a peer.
     pub fn current(&self, node: &NodeId) -> Option<ConnectionId> {
         self.peers.get(node)?.current
+    }
+
+    /// Whether this is a dial of somebody who has been gone for a while, so that somebody else may
+    /// well answer at that address by now.
+    pub fn is_long_shot(&self, connection: ConnectionId) -> bool {
+        match self.connections.get(&connection) {
+            Some(Phase::Dialing { slot, .. }) => *slot == Slot::Gone,
+            Some(Phase::Up { .. } | Phase::Draining | Phase::Closing) | None => false,
+        }
     }
 
     /// Connections and refusals, counted.
