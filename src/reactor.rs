@@ -45,7 +45,7 @@ use crate::{
     subscribers::Subscribers,
     swim,
     thread::panic_message,
-    transport::{Command as WorkerCommand, Context, Datagram, Endpoint, Notice, millis},
+    transport::{Command as WorkerCommand, Context, Datagram, Endpoint, Notice, Sign, millis},
     trust::{
         Header, Identity, KeyId, Keyring, KeyringOffer, OpenError, Opener, Sealer, Verdict,
         Verifier,
@@ -167,7 +167,12 @@ impl Incoming {
     fn push(&mut self, record: Arc<VerifiedRecord>, status: MemberStatus) -> usize {
         let signed = &record.signed;
         let bytes = (signed.payload.len() + signed.signature.len()) * 2 + SYNC_ENTRY_OVERHEAD;
-        self.entries.push(swim::SyncEntry { record, status });
+        let forced = None;
+        self.entries.push(swim::SyncEntry {
+            record,
+            status,
+            forced,
+        });
         self.bytes += bytes;
         bytes
     }
@@ -549,6 +554,21 @@ impl Reactor {
                 }
             }
             Notice::Used { connection } => self.parts.cluster.handle_used(now, connection),
+            Notice::Answered { connection, at } => {
+                self.parts.cluster.handle_answered(now, connection, at);
+            }
+            Notice::Doubted { connection, sign } => {
+                let doubt = match sign {
+                    Sign::Refused => swim::Doubt::Refused,
+                    Sign::Stalled => swim::Doubt::Stalled,
+                    Sign::Unanswered => swim::Doubt::Unanswered,
+                };
+                self.parts.cluster.handle_doubted(now, connection, doubt);
+            }
+            Notice::Pinged { connection, id } => {
+                let reactor_age_ms = 0;
+                self.tell(connection, Control::Pong { id, reactor_age_ms });
+            }
             Notice::Control { connection, frame } => self.handle_control(now, connection, frame),
             Notice::Sync {
                 connection,
@@ -819,7 +839,7 @@ impl Reactor {
 
     fn sync_frames(&self, connection: ConnectionId) -> Vec<Vec<u8>> {
         let mut frames = vec![SyncFrame::Keyring(self.keyring.encode()).encode()];
-        for swim::SyncEntry { record, status } in self.parts.cluster.sync_entries(connection) {
+        for swim::SyncEntry { record, status, .. } in self.parts.cluster.sync_entries(connection) {
             let certificates = self.verifier.certificates();
             let certificate = certificates
                 .der(&record.record.certificate)
@@ -1233,6 +1253,10 @@ impl Reactor {
             swim::Event::NameConflict { node, boot, addr } => {
                 log::warn!(target: "swim", node:%, boot:%, addr:%;
                     "two processes use one node name");
+            }
+            swim::Event::AddressConflict { node, other, addr } => {
+                log::warn!(target: "swim", node:%, other:%, addr:%;
+                    "two members give the same gossip address");
             }
         }
     }
