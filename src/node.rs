@@ -610,7 +610,7 @@ impl Node {
     }
 
     fn refused(&self) -> RefusedCounts {
-        let (counters, swim) = (&self.handle.counters, self.handle.snapshot.swim_counters());
+        let counters = &self.handle.counters;
         RefusedCounts {
             gossip: counters.gossip_refused.load(Relaxed),
             quic: self.handle.context.counters.refused_datagrams.load(Relaxed),
@@ -620,10 +620,7 @@ impl Node {
             keyrings: counters.keyrings_refused.load(Relaxed),
             syncs: counters.syncs_refused.load(Relaxed)
                 + self.handle.context.counters.sync_floods.load(Relaxed),
-            implausible: swim.implausible,
-            conflicting: swim.conflicting_records,
-            stale: swim.stale,
-            stray: swim.stray_answers + swim.misdirected,
+            ..self.handle.snapshot.refused()
         }
     }
 

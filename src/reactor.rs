@@ -43,7 +43,7 @@ use crate::{
     roster::{self, Image},
     snapshot::{DialRow, Snapshot, Stage},
     state_dir,
-    stats::{MemberInfo, MemberStatus, Side},
+    stats::{MemberInfo, MemberStatus, RefusedCounts, Side},
     subscribers::Subscribers,
     swim,
     thread::panic_message,
@@ -1551,8 +1551,14 @@ impl Reactor {
     }
 
     fn publish(&mut self, now: Instant) {
-        let counters = *self.parts.cluster.swim().counters();
-        self.parts.snapshot.publish_swim_counters(counters);
+        let counters = self.parts.cluster.swim().counters();
+        self.parts.snapshot.publish_refused(RefusedCounts {
+            implausible: counters.implausible,
+            conflicting: counters.conflicting_records,
+            stale: counters.stale,
+            stray: counters.stray_answers + counters.misdirected,
+            ..RefusedCounts::default()
+        });
         if self.links_dirty {
             self.links_dirty = false;
             let links = self.parts.endpoint.connections().cloned().collect();
