@@ -78,7 +78,7 @@ pub use record::MAX_TAG_BYTES;
 pub use snapshot::Ready;
 pub use stats::{
     ConnectionCounts, ConnectionInfo, ConnectionState, MemberCounts, MemberInfo, MemberStatus,
-    PeerInfo, Side, Status,
+    PeerInfo, RefusedCounts, Side, Status,
 };
 pub use subscribers::Events;
 pub use trust::Identity;

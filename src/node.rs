@@ -32,7 +32,7 @@ use crate::{
     snapshot::{Ready, Snapshot, Stage},
     stats::{
         ConnectionCounts, ConnectionInfo, ConnectionState, MemberCounts, MemberInfo, MemberStatus,
-        PeerInfo, Status,
+        PeerInfo, RefusedCounts, Status,
     },
     subscribers::{Events, Subscribers},
     swim, thread,
@@ -553,6 +553,25 @@ impl Node {
             connections,
             health_score: handle.snapshot.health_score(),
             threads: usize::from(runs) + handle.snapshot.links().len() + handle.workers.count(),
+            refused: self.refused(),
+        }
+    }
+
+    fn refused(&self) -> RefusedCounts {
+        let (counters, swim) = (&self.handle.counters, self.handle.snapshot.swim_counters());
+        RefusedCounts {
+            gossip: counters.gossip_refused.load(Relaxed),
+            quic: self.handle.context.counters.refused_datagrams.load(Relaxed),
+            records: counters.records_refused.load(Relaxed),
+            unproven_records: counters.records_unproven.load(Relaxed),
+            statements: counters.statements_refused.load(Relaxed),
+            keyrings: counters.keyrings_refused.load(Relaxed),
+            syncs: counters.syncs_refused.load(Relaxed)
+                + self.handle.context.counters.sync_floods.load(Relaxed),
+            implausible: swim.implausible,
+            conflicting: swim.conflicting_records,
+            stale: swim.stale,
+            stray: swim.stray_answers + swim.misdirected,
         }
     }
 

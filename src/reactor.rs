@@ -127,6 +127,10 @@ pub(crate) struct Counters {
     pub(crate) gossip_refused: AtomicU64,
     pub(crate) gossip_unsent: AtomicU64,
     pub(crate) records_refused: AtomicU64,
+    pub(crate) records_unproven: AtomicU64,
+    pub(crate) statements_refused: AtomicU64,
+    pub(crate) keyrings_refused: AtomicU64,
+    pub(crate) syncs_refused: AtomicU64,
     pub(crate) syncs: AtomicU64,
 }
 
@@ -244,7 +248,7 @@ impl Reactor {
             verifier: Verifier::new(&parts.identity),
             keyring: Keyring::new(),
             sealer: Sealer::new(&context.cluster, &context.node, context.boot),
-            opener: Opener::new(&context.cluster),
+            opener: Opener::new(&context.cluster, &context.node, context.boot),
             random: ring::rand::SystemRandom::new(),
             waker,
             first_round: None,
@@ -367,7 +371,7 @@ impl Reactor {
                     if is_signed {
                         self.parts.cluster.handle_forced_leave(now, leave);
                     } else {
-                        self.parts.counters.records_refused.fetch_add(1, Relaxed);
+                        self.parts.counters.statements_refused.fetch_add(1, Relaxed);
                     }
                 }
                 self.settle(now);
@@ -449,6 +453,7 @@ impl Reactor {
             match self.verifier.verify(signed) {
                 Verdict::Verified(record) => verified.push(record),
                 Verdict::Waiting(record) => {
+                    self.parts.counters.records_unproven.fetch_add(1, Relaxed);
                     if !record.left {
                         self.parts
                             .cluster
@@ -751,6 +756,7 @@ impl Reactor {
 
     fn merge_keyring(&mut self, now: Instant, peer: &NodeId, bytes: &[u8]) {
         let Ok(offer) = KeyringOffer::decode(bytes) else {
+            self.parts.counters.keyrings_refused.fetch_add(1, Relaxed);
             log::debug!(target: "swim", peer:%; "malformed keyring");
             return;
         };
@@ -766,6 +772,7 @@ impl Reactor {
                     self.select_key(now);
                 }
                 if merged.ahead {
+                    self.parts.counters.keyrings_refused.fetch_add(1, Relaxed);
                     self.sync_for_key(now, peer);
                 }
             }
@@ -936,6 +943,7 @@ impl Reactor {
 
     fn close_overloading(&mut self, connection: ConnectionId, peer: &NodeId) {
         log::warn!(target: "swim", peer:%, connection:%; "too much in syncs; closing");
+        self.parts.counters.syncs_refused.fetch_add(1, Relaxed);
         self.drop_syncs_of(connection);
         self.overloading.insert(connection);
         self.parts
@@ -1132,7 +1140,13 @@ impl Reactor {
             self.parts.counters.gossip_unsent.fetch_add(1, Relaxed);
             return;
         };
-        let datagram = self.sealer.seal(key, &transmit.payload);
+        // A member can be forgotten between a request for a probe and the answer to it.
+        let Some(member) = self.parts.cluster.swim().member(&transmit.to) else {
+            self.parts.counters.gossip_unsent.fetch_add(1, Relaxed);
+            return;
+        };
+        let to = (&transmit.to, member.record.record.boot);
+        let datagram = self.sealer.seal(key, to, &transmit.payload);
         match self.parts.gossip.send_to(&datagram, transmit.destination) {
             Ok(_) => {
                 self.parts.counters.gossip_sent.fetch_add(1, Relaxed);
@@ -1422,6 +1436,8 @@ impl Reactor {
     }
 
     fn publish(&mut self, now: Instant) {
+        let counters = *self.parts.cluster.swim().counters();
+        self.parts.snapshot.publish_swim_counters(counters);
         if self.links_dirty {
             self.links_dirty = false;
             let links = self.parts.endpoint.connections().cloned().collect();
