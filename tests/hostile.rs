@@ -810,6 +810,7 @@ fn an_insider_lies_about_others_in_vain() {
                 record,
                 status,
                 certificate,
+                forced: None,
             });
             forged += 2;
         }
@@ -824,6 +825,8 @@ fn an_insider_lies_about_others_in_vain() {
                 record,
                 status,
                 certificate,
+                // Forced out by somebody who never signed that.
+                forced: Some((id("n9"), vec![7; 70])),
             });
         }
     }
@@ -959,6 +962,7 @@ fn syncs_without_end_or_without_a_reader_are_cut_off() {
         record,
         status: MemberStatus::Alive,
         certificate,
+        forced: None,
     };
     for _ in 0..8 {
         endless.sync(vec![entry.clone()], false);
