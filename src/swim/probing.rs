@@ -37,15 +37,15 @@ impl Swim {
         &mut self,
         now: Instant,
         from: &NodeId,
-        from_addr: SocketAddr,
+        reply_to: SocketAddr,
         body: Body,
     ) {
         match body {
             Body::Ping { seq, target } if target == self.id => {
-                self.send(from, from_addr, &Body::Ack { seq });
+                self.send(from, reply_to, &Body::Ack { seq });
             }
             Body::Ping { .. } => self.counters.misdirected += 1,
-            Body::PingReq { seq, target } => self.on_ping_req(now, from, from_addr, seq, target),
+            Body::PingReq { seq, target } => self.on_ping_req(now, from, reply_to, seq, target),
             Body::Ack { seq } => self.on_ack(now, from, seq),
             Body::Nack { seq } => {
                 if !self.probes.nack(seq, from) {
@@ -60,12 +60,12 @@ impl Swim {
         &mut self,
         now: Instant,
         from: &NodeId,
-        from_addr: SocketAddr,
+        reply_to: SocketAddr,
         seq: u32,
         target: NodeId,
     ) {
         if target == self.id {
-            self.send(from, from_addr, &Body::Ack { seq });
+            self.send(from, reply_to, &Body::Ack { seq });
             return;
         }
         let addr = self
@@ -77,7 +77,7 @@ impl Swim {
         let Some(addr) = addr.filter(|_| !full) else {
             // We cannot try, yet we are well, and that is what a nack says.
             if self.config.rules.nacks {
-                self.send(from, from_addr, &Body::Nack { seq });
+                self.send(from, reply_to, &Body::Nack { seq });
             }
             return;
         };
@@ -85,7 +85,7 @@ impl Swim {
         let relay = Relay {
             target: target.clone(),
             requester: from.clone(),
-            requester_addr: from_addr,
+            requester_addr: reply_to,
             seq,
         };
         self.probes.relays.insert(own_seq, relay);
