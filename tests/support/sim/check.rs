@@ -23,7 +23,10 @@
 //! 10. What an outsider or a liar says has none of these effects, since all of the above hold while
 //!     they speak.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+};
 
 use nodosum::{
     BootId, MemberStatus, NodeId,
@@ -48,9 +51,8 @@ const LEAVE_FANOUT: u64 = 32;
 /// Datagrams to one member in a round of gossip (`swim`).
 const MAX_BURST: u64 = 4;
 
-/// Dials of one peer in a probe interval, and the seeds that a script gives to a node.
+/// Dials of one peer or seed in a probe interval.
 const DIALS_A_PEER: u64 = 10;
-const MAX_SEEDS_TRIED: usize = 64;
 
 /// What really happened.
 #[derive(Default)]
@@ -168,6 +170,8 @@ pub(crate) struct Observer {
     pub(crate) changed_at: u64,
     pub(crate) deaths: Vec<(u64, usize)>,
     pub(crate) dials: u64,
+    /// Addresses at which the node has met itself.
+    own: BTreeSet<SocketAddr>,
     pub(crate) born_at: u64,
 }
 
@@ -187,6 +191,7 @@ impl Observer {
             changed_at: now,
             deaths: Vec::new(),
             dials: 0,
+            own: BTreeSet::new(),
             born_at: now,
         }
     }
@@ -231,9 +236,11 @@ impl Observer {
         self.seen(peer).refused_at = Some(now);
     }
 
-    pub(crate) fn on_dial(&mut self) {
+    /// Whether the node has found out before that this is its own address.
+    pub(crate) fn on_dial(&mut self, addr: SocketAddr) -> bool {
         self.dials += 1;
         self.window.dials += 1;
+        self.own.contains(&addr)
     }
 
     pub(crate) fn on_sync(&mut self, entries: usize) {
@@ -278,7 +285,7 @@ impl World {
         }
     }
 
-    fn check_peer(&self, node: usize, event: &mesh::Event) -> Result<(), String> {
+    fn check_peer(&mut self, node: usize, event: &mesh::Event) -> Result<(), String> {
         match event {
             mesh::Event::Connected {
                 node: peer,
@@ -300,11 +307,16 @@ impl World {
                 }
                 Ok(())
             }
+            mesh::Event::SelfDial { addr } => {
+                if let Some(process) = &mut self.nodes[node].process {
+                    process.observer.own.insert(*addr);
+                }
+                Ok(())
+            }
             mesh::Event::Disconnected { .. }
             | mesh::Event::SeedReached { .. }
             | mesh::Event::SeedFailed { .. }
             | mesh::Event::JoinRoundOver { .. }
-            | mesh::Event::SelfDial { .. }
             | mesh::Event::SupersededBoot { .. } => Ok(()),
         }
     }
@@ -545,7 +557,8 @@ impl World {
             }
             // Full jitter below a bound that doubles: a peer is dialled a handful of times in the
             // first second, and one of them in each ten after a while.
-            let peers = process.cluster.mesh().peers(local).count() + MAX_SEEDS_TRIED;
+            let mesh = process.cluster.mesh();
+            let peers = mesh.peers(local).count() + mesh.seeds().count();
             if outcome.is_ok() && window.dials > (peers as u64 + 1) * DIALS_A_PEER {
                 outcome = Err(format!(
                     "dialled {} times in {} ms, with {peers} peers",

@@ -1696,8 +1696,10 @@ impl World {
                 && (process.exiting || process.leaving)
             {
                 self.violate(node, "dials although it stops");
-            } else if let Some(process) = &mut self.nodes[node].process {
-                process.observer.on_dial();
+            } else if let Some(process) = &mut self.nodes[node].process
+                && process.observer.on_dial(addr)
+            {
+                self.violate(node, &format!("dials {addr} again, which is its own"));
             }
         }
         let conn = self.conns.len();
