@@ -9,6 +9,7 @@ use std::{
     collections::BTreeMap,
     fmt, io,
     net::SocketAddr,
+    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
@@ -30,6 +31,7 @@ use crate::{
     reactor::{self, Command, Counters, Parts},
     record::{MAX_TAG_BYTES, PROTOCOL_VERSIONS, Record, tag_bytes},
     snapshot::{Ready, Snapshot, Stage},
+    state_dir::{self, StateDir, Writer},
     stats::{
         ConnectionCounts, ConnectionInfo, ConnectionState, MemberCounts, MemberInfo, MemberStatus,
         PeerInfo, RefusedCounts, Status,
@@ -81,6 +83,8 @@ pub struct Builder {
     seeds: Vec<String>,
     tags: BTreeMap<String, String>,
     profile: Profile,
+    state_dir: Option<PathBuf>,
+    remember_for: Duration,
     expected: (Option<String>, Option<String>),
     transport: transport::Config,
     subscribers: Arc<Subscribers>,
@@ -145,6 +149,22 @@ impl Builder {
         self
     }
 
+    /// Keeps in this directory what outlives a restart: this node's incarnation and the members it
+    /// knew. Then a restarted node finds the others without a seed. It is made if it is not there, and
+    /// belongs to one node. Default: nothing is kept.
+    pub fn state_dir(mut self, path: impl Into<PathBuf>) -> Self {
+        self.state_dir = Some(path.into());
+        self
+    }
+
+    /// For how long members that are gone without having left are remembered and dialled now and
+    /// then, counted while this node runs. Longer than any outage or partition that shall heal by
+    /// itself. Default: a week.
+    pub fn remember_for(mut self, duration: Duration) -> Self {
+        self.remember_for = duration;
+        self
+    }
+
     /// Refuses to start unless the certificate is for this node.
     pub fn expect_node(mut self, name: impl Into<String>) -> Self {
         self.expected.0 = Some(name.into());
@@ -187,6 +207,12 @@ impl Builder {
         let started_at = Instant::now();
         self.check()?;
         log::debug!(target: "node", node:% = self.identity.node(); "start: identity checked");
+        let state = self.state_dir.as_deref().map(StateDir::open).transpose()?;
+        let image = state
+            .as_ref()
+            .map(|dir| dir.load(self.identity.cluster(), self.identity.node()))
+            .transpose()?
+            .flatten();
         let listener = udp::listen(self.bind).map_err(bind_error("QUIC", self.bind))?;
         let gossip_bind = self.gossip_bind.unwrap_or_else(|| {
             // The port after the requested one; the next one after 65,535 cannot be.
@@ -215,7 +241,8 @@ impl Builder {
         let record = Record {
             cluster: self.identity.cluster().clone(),
             node: self.identity.node().clone(),
-            incarnation: 1,
+            // Above the life before at once. What was not saved in time the others tell.
+            incarnation: image.as_ref().map_or(1, |image| image.incarnation + 1),
             boot,
             quic_addr,
             gossip_addr,
@@ -269,8 +296,15 @@ impl Builder {
         let subscribers = self.subscribers;
         let counters = Arc::new(Counters::default());
         let (stuck_sender, stuck) = crossbeam_channel::bounded(1);
+        let mesh_config = mesh::Config {
+            remember_for: self.remember_for,
+            ..mesh::Config::default()
+        };
+        let writer = state.map(Writer::start).transpose()?;
         let parts = Parts {
-            cluster: Cluster::new(swim_config, mesh::Config::default(), signed, seed, now),
+            cluster: Cluster::new(swim_config, mesh_config, signed, seed, now),
+            image,
+            writer: writer.clone(),
             identity: self.identity.clone(),
             context: Arc::clone(&context),
             endpoint,
@@ -285,7 +319,12 @@ impl Builder {
             #[cfg(test)]
             panic_at_start: self.panic_at_start,
         };
-        let reactor = thread::spawn("nd-reactor", move || reactor::run(parts))?;
+        let reactor =
+            thread::spawn("nd-reactor", move || reactor::run(parts)).inspect_err(|_| {
+                if let Some(writer) = &writer {
+                    writer.close();
+                }
+            })?;
         log::debug!(target: "node", "start: reactor runs");
         let handle = Handle {
             identity: self.identity,
@@ -297,6 +336,7 @@ impl Builder {
             counters,
             registry,
             workers: Arc::default(),
+            writer,
             commands,
             waker,
             stuck,
@@ -403,6 +443,7 @@ struct Handle {
     counters: Arc<Counters>,
     registry: Arc<Registry>,
     workers: Arc<Workers>,
+    writer: Option<Writer>,
     commands: Sender<Command>,
     waker: Arc<Waker>,
     stuck: Receiver<Vec<String>>,
@@ -452,6 +493,8 @@ impl Node {
             seeds: Vec::new(),
             tags: BTreeMap::new(),
             profile: Profile::default(),
+            state_dir: None,
+            remember_for: mesh::Config::default().remember_for,
             expected: (None, None),
             transport: transport::Config::default(),
             subscribers: Arc::new(Subscribers::new()),
@@ -542,6 +585,10 @@ impl Node {
         }
         let handle = &self.handle;
         let stage = handle.snapshot.stage();
+        let saves = |count: fn(&state_dir::Counters) -> &AtomicU64| {
+            let writer = handle.writer.as_ref();
+            writer.map_or(0, |writer| count(writer.counters()).load(Relaxed))
+        };
         let runs = !matches!(stage, Stage::Stopped | Stage::Failed(_));
         Status {
             node: self.id().clone(),
@@ -552,13 +599,18 @@ impl Node {
             members,
             connections,
             health_score: handle.snapshot.health_score(),
-            threads: usize::from(runs) + handle.snapshot.links().len() + handle.workers.count(),
+            threads: usize::from(runs)
+                + usize::from(runs && handle.writer.is_some())
+                + handle.snapshot.links().len()
+                + handle.workers.count(),
+            roster_saves: saves(|counters| &counters.saved),
+            roster_failures: saves(|counters| &counters.failed),
             refused: self.refused(),
         }
     }
 
     fn refused(&self) -> RefusedCounts {
-        let (counters, swim) = (&self.handle.counters, self.handle.snapshot.swim_counters());
+        let counters = &self.handle.counters;
         RefusedCounts {
             gossip: counters.gossip_refused.load(Relaxed),
             quic: self.handle.context.counters.refused_datagrams.load(Relaxed),
@@ -568,10 +620,7 @@ impl Node {
             keyrings: counters.keyrings_refused.load(Relaxed),
             syncs: counters.syncs_refused.load(Relaxed)
                 + self.handle.context.counters.sync_floods.load(Relaxed),
-            implausible: swim.implausible,
-            conflicting: swim.conflicting_records,
-            stale: swim.stale,
-            stray: swim.stray_answers + swim.misdirected,
+            ..self.handle.snapshot.refused()
         }
     }
 
@@ -778,6 +827,12 @@ impl Handle {
             let _ = reactor.join();
         }
         stuck.extend(self.workers.stop(deadline));
+        // It was closed when the reactor ended, and holds the directory until the disk is done.
+        if let Some(writer) = &self.writer
+            && !writer.await_end(deadline)
+        {
+            stuck.push("nd-roster".into());
+        }
         stuck
     }
 }
