@@ -26,10 +26,11 @@
 //!
 //! **Evidence.** What a member's connection shows is told from outside. An answer of its reactor,
 //! stamped within the last interval, is worth a probe that succeeded: it ends the probe that asked
-//! before it, and while it is fresh a foreign "dead" does not shorten the wait. The pings by datagram
-//! go on regardless, since gossip needs their path. A doubt (refused, lost, stalled, unanswered)
-//! outdates the answers before it and starts a probe out of turn that asks directly, through others
-//! and over the connection at once. It proves nothing: whoever forges one has made a node ask, once
+//! before it, and while it is fresh nobody else's accusation begins a suspicion here (the accused is
+//! told, so that it can refute) and no foreign "dead" shortens one. The pings by datagram go on
+//! regardless, since gossip needs their path. A doubt (refused, lost, stalled, unanswered) outdates
+//! the answers before it and starts a probe out of turn that asks directly, through others and over
+//! the connection at once, unless this node hears nobody at all and is the one in trouble itself. It proves nothing: whoever forges one has made a node ask, once
 //! an interval. Only *refused*, the word of the host that nobody is there, does more (`verdict`).
 //!
 //! **Refutation.** Whoever pings or answers a doubted member tells it so in the same datagram
@@ -310,7 +311,9 @@ pub struct Counters {
     pub probes_abandoned: u64,
     /// Doubts that connections raised about live members.
     pub doubts: u64,
-    /// Foreign claims of death that an answer over the connection outweighed.
+    /// Of those, the ones that were put down to this node's own deafness.
+    pub doubts_while_deaf: u64,
+    /// Foreign claims of suspicion or death that an answer over the connection outweighed.
     pub vetoes: u64,
     /// Members that became suspect here.
     pub suspicions: u64,
@@ -377,6 +380,8 @@ pub struct Swim {
     retired: BTreeMap<NodeId, u64>,
     probes: Probes,
     cases: Cases,
+    /// When anybody was heard last, by datagram or over a connection.
+    heard: Option<Instant>,
     awareness: Awareness,
     queue: Queue,
     timers: Timers,
@@ -425,6 +430,7 @@ impl Swim {
             retired: BTreeMap::new(),
             probes: Probes::new(first_seq),
             cases: Cases::default(),
+            heard: None,
             queue: Queue::default(),
             timers: Timers::default(),
             counters: Counters::default(),
@@ -464,6 +470,7 @@ impl Swim {
             self.counters.unknown_senders += 1;
             return;
         };
+        self.heard = Some(now);
         // Who is dead here has to refute before it may accuse others.
         let credible = sender.is_live();
         for statement in &message.statements {
@@ -481,6 +488,7 @@ impl Swim {
     /// Takes a peer's own record, learnt over an authenticated connection to it. This is the only
     /// way back for a member that was forgotten.
     pub fn handle_record(&mut self, now: Instant, record: Arc<VerifiedRecord>) {
+        self.heard = Some(now);
         self.on_record(now, record, Source::Connection);
     }
 
@@ -580,6 +588,7 @@ impl Swim {
 
     /// Takes the answer to [`Action::PingOverConnection`].
     pub fn handle_connection_ack(&mut self, now: Instant, node: &NodeId, seq: u32) {
+        self.heard = Some(now);
         if self.probes.way(seq, node) == Some(Way::Direct) {
             self.counters.probes_connection += 1;
             self.on_answered(now, seq);
@@ -598,6 +607,7 @@ impl Swim {
         let Some(member) = self.members.get_mut(node) else {
             return;
         };
+        self.heard = Some(now);
         // Nothing that was said in the future can be told now.
         let at = at.min(now);
         member.note_answer(at);
@@ -638,6 +648,18 @@ impl Swim {
             suspicion.refuse();
             suspicion_over = Some(suspicion.deadline().max(now));
         }
+        // When everybody is silent it is this node that hears nothing, and to ask everybody at once
+        // would tell the cluster that all its members are doubtful. The turns go on.
+        let is_deaf = self
+            .heard
+            .is_none_or(|at| now.saturating_duration_since(at) > self.config.probe_interval);
+        if is_deaf && doubt != Doubt::Refused && self.members.live() > 2 {
+            self.counters.doubts_while_deaf += 1;
+            return;
+        }
+        let Some(member) = self.members.get(node) else {
+            return;
+        };
         // Whoever forges doubts gets one probe in each interval for them, and no more.
         let pause = self.config.probe_interval;
         let free_at = member
