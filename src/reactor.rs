@@ -47,7 +47,7 @@ use crate::{
     subscribers::Subscribers,
     swim,
     thread::panic_message,
-    transport::{Command as WorkerCommand, Context, Datagram, Endpoint, Notice, millis},
+    transport::{Command as WorkerCommand, Context, Datagram, Endpoint, Notice, Sign, millis},
     trust::{
         Header, Identity, KeyId, Keyring, KeyringOffer, OpenError, Opener, Sealer, Verdict,
         Verifier,
@@ -619,6 +619,21 @@ impl Reactor {
                 }
             }
             Notice::Used { connection } => self.parts.cluster.handle_used(now, connection),
+            Notice::Answered { connection, at } => {
+                self.parts.cluster.handle_answered(now, connection, at);
+            }
+            Notice::Doubted { connection, sign } => {
+                let doubt = match sign {
+                    Sign::Refused => swim::Doubt::Refused,
+                    Sign::Stalled => swim::Doubt::Stalled,
+                    Sign::Unanswered => swim::Doubt::Unanswered,
+                };
+                self.parts.cluster.handle_doubted(now, connection, doubt);
+            }
+            Notice::Pinged { connection, id } => {
+                let reactor_age_ms = 0;
+                self.tell(connection, Control::Pong { id, reactor_age_ms });
+            }
             Notice::Control { connection, frame } => self.handle_control(now, connection, frame),
             Notice::Sync {
                 connection,

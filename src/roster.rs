@@ -195,7 +195,7 @@ impl Image {
         if version != VERSION {
             return Err(ImageError::UnknownFormat(version));
         }
-        let frame = take_frame(&mut rest)?.ok_or(malformed("no head"))?;
+        let frame = take_frame(&mut rest)?.ok_or_else(|| malformed("no head"))?;
         let head = HeadWire::decode(frame).map_err(|_| malformed("head"))?;
         if head.incarnation > MAX_INCARNATION {
             return Err(malformed("incarnation"));
@@ -212,7 +212,7 @@ impl Image {
             }
             let wire = EntryWire::decode(frame).map_err(|_| malformed("member"))?;
             image.entries.push(Entry {
-                status: decode_status(wire.status).ok_or(malformed("status"))?,
+                status: decode_status(wire.status).ok_or_else(|| malformed("status"))?,
                 record: SignedRecord {
                     payload: wire.payload.into(),
                     signature: wire.signature.into(),
@@ -645,7 +645,7 @@ mod tests {
         largest.record.signature = Arc::from([1; 72]);
         largest.certificate = Arc::from([1; MAX_CERTIFICATE_BYTES]);
         let mut image = Image {
-            entries: vec![largest.clone()],
+            entries: vec![largest],
             ..image()
         };
         assert!(image.encode().len() <= MAX_FRAME_BYTES, "head and all");
@@ -675,7 +675,10 @@ mod tests {
         assert_eq!(next.missed().count(), 1);
         let over = now + WEEK / 2;
         assert!(next.poll_timeout().is_some_and(|at| at <= over));
-        assert_eq!(next.take_expired(over), [lost.record.node.clone()]);
+        assert_eq!(
+            next.take_expired(over),
+            std::slice::from_ref(&lost.record.node)
+        );
         assert!(next.is_empty());
 
         let mut entry = entry;

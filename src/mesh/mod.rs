@@ -981,6 +981,14 @@ impl Mesh {
         }
     }
 
+    /// Whom a dial in flight is meant for, unless it is a seed's.
+    pub fn dial_target(&self, connection: ConnectionId) -> Option<&NodeId> {
+        match self.connections.get(&connection)? {
+            Phase::Dialing { node, .. } => node.as_ref(),
+            Phase::Up { .. } | Phase::Draining | Phase::Closing => None,
+        }
+    }
+
     /// Connections and refusals, counted.
     pub fn counts(&self) -> Counts {
         let phases = |wanted: fn(&Phase) -> bool| {
