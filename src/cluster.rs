@@ -374,7 +374,7 @@ impl Cluster {
         self.settle(now);
     }
 
-    /// Takes a whole sync of a peer. `stream` is where the peer asked, or `None` if this is the
+    /// Takes a whole sync of a peer; the signatures of forced leaves in it were verified. `stream` is where the peer asked, or `None` if this is the
     /// answer to ours.
     pub fn handle_sync(
         &mut self,
@@ -388,7 +388,11 @@ impl Cluster {
             return;
         };
         self.has_synced = true;
+        let forced: Vec<_> = entries.iter().filter_map(|e| e.forced.clone()).collect();
         self.swim.handle_sync(now, &peer, entries);
+        for forced in forced {
+            self.swim.handle_forced_leave(now, *forced);
+        }
         self.settle(now);
         self.forget_who_left();
         if is_wanted_again {
@@ -496,7 +500,11 @@ impl Cluster {
     pub fn remember_left(&mut self, now: Instant, record: Arc<VerifiedRecord>) {
         let me = self.swim.me().record.node.clone();
         let status = MemberStatus::Left;
-        let entry = swim::SyncEntry { record, status };
+        let entry = swim::SyncEntry {
+            record,
+            status,
+            forced: None,
+        };
         self.swim.handle_sync(now, &me, vec![entry]);
         self.settle(now);
     }
@@ -745,7 +753,8 @@ impl Cluster {
             }
             swim::Event::Suspect { .. }
             | swim::Event::Alive { .. }
-            | swim::Event::NameConflict { .. } => {}
+            | swim::Event::NameConflict { .. }
+            | swim::Event::AddressConflict { .. } => {}
         }
     }
 
@@ -792,7 +801,11 @@ impl Cluster {
     /// Takes from `peer` a record that is not its own live word, as a sync would bring it.
     fn hear_of(&mut self, now: Instant, peer: &NodeId, record: Arc<VerifiedRecord>) {
         let status = MemberStatus::Alive;
-        let entry = swim::SyncEntry { record, status };
+        let entry = swim::SyncEntry {
+            record,
+            status,
+            forced: None,
+        };
         self.swim.handle_sync(now, peer, vec![entry]);
     }
 

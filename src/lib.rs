@@ -81,7 +81,7 @@ pub use record::MAX_TAG_BYTES;
 pub use snapshot::Ready;
 pub use stats::{
     ConnectionCounts, ConnectionInfo, ConnectionState, KeyInfo, Keys, MemberCounts, MemberInfo,
-    MemberStatus, PeerInfo, Side, Status,
+    MemberStatus, PeerInfo, RefusedCounts, Side, Status,
 };
 pub use subscribers::Events;
 pub use trust::Identity;

@@ -34,7 +34,7 @@ use crate::{
     state_dir::{self, StateDir, Writer},
     stats::{
         ConnectionCounts, ConnectionInfo, ConnectionState, Keys, MemberCounts, MemberInfo,
-        MemberStatus, PeerInfo, Status,
+        MemberStatus, PeerInfo, RefusedCounts, Status,
     },
     subscribers::{Events, Subscribers},
     swim, thread,
@@ -605,6 +605,22 @@ impl Node {
                 + handle.workers.count(),
             roster_saves: saves(|counters| &counters.saved),
             roster_failures: saves(|counters| &counters.failed),
+            refused: self.refused(),
+        }
+    }
+
+    fn refused(&self) -> RefusedCounts {
+        let counters = &self.handle.counters;
+        RefusedCounts {
+            gossip: counters.gossip_refused.load(Relaxed),
+            quic: self.handle.context.counters.refused_datagrams.load(Relaxed),
+            records: counters.records_refused.load(Relaxed),
+            unproven_records: counters.records_unproven.load(Relaxed),
+            statements: counters.statements_refused.load(Relaxed),
+            keyrings: counters.keyrings_refused.load(Relaxed),
+            syncs: counters.syncs_refused.load(Relaxed)
+                + self.handle.context.counters.sync_floods.load(Relaxed),
+            ..self.handle.snapshot.refused()
         }
     }
 

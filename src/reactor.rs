@@ -43,7 +43,7 @@ use crate::{
     roster::{self, Image},
     snapshot::{DialRow, Snapshot, Stage},
     state_dir,
-    stats::{KeyInfo, Keys, MemberInfo, MemberStatus, Side},
+    stats::{KeyInfo, Keys, MemberInfo, MemberStatus, RefusedCounts, Side},
     subscribers::Subscribers,
     swim,
     thread::panic_message,
@@ -154,6 +154,10 @@ pub(crate) struct Counters {
     pub(crate) gossip_refused: AtomicU64,
     pub(crate) gossip_unsent: AtomicU64,
     pub(crate) records_refused: AtomicU64,
+    pub(crate) records_unproven: AtomicU64,
+    pub(crate) statements_refused: AtomicU64,
+    pub(crate) keyrings_refused: AtomicU64,
+    pub(crate) syncs_refused: AtomicU64,
     pub(crate) syncs: AtomicU64,
 }
 
@@ -190,10 +194,10 @@ struct Incoming {
 
 impl Incoming {
     /// Adds an entry; returns what it takes.
-    fn push(&mut self, record: Arc<VerifiedRecord>, status: MemberStatus) -> usize {
-        let signed = &record.signed;
+    fn push(&mut self, entry: swim::SyncEntry) -> usize {
+        let signed = &entry.record.signed;
         let bytes = (signed.payload.len() + signed.signature.len()) * 2 + SYNC_ENTRY_OVERHEAD;
-        self.entries.push(swim::SyncEntry { record, status });
+        self.entries.push(entry);
         self.bytes += bytes;
         bytes
     }
@@ -278,7 +282,7 @@ impl Reactor {
             unverified: VecDeque::new(),
             keyring: Keyring::new(),
             sealer: Sealer::new(&context.cluster, &context.node, context.boot),
-            opener: Opener::new(&context.cluster),
+            opener: Opener::new(&context.cluster, &context.node, context.boot),
             random: ring::rand::SystemRandom::new(),
             waker,
             first_round: None,
@@ -456,14 +460,10 @@ impl Reactor {
                     .cluster
                     .handle_gossip(now, &sender, from, message, records);
                 for leave in forced {
-                    let is_signed = self
-                        .verifier
-                        .verify_statement(&leave.issuer, &leave.signed_bytes(), &leave.signature)
-                        .is_ok();
-                    if is_signed {
+                    if self.is_signed(&leave) {
                         self.parts.cluster.handle_forced_leave(now, leave);
                     } else {
-                        self.parts.counters.records_refused.fetch_add(1, Relaxed);
+                        self.parts.counters.statements_refused.fetch_add(1, Relaxed);
                     }
                 }
                 self.settle(now);
@@ -540,6 +540,7 @@ impl Reactor {
             match self.verifier.verify(signed) {
                 Verdict::Verified(record) => verified.push(record),
                 Verdict::Waiting(record) => {
+                    self.parts.counters.records_unproven.fetch_add(1, Relaxed);
                     if !record.left {
                         self.parts
                             .cluster
@@ -849,10 +850,12 @@ impl Reactor {
         bytes: &[u8],
     ) {
         let Ok(offer) = KeyringOffer::decode(bytes) else {
+            self.parts.counters.keyrings_refused.fetch_add(1, Relaxed);
             log::debug!(target: "swim", peer:%; "malformed keyring");
             return;
         };
         if offer.is_ahead_of(&self.keyring) && !self.ahead_offers.take(now) {
+            self.parts.counters.keyrings_refused.fetch_add(1, Relaxed);
             log::debug!(target: "swim", peer:%; "too many keyrings from ahead; not merged");
             return;
         }
@@ -871,6 +874,9 @@ impl Reactor {
                     if !offer.equals(&self.keyring) && self.ring_answers.take(now) {
                         self.tell(connection, Control::Keyring(self.keyring.encode()));
                     }
+                }
+                if merged.ahead {
+                    self.parts.counters.keyrings_refused.fetch_add(1, Relaxed);
                 }
             }
             Err(error) => log::debug!(target: "swim", peer:%, error:%; "keyring not merged"),
@@ -988,7 +994,12 @@ impl Reactor {
 
     fn sync_frames(&self, connection: ConnectionId) -> Vec<Vec<u8>> {
         let mut frames = vec![SyncFrame::Keyring(self.keyring.encode()).encode()];
-        for swim::SyncEntry { record, status } in self.parts.cluster.sync_entries(connection) {
+        for swim::SyncEntry {
+            record,
+            status,
+            forced,
+        } in self.parts.cluster.sync_entries(connection)
+        {
             let certificates = self.verifier.certificates();
             let certificate = certificates
                 .der(&record.record.certificate)
@@ -997,6 +1008,7 @@ impl Reactor {
                 record: record.signed.clone(),
                 status,
                 certificate: certificate.to_vec(),
+                forced: forced.map(|forced| (forced.issuer, forced.signature)),
             };
             frames.push(entry.encode());
         }
@@ -1016,7 +1028,7 @@ impl Reactor {
         if self.overloading.contains(&connection) {
             return;
         }
-        let (record, status, certificate) = match frame {
+        let (record, status, certificate, forced) = match frame {
             SyncFrame::Keyring(bytes) => {
                 // Small, and without a key there is no gossip: no limit applies to it.
                 self.merge_keyring(now, connection, &peer, &bytes);
@@ -1026,7 +1038,8 @@ impl Reactor {
                 record,
                 status,
                 certificate,
-            } => (record, status, certificate),
+                forced,
+            } => (record, status, certificate, forced),
             SyncFrame::Unknown => return,
         };
         let key = (connection, stream);
@@ -1067,14 +1080,27 @@ impl Reactor {
                     || record.record.incarnation > entry.record.incarnation
             })
         });
-        let entries = released
-            .into_iter()
-            .map(|record| (record, MemberStatus::Alive))
-            .chain(verified.map(|record| (record, status)));
+        let verified = verified.map(|record| swim::SyncEntry {
+            forced: forced.map(|(issuer, signature)| {
+                Box::new(swim::ForcedLeave {
+                    node: record.record.node.clone(),
+                    incarnation: record.record.incarnation,
+                    issuer,
+                    signature,
+                })
+            }),
+            record,
+            status,
+        });
+        let released = released.into_iter().map(|record| swim::SyncEntry {
+            record,
+            status: MemberStatus::Alive,
+            forced: None,
+        });
         let sync = self.syncs.entry(key).or_default();
-        for (record, status) in entries {
+        for entry in released.chain(verified) {
             if sync.entries.len() < MAX_SYNC_ENTRIES {
-                self.sync_bytes += sync.push(record, status);
+                self.sync_bytes += sync.push(entry);
             }
         }
         if self.sync_bytes > MAX_SYNC_BYTES {
@@ -1092,6 +1118,7 @@ impl Reactor {
 
     fn close_overloading(&mut self, connection: ConnectionId, peer: &NodeId) {
         log::warn!(target: "swim", peer:%, connection:%; "too much in syncs; closing");
+        self.parts.counters.syncs_refused.fetch_add(1, Relaxed);
         self.drop_syncs_of(connection);
         self.overloading.insert(connection);
         self.parts
@@ -1130,6 +1157,7 @@ impl Reactor {
         }
         if is_whole {
             log::debug!(target: "swim", peer:%, members = entries.len(); "sync received");
+            let entries = self.with_forced_leaves_verified(entries);
             // Streams that the peer opened are answered; those that we opened are the answer.
             let asked_on = (!is_answer).then_some(stream);
             self.parts
@@ -1141,6 +1169,29 @@ impl Reactor {
                 self.parts.cluster.handle_sync_broken(now, connection);
             }
         }
+    }
+
+    /// Only now, because the issuers' certificates may have come with later entries.
+    fn with_forced_leaves_verified(
+        &self,
+        mut entries: Vec<swim::SyncEntry>,
+    ) -> Vec<swim::SyncEntry> {
+        for entry in &mut entries {
+            if let Some(forced) = &entry.forced
+                && !self.is_signed(forced)
+            {
+                self.parts.counters.statements_refused.fetch_add(1, Relaxed);
+                entry.forced = None;
+            }
+        }
+        entries
+    }
+
+    fn is_signed(&self, forced: &swim::ForcedLeave) -> bool {
+        let (bytes, signature) = (forced.signed_bytes(), &forced.signature);
+        self.verifier
+            .verify_statement(&forced.issuer, &bytes, signature)
+            .is_ok()
     }
 
     // ---- commands
@@ -1300,7 +1351,13 @@ impl Reactor {
             self.parts.counters.gossip_unsent.fetch_add(1, Relaxed);
             return;
         };
-        let datagram = self.sealer.seal(key, &transmit.payload);
+        // A member can be forgotten between a request for a probe and the answer to it.
+        let Some(member) = self.parts.cluster.swim().member(&transmit.to) else {
+            self.parts.counters.gossip_unsent.fetch_add(1, Relaxed);
+            return;
+        };
+        let to = (&transmit.to, member.record.record.boot);
+        let datagram = self.sealer.seal(key, to, &transmit.payload);
         match self.parts.gossip.send_to(&datagram, transmit.destination) {
             Ok(_) => {
                 self.parts.counters.gossip_sent.fetch_add(1, Relaxed);
@@ -1408,6 +1465,10 @@ impl Reactor {
             swim::Event::NameConflict { node, boot, addr } => {
                 log::warn!(target: "swim", node:%, boot:%, addr:%;
                     "two processes use one node name");
+            }
+            swim::Event::AddressConflict { node, other, addr } => {
+                log::warn!(target: "swim", node:%, other:%, addr:%;
+                    "two members give the same gossip address");
             }
         }
     }
@@ -1587,6 +1648,14 @@ impl Reactor {
     }
 
     fn publish(&mut self, now: Instant) {
+        let counters = self.parts.cluster.swim().counters();
+        self.parts.snapshot.publish_refused(RefusedCounts {
+            implausible: counters.implausible,
+            conflicting: counters.conflicting_records,
+            stale: counters.stale,
+            stray: counters.stray_answers + counters.misdirected,
+            ..RefusedCounts::default()
+        });
         if self.links_dirty {
             self.links_dirty = false;
             let links = self.parts.endpoint.connections().cloned().collect();

@@ -14,7 +14,7 @@ use parking_lot::{Condvar, Mutex, RwLock};
 use crate::{
     error::NotReady,
     node_id::{ConnectionId, NodeId},
-    stats::{ConnectionInfo, MemberInfo, MemberStatus},
+    stats::{ConnectionInfo, MemberInfo, MemberStatus, RefusedCounts},
     transport::Connection,
 };
 
@@ -75,6 +75,7 @@ pub(crate) struct Snapshot {
     /// The connection in use to each peer.
     peers: RwLock<BTreeMap<NodeId, Arc<Connection>>>,
     health_score: std::sync::atomic::AtomicU32,
+    refused: Mutex<RefusedCounts>,
 }
 
 impl Snapshot {
@@ -92,6 +93,7 @@ impl Snapshot {
             links: RwLock::default(),
             peers: RwLock::default(),
             health_score: std::sync::atomic::AtomicU32::new(0),
+            refused: Mutex::default(),
         }
     }
 
@@ -118,6 +120,11 @@ impl Snapshot {
             .store(health_score, std::sync::atomic::Ordering::Relaxed);
         self.readiness.lock().alive = alive;
         self.recount();
+    }
+
+    /// What membership refused; the others count for themselves.
+    pub(crate) fn publish_refused(&self, refused: RefusedCounts) {
+        *self.refused.lock() = refused;
     }
 
     pub(crate) fn publish_links(&self, links: Vec<Arc<Connection>>) {
@@ -190,6 +197,10 @@ impl Snapshot {
 
     pub(crate) fn health_score(&self) -> u32 {
         self.health_score.load(std::sync::atomic::Ordering::Relaxed)
+    }
+
+    pub(crate) fn refused(&self) -> RefusedCounts {
+        *self.refused.lock()
     }
 
     pub(crate) fn peer(&self, node: &NodeId) -> Option<Arc<Connection>> {

@@ -219,6 +219,36 @@ pub struct ConnectionCounts {
     pub down: usize,
 }
 
+/// What a node has refused since its start. Some of it is the daily business of a cluster (old news
+/// that comes late, a restart); a number that grows without a reason is somebody trying.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct RefusedCounts {
+    /// Gossip datagrams that were not opened: their sender is no member or has another life by now,
+    /// the key is unknown, they were seen before, are forged, or meant for somebody else.
+    pub gossip: u64,
+    /// Datagrams to the QUIC port that belong to no connection and may open none.
+    pub quic: u64,
+    /// Records that are malformed, of another cluster, or not signed by their node.
+    pub records: u64,
+    /// Records whose certificate is not known: hints where to dial, and nothing more.
+    pub unproven_records: u64,
+    /// Forced leaves that their issuer has not signed.
+    pub statements: u64,
+    /// Keyrings that are malformed, and keys from too many generations ahead.
+    pub keyrings: u64,
+    /// Connections closed because of what came in syncs, or how often.
+    pub syncs: u64,
+    /// Incarnations too far ahead to be true, in records and accusations.
+    pub implausible: u64,
+    /// Records that contradict another of the same incarnation, or come from a life that ended.
+    pub conflicting: u64,
+    /// Accusations, forced leaves and records of an incarnation that is over, or never was.
+    pub stale: u64,
+    /// Answers to no question, and probes meant for another node.
+    pub stray: u64,
+}
+
 /// A node in one look.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
@@ -241,6 +271,8 @@ pub struct Status {
     pub health_score: u32,
     /// Threads that this node runs.
     pub threads: usize,
+    /// What it refused so far.
+    pub refused: RefusedCounts,
     /// How often the roster was written to the state directory.
     pub roster_saves: u64,
     /// How often that failed; the roster written before is intact then.

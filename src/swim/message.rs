@@ -28,7 +28,7 @@ use std::sync::Arc;
 
 use prost::{
     Message as _,
-    encoding::{DecodeContext, decode_key, skip_field},
+    encoding::{DecodeContext, decode_key, encoded_len_varint, skip_field},
 };
 
 use crate::{
@@ -345,9 +345,21 @@ pub(super) fn encode_record(record: &SignedRecord) -> Vec<u8> {
         payload: record.payload.to_vec(),
         signature: record.signature.to_vec(),
     };
-    let mut out = Vec::with_capacity(wire.encoded_len() + 4);
+    let mut out = Vec::with_capacity(encoded_record_len(record));
     prost::encoding::message::encode(TAG_RECORD, &wire, &mut out);
     out
+}
+
+/// How long that encoding is. Each field takes a byte for its key, its length, and its bytes; one
+/// that is empty is left out.
+pub(super) fn encoded_record_len(record: &SignedRecord) -> usize {
+    let field = |len: usize| 1 + encoded_len_varint(len as u64) + len;
+    let content: usize = [record.payload.len(), record.signature.len()]
+        .into_iter()
+        .filter(|len| *len > 0)
+        .map(field)
+        .sum();
+    field(content)
 }
 
 impl BodyWire {
@@ -523,6 +535,17 @@ mod tests {
             let _ = Message::decode(&bytes);
             let noise: Vec<u8> = (0..rng.index(64)).map(|_| rng.u64() as u8).collect();
             let _ = Message::decode(&noise);
+        }
+    }
+
+    #[test]
+    fn the_length_of_an_encoded_record_is_known_before() {
+        for (payload, signature) in [(0, 0), (1, 0), (127, 72), (128, 72), (900, 128)] {
+            let record = SignedRecord {
+                payload: Arc::from(vec![1; payload]),
+                signature: Arc::from(vec![2; signature]),
+            };
+            assert_eq!(encoded_record_len(&record), encode_record(&record).len());
         }
     }
 

@@ -13,16 +13,24 @@
 //!
 //! **Suspicion.** A member that did not answer is suspected, and the cluster hears of it. Every
 //! member that hears of it **probes the suspect itself**, within half the shortest suspicion, and
-//! accuses it too if that fails. Who waits longer than the shortest suspicion looks and accuses again,
-//! and whoever knows the suspect to be dead answers that. Each such confirmation shortens the wait, from `S_max` down to
-//! `S_min` (`suspicion`). A confirmation counts only when the accuser's own authenticated datagram
-//! brings it: a relayed one can raise a suspicion, but does not count, so that one member cannot
-//! speak with many voices.
+//! accuses it too if that fails. Who waits longer than the shortest suspicion looks and accuses
+//! again, and whoever knows the suspect to be dead answers that. Each such confirmation shortens the
+//! wait, from `S_max` down to `S_min` (`suspicion`). A confirmation counts only when the accuser's
+//! own authenticated datagram brings it: a relayed one can raise a suspicion, but does not count, so
+//! that one member cannot speak with many voices.
 //!
 //! **Death.** A member is dead when its time is up *and* this node's own latest probe of it failed.
 //! "Dead" from somebody else, who has waited the time out already, shortens the wait to `S_min` and
 //! does nothing more: no verdict is ever taken over, so a member that one node cannot reach is not
 //! dead for those who can, and one liar cannot kill anybody who answers.
+//!
+//! **Evidence.** What a member's connection shows is told from outside. An answer of its reactor,
+//! stamped within the last interval, is worth a probe that succeeded: it ends the probe that asked
+//! before it, and while it is fresh a foreign "dead" does not shorten the wait. The pings by datagram
+//! go on regardless, since gossip needs their path. A doubt (refused, lost, stalled, unanswered)
+//! outdates the answers before it and starts a probe out of turn that asks directly, through others
+//! and over the connection at once. It proves nothing: whoever forges one has made a node ask, once
+//! an interval. Only *refused*, the word of the host that nobody is there, does more (`verdict`).
 //!
 //! **Refutation.** Whoever pings or answers a doubted member tells it so in the same datagram
 //! (Lifeguard's buddy). The accused has a record with a higher incarnation signed, which ends every
@@ -46,23 +54,8 @@
 //! **Lateness.** When a timer fires much too late, this process stood still: answers lie unread in
 //! the socket. Then running probes end without a verdict and every suspicion gets the time back.
 //!
-//! # How long until a crash is known
-//!
-//! With `n` live members, `P` the probe interval, `S_min = mult · max(1, log₁₀ n) · P` and
-//! `S_max = max_mult · S_min`, all members healthy (each point of the health score of a prober adds
-//! one `P` to its probe):
-//!
-//! - some member has a failed probe after at most `(2(n − 1) − 1) · P + P = (2n − 2) · P`, the gap
-//!   between two turns in a list that is shuffled after each pass, and the probe itself; with many
-//!   members probing, 1.6 · P + P is expected, whatever `n`;
-//! - the others hear of it within `D`, a few gossip intervals;
-//! - each is done with its own probe after `S_min / 2 + P ≤ S_min`, and by then confirmations
-//!   have brought the wait to `S_min`; were they all lost, it would be `S_max`.
-//!
-//! So everyone knows after at most `(2n − 2) · P + D + S`, where `S = S_min` when no confirmations
-//! are possible (`n − 2 < mult − 2`) or when they arrive, and `S_max` at the very worst. With three
-//! members and the `lan` profile that is 4 s + 4 s + `D`, where `D` is below half a second without
-//! loss: 8.5 s; 6 s are expected. The `local` profile takes a second less, `wan` 20 s + 30 s.
+//! The parts: `probing` asks, `verdict` judges, `records` takes what members say of themselves; how
+//! long a crash takes to be known is worked out in `verdict`.
 
 mod awareness;
 mod config;
@@ -71,11 +64,14 @@ mod explain;
 mod members;
 mod message;
 mod probe;
+mod probing;
+mod records;
 mod suspicion;
 mod timer;
+mod verdict;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeMap, VecDeque},
     net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant},
@@ -90,12 +86,13 @@ use crate::{
 
 use self::{
     awareness::Awareness,
-    dissemination::{Kind, Queue},
+    dissemination::{Kind, News, Queue},
     explain::Cases,
     members::{Member, Members, Standing},
-    probe::{MAX_CHECKS, MAX_RELAYS, Probe, Probes, Purpose, Relay, Way},
-    suspicion::{Suspicion, Waits},
+    probe::{Probes, Purpose, Way},
+    records::{Rival, Source},
     timer::{Timer, Timers},
+    verdict::evidence_of,
 };
 
 pub use config::{Config, Rules};
@@ -108,34 +105,12 @@ pub use message::{
     MAX_SIGNATURE_BYTES, MAX_STATEMENTS, Message, Statement,
 };
 
-/// No record beyond this incarnation is believed; there must always be room above to refute.
-const MAX_INCARNATION: u64 = 1 << 62;
-
-/// How far a signed record may be ahead of the one that is stored: more than a clock in
-/// milliseconds would be, and far too little to reach [`MAX_INCARNATION`] by accident.
-const MAX_RECORD_STEP: u64 = 1 << 48;
-
-/// How far ahead of our own incarnation an unsigned accusation may be and still be refuted. A
-/// member refutes once per accusation, so honest ones are ahead by little (an earlier life of
-/// ours); a liar would need 2^42 datagrams to use the numbers up.
-const MAX_STATEMENT_STEP: u64 = 1 << 20;
-
 /// An act and a statement with the longest names always fit this much.
 const MIN_PAYLOAD_BYTES: usize = 512;
 
 /// Datagrams to one member in one round of gossip while there is news that was never sent: enough
 /// for a crowd that joins at once, and little beside what else is on the network.
 const MAX_BURST: usize = 4;
-
-/// How many members hear of a leave at once, in the datagram that this node sends before it goes.
-const LEAVE_FANOUT: usize = 32;
-
-/// After so many exchanges of ever higher incarnations with the same other life of this node, that
-/// life is no trace of the past but a second process with our name.
-const OUTBIDS_OF_A_RIVAL: u32 = 3;
-
-/// How often a rival is answered; both would otherwise flood the cluster with records.
-const RIVAL_PAUSE: Duration = Duration::from_secs(10);
 
 /// How long after a signature failed it is asked for again.
 const SIGN_PAUSE: Duration = Duration::from_secs(1);
@@ -211,6 +186,16 @@ pub enum Event {
         /// Where it says it can be reached.
         addr: SocketAddr,
     },
+    /// Two members that both live say that they receive gossip at one address: one of them is
+    /// configured wrongly, and what is meant for it reaches the other.
+    AddressConflict {
+        /// The member that was at the address before, and still answers.
+        node: NodeId,
+        /// The member that says so now.
+        other: NodeId,
+        /// The address.
+        addr: SocketAddr,
+    },
 }
 
 /// Something the core needs done.
@@ -243,6 +228,10 @@ pub struct SyncEntry {
     pub record: Arc<VerifiedRecord>,
     /// What the teller believes of it.
     pub status: MemberStatus,
+    /// If it was forced out, the statement that did it. The core takes no notice of it here: whoever
+    /// receives the sync verifies it and calls [`Swim::handle_forced_leave`] after
+    /// [`Swim::handle_sync`].
+    pub forced: Option<Box<ForcedLeave>>,
 }
 
 /// A member as this node sees it.
@@ -328,6 +317,8 @@ pub struct Counters {
     pub received: MessageCounts,
     /// Messages of senders that are not in the table.
     pub unknown_senders: u64,
+    /// Messages from another address than the sender's record names; answers go to the latter.
+    pub foreign_addrs: u64,
     /// Pings meant for somebody else.
     pub misdirected: u64,
     /// Answers to no probe, or from nobody who was asked.
@@ -340,40 +331,18 @@ pub struct Counters {
     pub implausible: u64,
     /// Records that contradict another of the same incarnation, or come from a life that ended.
     pub conflicting_records: u64,
+    /// Times that two live members claimed one address.
+    pub address_conflicts: u64,
     /// Members refused because the table is full.
     pub table_full: u64,
     /// Probes for others refused because there are too many.
     pub relays_refused: u64,
     /// News too large for a datagram; it spreads by sync alone.
     pub oversized_news: u64,
+    /// News given up because there was too much at once; what was told most often went first.
+    pub dropped_news: u64,
     /// Times that this process stood still.
     pub late_timeouts: u64,
-}
-
-/// Where a record comes from.
-#[derive(Clone, Copy)]
-enum Source<'a> {
-    /// From its owner, over an authenticated connection.
-    Connection,
-    /// From a member's datagram or sync.
-    Member(&'a NodeId),
-}
-
-impl Source<'_> {
-    fn is_owner(self) -> bool {
-        match self {
-            Self::Connection => true,
-            Self::Member(_) => false,
-        }
-    }
-}
-
-/// Another life of this node that does not give way.
-#[derive(Debug)]
-struct Rival {
-    boot: BootId,
-    outbids: u32,
-    answer_at: Instant,
 }
 
 /// The membership of one node. See the module for the algorithm.
@@ -490,6 +459,10 @@ impl Swim {
         };
         // Who is dead here has to refute before it may accuse others.
         let credible = sender.is_live();
+        // Answers go where the sender's own record says, wherever the question came from: whoever
+        // holds a gossip key could otherwise have them sent to strangers.
+        let reply_to = sender.record.record.gossip_addr;
+        self.counters.foreign_addrs += u64::from(from_addr != reply_to);
         for statement in &message.statements {
             match statement {
                 Statement::Suspect(accusation) | Statement::Dead(accusation) => {
@@ -499,7 +472,7 @@ impl Swim {
                 Statement::ForcedLeave(_) => {}
             }
         }
-        self.on_body(now, from, from_addr, message.body);
+        self.on_body(now, from, reply_to, message.body);
     }
 
     /// Takes a peer's own record, learnt over an authenticated connection to it. This is the only
@@ -511,7 +484,7 @@ impl Swim {
     /// Merges what another member knows. "Dead" and "suspect" raise a suspicion here; "left" is
     /// believed when the record says so itself.
     pub fn handle_sync(&mut self, now: Instant, from: &NodeId, entries: Vec<SyncEntry>) {
-        for SyncEntry { record, status } in entries {
+        for SyncEntry { record, status, .. } in entries {
             let doubted = match status {
                 MemberStatus::Alive => false,
                 MemberStatus::Suspect | MemberStatus::Dead => !record.record.left,
@@ -575,9 +548,7 @@ impl Swim {
             return;
         }
         let was_left = self.own.record.left;
-        if let Some(member) = self.members.get_mut(&self.id) {
-            member.replace_record(Arc::clone(&me));
-        }
+        self.members.replace_record(&self.id, Arc::clone(&me));
         self.own = me;
         if self.desired.incarnation > self.own.record.incarnation
             || (self.desired.left && !self.own.record.left)
@@ -635,7 +606,9 @@ impl Swim {
         {
             self.on_vindicated(now, node);
         }
-        // What was said before the question was put does not answer it; its end looks again.
+        // What was said before the question was put does not answer it. A probe lasts at least as
+        // long as an answer is fresh, or a doubt has outdated what came before it; so whatever is
+        // still fresh when a probe would fail has ended it here.
         if let Some(seq) = self.probes.of(node)
             && self.probes.own.get(&seq).is_some_and(|p| p.started <= at)
         {
@@ -804,6 +777,10 @@ impl Swim {
             .map(|(_, member)| SyncEntry {
                 record: Arc::clone(&member.record),
                 status: member.status(),
+                forced: match member.standing {
+                    Standing::Left => member.forced().cloned().map(Box::new),
+                    Standing::Alive | Standing::Suspect(_) | Standing::Dead { .. } => None,
+                },
             })
             .collect()
     }
@@ -845,732 +822,7 @@ impl Swim {
         &self.counters
     }
 
-    // ---- the acts of the failure detector
-
-    fn on_body(&mut self, now: Instant, from: &NodeId, from_addr: SocketAddr, body: Body) {
-        match body {
-            Body::Ping { seq, target } if target == self.id => {
-                self.send(from, from_addr, &Body::Ack { seq });
-            }
-            Body::Ping { .. } => self.counters.misdirected += 1,
-            Body::PingReq { seq, target } => self.on_ping_req(now, from, from_addr, seq, target),
-            Body::Ack { seq } => self.on_ack(now, from, seq),
-            Body::Nack { seq } => {
-                if !self.probes.nack(seq, from) {
-                    self.counters.stray_answers += 1;
-                }
-            }
-            Body::Gossip => {}
-        }
-    }
-
-    fn on_ping_req(
-        &mut self,
-        now: Instant,
-        from: &NodeId,
-        from_addr: SocketAddr,
-        seq: u32,
-        target: NodeId,
-    ) {
-        if target == self.id {
-            self.send(from, from_addr, &Body::Ack { seq });
-            return;
-        }
-        let addr = self
-            .members
-            .get(&target)
-            .map(|member| member.record.record.gossip_addr);
-        let full = self.probes.relays.len() >= MAX_RELAYS;
-        self.counters.relays_refused += u64::from(full);
-        let Some(addr) = addr.filter(|_| !full) else {
-            // We cannot try, yet we are well, and that is what a nack says.
-            if self.config.rules.nacks {
-                self.send(from, from_addr, &Body::Nack { seq });
-            }
-            return;
-        };
-        let own_seq = self.probes.seq();
-        let relay = Relay {
-            target: target.clone(),
-            requester: from.clone(),
-            requester_addr: from_addr,
-            seq,
-        };
-        self.probes.relays.insert(own_seq, relay);
-        // At 80 % of the time-out, so that the nack arrives while it is still waited for.
-        if self.config.rules.nacks {
-            self.timers.set(
-                Timer::RelayNack(own_seq),
-                now + self.config.probe_timeout * 4 / 5,
-            );
-        }
-        self.timers
-            .set(Timer::RelayEnd(own_seq), now + self.config.probe_interval);
-        self.send(
-            &target.clone(),
-            addr,
-            &Body::Ping {
-                seq: own_seq,
-                target,
-            },
-        );
-    }
-
-    fn on_ack(&mut self, now: Instant, from: &NodeId, seq: u32) {
-        match self.probes.way(seq, from) {
-            Some(Way::Direct) => {
-                self.counters.probes_direct += 1;
-                self.on_answered(now, seq);
-                return;
-            }
-            Some(Way::Indirect) => {
-                self.counters.probes_indirect += 1;
-                self.on_answered(now, seq);
-                return;
-            }
-            None => {}
-        }
-        if self
-            .probes
-            .relays
-            .get(&seq)
-            .is_none_or(|relay| relay.target != *from)
-        {
-            self.counters.stray_answers += 1;
-            return;
-        }
-        if let Some(relay) = self.end_relay(seq) {
-            self.send(
-                &relay.requester,
-                relay.requester_addr,
-                &Body::Ack { seq: relay.seq },
-            );
-        }
-    }
-
-    fn end_relay(&mut self, seq: u32) -> Option<Relay> {
-        self.timers.cancel(&Timer::RelayNack(seq));
-        self.timers.cancel(&Timer::RelayEnd(seq));
-        self.probes.relays.remove(&seq)
-    }
-
-    fn on_probe_turn(&mut self, now: Instant) {
-        self.timers
-            .set(Timer::Probe, now + self.config.probe_interval);
-        // A probe that a low health score has lengthened takes the place of the next ones.
-        if self.probes.count(Purpose::Turn) > 0 {
-            return;
-        }
-        let probes = &self.probes;
-        let target = self.members.next_to_probe(&mut self.rng, |node, member| {
-            member.is_live() && !probes.is_probing(node)
-        });
-        if let Some(target) = target {
-            self.start_probe(now, target, Purpose::Turn);
-        } else if self.members.live() <= 1 {
-            // With nobody left to answer, nothing else would ever end an unwell time.
-            self.awareness.improve();
-        }
-    }
-
-    fn on_check(&mut self, now: Instant, node: NodeId) {
-        let Some(member) = self.members.get(&node) else {
-            return;
-        };
-        let incarnation = member.incarnation();
-        let unsettled = member.rare().is_some_and(|rare| rare.unsettled);
-        let (wanted, ask_again) = match &member.standing {
-            Standing::Suspect(suspicion) => (true, suspicion.own_probe_failed()),
-            Standing::Dead { .. } => (member.hearsay, false),
-            Standing::Alive => (unsettled, false),
-            Standing::Left => (false, false),
-        };
-        if ask_again {
-            // The shortest wait is over, and too few have confirmed. Whoever knows better answers.
-            self.accuse(now, node.clone(), incarnation);
-        }
-        if wanted && unsettled {
-            self.ask_at_once(now, &node);
-        } else if wanted && !self.probes.is_probing(&node) && self.may_check(now, &node) {
-            self.start_probe(now, node, Purpose::Check);
-        }
-    }
-
-    /// Whether there is room for one more probe out of turn; if not, the check comes again soon.
-    fn may_check(&mut self, now: Instant, node: &NodeId) -> bool {
-        if self.probes.count(Purpose::Check) < MAX_CHECKS {
-            return true;
-        }
-        let again = self
-            .rng
-            .between(self.config.probe_timeout, self.config.probe_interval);
-        self.timers.set(Timer::Check(node.clone()), now + again);
-        false
-    }
-
-    /// Looks at a member at `at`, unless that is planned for earlier.
-    fn check_by(&mut self, at: Instant, node: &NodeId) {
-        let check = Timer::Check(node.clone());
-        if self.timers.due(&check).is_none_or(|due| due > at) {
-            self.timers.set(check, at);
-        }
-    }
-
-    /// Asks a doubtful member in every way at once. A probe of it that runs is made to.
-    fn ask_at_once(&mut self, now: Instant, node: &NodeId) {
-        if self.probes.of(node).is_none() {
-            if !self.may_check(now, node) {
-                return;
-            }
-            self.start_probe(now, node.clone(), Purpose::Check);
-        }
-        let (Some(member), Some(seq)) = (self.members.get_mut(node), self.probes.of(node)) else {
-            return;
-        };
-        let rare = member.rare_mut();
-        rare.hastened = Some(now);
-        let refused = rare.refused;
-        self.ask_others(seq);
-        // Nobody is there to be slow, so the time that every way needs is enough.
-        let end = now + self.scaled(self.config.hasty_probe());
-        if let Some(probe) = self
-            .probes
-            .own
-            .get_mut(&seq)
-            .filter(|p| refused && end < p.end)
-        {
-            probe.end = end;
-            self.timers.set(Timer::ProbeEnd(seq), end);
-        }
-    }
-
-    /// `time`, longer while this node itself is unwell.
-    fn scaled(&self, time: Duration) -> Duration {
-        if self.config.rules.lha_probe {
-            self.awareness.scale(time)
-        } else {
-            time
-        }
-    }
-
-    fn start_probe(&mut self, now: Instant, target: NodeId, purpose: Purpose) {
-        let Some(member) = self.members.get(&target) else {
-            return;
-        };
-        let (addr, incarnation) = (member.record.record.gossip_addr, member.incarnation());
-        let seq = self.probes.seq();
-        let end = now + self.scaled(self.config.probe_interval);
-        let probe = Probe {
-            target: target.clone(),
-            incarnation,
-            purpose,
-            started: now,
-            end,
-            asked_others: false,
-            helpers: BTreeSet::new(),
-            nacks: BTreeSet::new(),
-        };
-        self.probes.own.insert(seq, probe);
-        self.timers
-            .set(Timer::ProbeDirect(seq), now + self.config.probe_timeout);
-        self.timers.set(Timer::ProbeEnd(seq), end);
-        self.send(&target.clone(), addr, &Body::Ping { seq, target });
-    }
-
-    /// Asks a few others to try, and asks over the connection.
-    fn ask_others(&mut self, seq: u32) {
-        let Some(probe) = self.probes.own.get_mut(&seq).filter(|p| !p.asked_others) else {
-            return;
-        };
-        probe.asked_others = true;
-        self.timers.cancel(&Timer::ProbeDirect(seq));
-        let target = probe.target.clone();
-        let helpers = self.members.choose(
-            self.config.indirect_probes,
-            &mut self.rng,
-            |node, member| *node != target && matches!(member.standing, Standing::Alive),
-        );
-        probe.helpers = helpers.iter().cloned().collect();
-        for helper in helpers {
-            let Some(member) = self.members.get(&helper) else {
-                continue;
-            };
-            let addr = member.record.record.gossip_addr;
-            self.send(
-                &helper,
-                addr,
-                &Body::PingReq {
-                    seq,
-                    target: target.clone(),
-                },
-            );
-        }
-        if self.config.rules.connection_pings {
-            self.actions
-                .push_back(Action::PingOverConnection { node: target, seq });
-        }
-    }
-
-    fn on_answered(&mut self, now: Instant, seq: u32) {
-        let Some(probe) = self.end_probe(seq) else {
-            return;
-        };
-        self.awareness.improve();
-        self.report(now, &probe, true);
-        let Some(member) = self.members.get_mut(&probe.target) else {
-            return;
-        };
-        member.settle();
-        match &member.standing {
-            Standing::Suspect(_) => self.on_vindicated(now, &probe.target),
-            Standing::Dead { .. } if member.hearsay => self.on_back(now, &probe.target),
-            Standing::Dead { .. } | Standing::Alive | Standing::Left => {}
-        }
-    }
-
-    /// A suspect lives, as far as this node can see, but only it can convince the others.
-    fn on_vindicated(&mut self, now: Instant, node: &NodeId) {
-        let Some(member) = self.members.get_mut(node) else {
-            return;
-        };
-        let Standing::Suspect(suspicion) = &mut member.standing else {
-            return;
-        };
-        suspicion.answered();
-        // The wait is longer again if it had been cut; that it is over may have been found already.
-        let deadline = suspicion.deadline().max(now);
-        self.timers.set(Timer::Suspicion(node.clone()), deadline);
-        if self.config.rules.check_suspects {
-            let interval = self.config.probe_interval;
-            let again = self.rng.between(interval * 2, interval * 4);
-            self.timers.set(Timer::Check(node.clone()), now + again);
-        }
-    }
-
-    fn on_probe_over(&mut self, now: Instant, seq: u32) {
-        let target = self.probes.own.get(&seq).map(|probe| &probe.target);
-        let member = target.and_then(|target| self.members.get(target));
-        if member.is_some_and(|m| m.is_fresh(now, self.config.probe_interval)) {
-            self.counters.probes_by_evidence += 1;
-            self.on_answered(now, seq);
-        } else {
-            self.on_probe_failed(now, seq);
-        }
-    }
-
-    fn on_probe_failed(&mut self, now: Instant, seq: u32) {
-        let Some(probe) = self.end_probe(seq) else {
-            return;
-        };
-        self.counters.probes_failed += 1;
-        let asked = probe.helpers.len();
-        let silent = if asked == 0 || !self.config.rules.nacks {
-            1
-        } else {
-            asked - probe.nacks.len()
-        };
-        self.awareness
-            .worsen(u32::try_from(silent).unwrap_or(u32::MAX));
-        let node = probe.target.clone();
-        log::debug!(target: "swim", node:% = node, asked, nacks = probe.nacks.len(),
-            health_score = self.awareness.score(); "probe failed");
-        let Some(member) = self.members.get(&node) else {
-            return;
-        };
-        let incarnation = member.incarnation();
-        if incarnation != probe.incarnation {
-            return;
-        }
-        let news = match &member.standing {
-            Standing::Alive => {
-                self.suspect(now, &node, self.id.clone(), true);
-                true
-            }
-            Standing::Suspect(_) => self.note_accusation(now, &node, &self.id.clone(), true, false),
-            Standing::Dead { .. } | Standing::Left => return,
-        };
-        self.report(now, &probe, false);
-        if news {
-            self.accuse(now, node.clone(), incarnation);
-        }
-        let Some(member) = self.members.get_mut(&node) else {
-            return;
-        };
-        let Standing::Suspect(suspicion) = &mut member.standing else {
-            return;
-        };
-        suspicion.probe_failed();
-        let (deadline, next_look) = (suspicion.deadline(), suspicion.next_look(now));
-        let second = suspicion.wants_second_probe();
-        if deadline <= now {
-            self.die(now, &node);
-            return;
-        }
-        self.timers.set(Timer::Suspicion(node.clone()), deadline);
-        if second {
-            self.ask_at_once(now, &node);
-        }
-        if self.config.rules.check_suspects {
-            self.timers.set(Timer::Check(node), next_look);
-        }
-    }
-
-    /// Writes a probe of a suspect that has ended into its case.
-    fn report(&mut self, now: Instant, probe: &Probe, answered: bool) {
-        if let Some(case) = self.cases.running(&probe.target) {
-            case.probe(ProbeReport {
-                started: probe.started,
-                ended: now,
-                helpers: probe.helpers.len(),
-                nacks: probe.nacks.len(),
-                over_connection: probe.asked_others && self.config.rules.connection_pings,
-                answered,
-            });
-        }
-    }
-
-    fn end_probe(&mut self, seq: u32) -> Option<Probe> {
-        self.timers.cancel(&Timer::ProbeDirect(seq));
-        self.timers.cancel(&Timer::ProbeEnd(seq));
-        self.probes.own.remove(&seq)
-    }
-
-    fn abandon_probes_of(&mut self, node: &NodeId) {
-        if let Some(seq) = self.probes.of(node) {
-            self.end_probe(seq);
-            self.counters.probes_abandoned += 1;
-        }
-    }
-
-    // ---- suspicion, death, refutation
-
-    /// Somebody says that a member is suspect or dead.
-    fn on_accusation(
-        &mut self,
-        now: Instant,
-        from: &NodeId,
-        statement: &Statement,
-        accusation: &Accusation,
-        credible: bool,
-    ) {
-        let Accusation {
-            node,
-            incarnation,
-            accuser,
-        } = accusation;
-        if *node == self.id {
-            self.on_accused(now, *incarnation);
-            return;
-        }
-        if !credible || *accuser == self.id {
-            return;
-        }
-        let Some(member) = self.members.get_mut(node) else {
-            self.counters.unknown_members += 1;
-            return;
-        };
-        if member.incarnation() != *incarnation {
-            self.counters.stale += 1;
-            return;
-        }
-        let condemned = matches!(statement, Statement::Dead(_));
-        let first_hand = from == accuser;
-        let relay = match &member.standing {
-            Standing::Alive => {
-                self.suspect(now, node, accuser.clone(), false);
-                if condemned {
-                    self.condemn(now, node, accuser);
-                }
-                true
-            }
-            Standing::Suspect(_) => {
-                let news = self.note_accusation(now, node, accuser, first_hand, condemned);
-                let shortened = condemned && self.condemn(now, node, accuser);
-                // Where a confirmation only counts at first hand, relaying it would be useless.
-                shortened || (news && !self.config.rules.first_hand_confirmations)
-            }
-            Standing::Dead { .. } => {
-                if first_hand && !condemned && !member.hearsay && self.config.rules.check_suspects {
-                    self.tell_dead(from, node);
-                }
-                false
-            }
-            Standing::Left => false,
-        };
-        if relay {
-            self.spread_statement(now, node, statement);
-        }
-    }
-
-    /// Counts an accusation of a suspect, if it confirms what is known; false when it tells nothing
-    /// new.
-    fn note_accusation(
-        &mut self,
-        now: Instant,
-        node: &NodeId,
-        by: &NodeId,
-        first_hand: bool,
-        dead: bool,
-    ) -> bool {
-        let Some(member) = self.members.get_mut(node) else {
-            return false;
-        };
-        let Standing::Suspect(suspicion) = &mut member.standing else {
-            return false;
-        };
-        let may_count = first_hand || !self.config.rules.first_hand_confirmations;
-        let counted = may_count && suspicion.confirm(by);
-        if counted {
-            // An instant gone by would look as if this process had stood still.
-            let deadline = suspicion.deadline().max(now);
-            self.timers.set(Timer::Suspicion(node.clone()), deadline);
-        }
-        if let Some(case) = self.cases.running(node)
-            && (counted
-                || !case
-                    .accusations
-                    .iter()
-                    .any(|a| a.by == *by && a.dead == dead))
-        {
-            case.accuse(Accused {
-                by: by.clone(),
-                at: now,
-                first_hand,
-                dead,
-                counted,
-            });
-        }
-        counted
-    }
-
-    /// Tells a member that still wonders about `node` that it is dead here.
-    fn tell_dead(&mut self, to: &NodeId, node: &NodeId) {
-        let (Some(doubter), Some(dead)) = (self.members.get(to), self.members.get(node)) else {
-            return;
-        };
-        let statement = Statement::Dead(Accusation {
-            node: node.clone(),
-            incarnation: dead.incarnation(),
-            accuser: self.id.clone(),
-        });
-        let destination = doubter.record.record.gossip_addr;
-        let payload = message::encode_statement(&statement);
-        self.counters.sent.count(&Body::Gossip);
-        self.transmits.push_back(Transmit {
-            to: to.clone(),
-            destination,
-            payload,
-        });
-    }
-
-    /// `by` says that a suspect is dead: leaves it the shortest time only, unless its connection
-    /// says otherwise. False when that changed nothing.
-    fn condemn(&mut self, now: Instant, node: &NodeId, by: &NodeId) -> bool {
-        let Some(member) = self.members.get_mut(node) else {
-            return false;
-        };
-        let is_fresh = member.is_fresh(now, self.config.probe_interval);
-        let Standing::Suspect(suspicion) = &mut member.standing else {
-            return false;
-        };
-        if is_fresh {
-            self.counters.vetoes += 1;
-            if let Some(case) = self.cases.running(node) {
-                case.vetoes += 1;
-            }
-            return false;
-        }
-        if !self.config.rules.own_probe {
-            self.take_over_death(now, node, by);
-            return true;
-        }
-        let shortened = suspicion.condemn();
-        let deadline = suspicion.deadline().max(now);
-        self.timers.set(Timer::Suspicion(node.clone()), deadline);
-        shortened
-    }
-
-    /// Begins to doubt a member that is alive. `own_probe_failed` says that it is this node's own
-    /// doubt, or else who will have to look for itself.
-    fn suspect(&mut self, now: Instant, node: &NodeId, by: NodeId, own_probe_failed: bool) {
-        let Some(member) = self.members.get(node) else {
-            return;
-        };
-        let refused = member.rare().is_some_and(|rare| rare.refused);
-        let n = self.members.live();
-        let min = self.config.suspicion_min(n);
-        let waits = Waits {
-            min,
-            max: self.config.suspicion_max(n),
-            floor: self.config.suspicion_floor(n),
-            wanted: if self.config.rules.lha_suspicion {
-                self.config.confirmations(n)
-            } else {
-                0
-            },
-        };
-        let case = Case {
-            incarnation: member.incarnation(),
-            began: now,
-            members: n,
-            shortest: waits.min,
-            longest: if waits.wanted > 0 {
-                waits.max
-            } else {
-                waits.min
-            },
-            wanted: waits.wanted,
-            accusations: vec![Accused {
-                by: by.clone(),
-                at: now,
-                first_hand: own_probe_failed,
-                dead: false,
-                counted: false,
-            }],
-            more_accusations: 0,
-            probes: Vec::new(),
-            more_probes: 0,
-            vetoes: 0,
-            verdict: None,
-        };
-        self.cases.open(node.clone(), case);
-        let mut suspicion = Suspicion::new(by.clone(), now, waits);
-        if refused {
-            suspicion.refuse();
-        }
-        self.timers
-            .set(Timer::Suspicion(node.clone()), suspicion.deadline());
-        if self.config.rules.check_suspects && !own_probe_failed {
-            let check = now + self.rng.between(Duration::ZERO, min / 2);
-            self.check_by(check, node);
-        }
-        self.members
-            .set_standing(node, Standing::Suspect(Box::new(suspicion)), now);
-        self.counters.suspicions += 1;
-        log::debug!(target: "swim", node:% = node, by:% = by; "member is suspect");
-        self.events.push_back(Event::Suspect {
-            node: node.clone(),
-            by,
-        });
-    }
-
-    /// Says that a member did not answer us.
-    fn accuse(&mut self, now: Instant, node: NodeId, incarnation: u64) {
-        let accusation = Accusation {
-            node,
-            incarnation,
-            accuser: self.id.clone(),
-        };
-        let node = accusation.node.clone();
-        self.spread_statement(now, &node, &Statement::Suspect(accusation));
-    }
-
-    fn on_suspicion_over(&mut self, now: Instant, node: NodeId) {
-        let Some(member) = self.members.get(&node) else {
-            return;
-        };
-        let Standing::Suspect(suspicion) = &member.standing else {
-            return;
-        };
-        if suspicion.own_probe_failed() || !self.config.rules.own_probe {
-            self.die(now, &node);
-        } else if !self.probes.is_probing(&node) {
-            // Nobody dies on hearsay: when this probe fails, its end finds the time is up.
-            self.timers.set(Timer::Check(node), now);
-        }
-    }
-
-    fn die(&mut self, now: Instant, node: &NodeId) {
-        let Some(member) = self.members.get(node) else {
-            return;
-        };
-        let Standing::Suspect(suspicion) = &member.standing else {
-            return;
-        };
-        let (by, fast) = (suspicion.accuser().clone(), suspicion.is_fast());
-        let dead = Statement::Dead(Accusation {
-            node: node.clone(),
-            incarnation: member.incarnation(),
-            accuser: self.id.clone(),
-        });
-        self.counters.fast_deaths += u64::from(fast);
-        self.declare_dead(now, node, by, Ending::Dead { fast });
-        self.spread_statement(now, node, &dead);
-        self.force_out_if_asked(now, node);
-    }
-
-    /// Takes `from`'s word for it that a suspect is dead.
-    fn take_over_death(&mut self, now: Instant, node: &NodeId, from: &NodeId) {
-        let ending = Ending::TakenOver { from: from.clone() };
-        self.declare_dead(now, node, from.clone(), ending);
-        self.force_out_if_asked(now, node);
-    }
-
-    fn declare_dead(&mut self, now: Instant, node: &NodeId, by: NodeId, ending: Ending) {
-        self.close_case(now, node, ending);
-        self.bury(now, node, Standing::dead(by.clone()));
-        self.counters.deaths += 1;
-        log::debug!(target: "swim", node:% = node, by:% = by; "member is dead");
-        self.events.push_back(Event::Dead {
-            node: node.clone(),
-            by,
-        });
-        self.queue.remove(node, Kind::Record);
-    }
-
-    fn close_case(&mut self, now: Instant, node: &NodeId, ending: Ending) {
-        let (Some(member), Some(case)) = (self.members.get(node), self.cases.running(node)) else {
-            return;
-        };
-        case.verdict = Some(Verdict {
-            at: now,
-            ending,
-            health_score: self.awareness.score(),
-            evidence: evidence_of(member),
-        });
-    }
-
-    fn force_out_if_asked(&mut self, now: Instant, node: &NodeId) {
-        if self.members.get(node).is_some_and(|m| m.forced().is_some()) {
-            self.force_out(now, node);
-        }
-    }
-
-    fn force_out(&mut self, now: Instant, node: &NodeId) {
-        let Some(member) = self.members.get(node) else {
-            return;
-        };
-        let Some(forced) = member.forced().cloned() else {
-            return;
-        };
-        // Nobody here was ever told that a member by hearsay was up.
-        let known = !member.hearsay;
-        self.bury(now, node, Standing::Left);
-        log::debug!(target: "swim", node:% = node, by:% = forced.issuer; "member is forced out");
-        if known {
-            let by = Some(forced.issuer.clone());
-            self.events.push_back(Event::Left {
-                node: node.clone(),
-                by,
-            });
-        }
-        self.spread_statement(now, node, &Statement::ForcedLeave(forced));
-    }
-
-    /// Gives a member up and starts the life of its tombstone.
-    fn bury(&mut self, now: Instant, node: &NodeId, standing: Standing) {
-        self.forget_doubts(node);
-        self.abandon_probes_of(node);
-        self.members.set_standing(node, standing, now);
-        self.timers
-            .set(Timer::Reap(node.clone()), now + self.config.tombstone);
-    }
-
-    fn forget_doubts(&mut self, node: &NodeId) {
-        self.timers.cancel(&Timer::Suspicion(node.clone()));
-        self.timers.cancel(&Timer::Check(node.clone()));
-        self.queue.remove(node, Kind::Statement);
-    }
+    // ---- forgetting
 
     fn on_reap(&mut self, now: Instant, node: NodeId) {
         let Some(member) = self.members.get(&node) else {
@@ -1595,427 +847,6 @@ impl Swim {
         self.wake_sync(now);
     }
 
-    /// Somebody doubts us at `incarnation`.
-    fn on_accused(&mut self, now: Instant, incarnation: u64) {
-        if self.own.record.left || incarnation < self.own.record.incarnation {
-            self.spread_own_again(now);
-            return;
-        }
-        if incarnation
-            > self
-                .own
-                .record
-                .incarnation
-                .saturating_add(MAX_STATEMENT_STEP)
-        {
-            self.counters.implausible += 1;
-            return;
-        }
-        self.refute(incarnation);
-    }
-
-    /// Has a record of ours signed above `incarnation`, unless one is on its way.
-    fn refute(&mut self, incarnation: u64) {
-        if self.desired.incarnation > incarnation {
-            return;
-        }
-        self.counters.refutations += 1;
-        self.awareness.worsen(1);
-        log::debug!(target: "swim", incarnation; "refuting");
-        self.want_above(incarnation);
-    }
-
-    /// Has what is desired signed, above `incarnation`, which is ours or higher.
-    fn want_above(&mut self, incarnation: u64) {
-        if self.desired.incarnation <= incarnation {
-            self.desired.incarnation = incarnation.saturating_add(1);
-        } else if self.signing {
-            // The record being signed has this number and other content already.
-            self.desired.incarnation = self.desired.incarnation.saturating_add(1);
-        }
-        if !self.signing {
-            self.signing = true;
-            self.actions.push_back(Action::Sign(self.desired.clone()));
-        }
-    }
-
-    // ---- records
-
-    fn on_record(&mut self, now: Instant, record: Arc<VerifiedRecord>, source: Source<'_>) {
-        if record.record.cluster != self.own.record.cluster {
-            return;
-        }
-        let incarnation = record.record.incarnation;
-        if incarnation > MAX_INCARNATION {
-            self.counters.implausible += 1;
-            return;
-        }
-        if record.record.node == self.id {
-            self.on_record_about_us(now, &record.record, source);
-            return;
-        }
-        let Some(member) = self.members.get(&record.record.node) else {
-            self.on_stranger(now, record, source, Standing::Alive);
-            return;
-        };
-        if incarnation > member.incarnation() {
-            self.on_newer(now, record, source);
-        } else {
-            self.on_known(now, &record, source);
-        }
-    }
-
-    /// A record of a member that is not in the table. `standing` is what the source believes.
-    fn on_stranger(
-        &mut self,
-        now: Instant,
-        record: Arc<VerifiedRecord>,
-        source: Source<'_>,
-        standing: Standing,
-    ) {
-        let node = record.record.node.clone();
-        if let Some(retired) = self.retired.get(&node) {
-            let live = matches!(source, Source::Connection);
-            if record.record.incarnation <= *retired && !live {
-                self.counters.stale += 1;
-                return;
-            }
-        }
-        if self.members.len() >= self.config.max_members {
-            self.counters.table_full += 1;
-            if !std::mem::replace(&mut self.told_table_full, true) {
-                log::warn!(target: "swim", node:% = node, max_members = self.config.max_members;
-                    "member table is full; new members are refused");
-            }
-            return;
-        }
-        self.retired.remove(&node);
-        self.timers.cancel(&Timer::Unretire(node.clone()));
-        let standing = if record.record.left {
-            Standing::Left
-        } else {
-            standing
-        };
-        let mut member = Member::new(Arc::clone(&record), standing, now);
-        let live = member.is_live();
-        member.hearsay = !live;
-        if source.is_owner() {
-            member.prove();
-        }
-        self.members.insert(member, &mut self.rng);
-        if live {
-            log::debug!(target: "swim", node:% = node; "member is up");
-            self.spread_record(now, &record);
-            self.tell_up(now, node);
-        } else {
-            self.timers
-                .set(Timer::Reap(node), now + self.config.tombstone);
-        }
-    }
-
-    /// A record that is not newer than the one stored.
-    fn on_known(&mut self, now: Instant, record: &Arc<VerifiedRecord>, source: Source<'_>) {
-        let node = &record.record.node;
-        let Some(member) = self.members.get_mut(node) else {
-            return;
-        };
-        if source.is_owner() && record.record.boot == member.record.record.boot {
-            member.prove();
-        }
-        let older = record.record.incarnation < member.incarnation();
-        if older {
-            self.counters.stale += 1;
-        } else if record.record != member.record.record {
-            self.counters.conflicting_records += 1;
-        }
-        let same = record.record == member.record.record;
-        let (doubted, hearsay) = (member.status() != MemberStatus::Alive, member.hearsay);
-        match source {
-            Source::Connection if same && hearsay && !record.record.left => {
-                self.on_back(now, node);
-            }
-            // It is there, and it cannot know what is said of it here. A sync tells it.
-            Source::Connection if doubted || !same => {
-                self.actions.push_back(Action::Sync { with: node.clone() });
-            }
-            // Somebody knows better than whoever told us that it was gone. Look for ourselves.
-            Source::Member(_) if same && hearsay && !record.record.left => {
-                let check = Timer::Check(node.clone());
-                if !self.timers.is_set(&check) && !self.probes.is_probing(node) {
-                    let soon = self.rng.between(Duration::ZERO, self.config.probe_interval);
-                    self.timers.set(check, now + soon);
-                }
-            }
-            Source::Connection | Source::Member(_) => {}
-        }
-    }
-
-    /// A record above the stored incarnation.
-    fn on_newer(&mut self, now: Instant, record: Arc<VerifiedRecord>, source: Source<'_>) {
-        let claim = &record.record;
-        let node = claim.node.clone();
-        if !self.is_acceptable(&record, source) {
-            return;
-        }
-        let Some(member) = self.members.get_mut(&node) else {
-            return;
-        };
-        let before = member.status();
-        let stored = &member.record.record;
-        let boot_changed = stored.boot != claim.boot;
-        let addr_changed =
-            stored.quic_addr != claim.quic_addr || stored.gossip_addr != claim.gossip_addr;
-        let changed = Record {
-            incarnation: claim.incarnation,
-            ..stored.clone()
-        } != *claim;
-        let is_proven = source.is_owner();
-        if boot_changed {
-            // After two restarts at once, what others still tell of the life before must not end
-            // the one whose handshake was seen here.
-            let superseded = stored.boot;
-            let outlives = is_proven || !member.is_proven();
-            let rare = member.rare_mut();
-            if outlives {
-                rare.superseded = Some(superseded);
-            }
-            rare.conflict_told = false;
-        }
-        member.replace_record(Arc::clone(&record));
-        if is_proven {
-            member.prove();
-        }
-        // What was seen of the connection so far was the word of the record before.
-        member.settle();
-        member.drop_forced();
-        let hearsay = member.hearsay;
-        member.hearsay = hearsay && claim.left;
-        self.forget_doubts(&node);
-        let ending = if claim.left {
-            Ending::Left
-        } else {
-            Ending::Refuted
-        };
-        self.close_case(now, &node, ending);
-        self.spread_record(now, &record);
-        if claim.left {
-            self.bury(now, &node, Standing::Left);
-            if before != MemberStatus::Left && !hearsay {
-                log::debug!(target: "swim", node:% = node; "member left");
-                self.events.push_back(Event::Left { node, by: None });
-            }
-            return;
-        }
-        self.timers.cancel(&Timer::Reap(node.clone()));
-        if before != MemberStatus::Alive {
-            self.members.set_standing(&node, Standing::Alive, now);
-        }
-        match before {
-            MemberStatus::Dead | MemberStatus::Left => {
-                log::debug!(target: "swim", node:% = node; "member is back");
-                self.tell_up(now, node);
-                return;
-            }
-            MemberStatus::Suspect => {
-                self.events.push_back(Event::Alive { node: node.clone() });
-                self.wake_sync(now);
-            }
-            MemberStatus::Alive => {}
-        }
-        if changed {
-            self.events.push_back(Event::Updated {
-                node,
-                addr_changed,
-                boot_changed,
-            });
-        }
-    }
-
-    /// Whether a newer record of a known member may replace the stored one.
-    fn is_acceptable(&mut self, record: &VerifiedRecord, source: Source<'_>) -> bool {
-        let claim = &record.record;
-        let Some(member) = self.members.get_mut(&claim.node) else {
-            return false;
-        };
-        if claim.incarnation > member.incarnation().saturating_add(MAX_RECORD_STEP) {
-            self.counters.implausible += 1;
-            return false;
-        }
-        let outlived = member.superseded() == Some(claim.boot);
-        // Its own handshake weighs more than a life that is known by hearsay only.
-        let is_vindicated = source.is_owner() && !member.is_proven();
-        if outlived && !is_vindicated {
-            self.counters.conflicting_records += 1;
-            if !std::mem::replace(&mut member.rare_mut().conflict_told, true) {
-                self.events.push_back(Event::NameConflict {
-                    node: claim.node.clone(),
-                    boot: claim.boot,
-                    addr: claim.quic_addr,
-                });
-            }
-            return false;
-        }
-        true
-    }
-
-    /// A member that was gone by hearsay shows that it is there.
-    fn on_back(&mut self, now: Instant, node: &NodeId) {
-        let Some(member) = self.members.get_mut(node) else {
-            return;
-        };
-        member.hearsay = false;
-        let record = Arc::clone(&member.record);
-        self.forget_doubts(node);
-        self.timers.cancel(&Timer::Reap(node.clone()));
-        self.members.set_standing(node, Standing::Alive, now);
-        self.spread_record(now, &record);
-        log::debug!(target: "swim", node:% = node; "member is up");
-        self.tell_up(now, node.clone());
-    }
-
-    /// A record of a member that the other side of a sync believes to be suspect or gone.
-    fn on_doubt_in_sync(
-        &mut self,
-        now: Instant,
-        from: &NodeId,
-        record: Arc<VerifiedRecord>,
-        status: MemberStatus,
-    ) {
-        let node = record.record.node.clone();
-        let incarnation = record.record.incarnation;
-        let gone = status != MemberStatus::Suspect;
-        let Some(member) = self.members.get(&node) else {
-            let foreign = record.record.cluster != self.own.record.cluster;
-            if gone && !foreign && incarnation <= MAX_INCARNATION {
-                let standing = Standing::dead(from.clone());
-                self.on_stranger(now, record, Source::Member(from), standing);
-                return;
-            }
-            self.on_record(now, record, Source::Member(from));
-            self.doubt_at(now, &node, incarnation, from, gone);
-            return;
-        };
-        if gone && !member.is_live() {
-            // Gone on both sides: nothing to doubt, but the newer record makes the better grave.
-            let newer = incarnation > member.incarnation()
-                && self.is_acceptable(&record, Source::Member(from));
-            if let Some(member) = self.members.get_mut(&node).filter(|_| newer) {
-                member.replace_record(record);
-            }
-            return;
-        }
-        self.on_record(now, record, Source::Member(from));
-        self.doubt_at(now, &node, incarnation, from, gone);
-    }
-
-    /// Doubts a member that lives here with exactly this incarnation.
-    fn doubt_at(
-        &mut self,
-        now: Instant,
-        node: &NodeId,
-        incarnation: u64,
-        by: &NodeId,
-        condemned: bool,
-    ) {
-        let Some(member) = self.members.get(node) else {
-            return;
-        };
-        if member.incarnation() != incarnation {
-            return;
-        }
-        if matches!(member.standing, Standing::Alive) {
-            self.suspect(now, node, by.clone(), false);
-        }
-        // A model without own probes asks first too, or one stale member would kill in a sync.
-        if condemned && self.config.rules.own_probe {
-            self.condemn(now, node, by);
-        }
-    }
-
-    /// A record of this node that somebody else has.
-    fn on_record_about_us(&mut self, now: Instant, claim: &Record, source: Source<'_>) {
-        if *claim == self.own.record {
-            return;
-        }
-        if claim.incarnation < self.own.record.incarnation {
-            self.spread_own_again(now);
-            return;
-        }
-        if claim.incarnation > self.own.record.incarnation.saturating_add(MAX_RECORD_STEP) {
-            self.counters.implausible += 1;
-            return;
-        }
-        if self.desired.incarnation > claim.incarnation {
-            return;
-        }
-        if claim.boot != self.own.record.boot {
-            if !self.may_answer_rival(now, claim) {
-                return;
-            }
-            // Our datagrams carry a boot id that the other side does not accept yet.
-            if let Source::Member(from) = source {
-                self.sync_after_signing = Some(from.clone());
-            }
-        }
-        self.refute(claim.incarnation);
-    }
-
-    /// Counts how often another life of ours goes above us; a trace of the past does so once or
-    /// twice, a process that lives does it each time.
-    fn may_answer_rival(&mut self, now: Instant, claim: &Record) -> bool {
-        let rival = match &mut self.rival {
-            Some(rival) if rival.boot == claim.boot => rival,
-            other => other.insert(Rival {
-                boot: claim.boot,
-                outbids: 0,
-                answer_at: now,
-            }),
-        };
-        if rival.outbids >= OUTBIDS_OF_A_RIVAL && now < rival.answer_at {
-            return false;
-        }
-        rival.outbids = rival.outbids.saturating_add(1);
-        rival.answer_at = now + RIVAL_PAUSE;
-        if rival.outbids == OUTBIDS_OF_A_RIVAL {
-            self.events.push_back(Event::NameConflict {
-                node: self.id.clone(),
-                boot: claim.boot,
-                addr: claim.quic_addr,
-            });
-        }
-        true
-    }
-
-    fn on_left_ourselves(&mut self, now: Instant) {
-        self.members.set_standing(&self.id, Standing::Left, now);
-        self.timers.cancel(&Timer::Probe);
-        self.timers.cancel(&Timer::Sync);
-        let seqs: Vec<u32> = self.probes.own.keys().copied().collect();
-        for seq in seqs {
-            self.end_probe(seq);
-            self.counters.probes_abandoned += 1;
-        }
-        if !self.config.rules.leave_burst {
-            return;
-        }
-        let encoded = message::encode_record(&self.own.signed);
-        let targets = self
-            .members
-            .choose(LEAVE_FANOUT, &mut self.rng, |_, member| member.is_live());
-        for node in targets {
-            let Some(member) = self.members.get(&node) else {
-                continue;
-            };
-            let destination = member.record.record.gossip_addr;
-            self.counters.sent.count(&Body::Gossip);
-            self.transmits.push_back(Transmit {
-                to: node,
-                destination,
-                payload: encoded.clone(),
-            });
-        }
-    }
-
     // ---- news
 
     fn spread_own(&mut self, now: Instant) {
@@ -2031,22 +862,25 @@ impl Swim {
     }
 
     fn spread_record(&mut self, now: Instant, record: &VerifiedRecord) {
-        let encoded = message::encode_record(&record.signed);
-        self.spread(now, record.record.node.clone(), Kind::Record, encoded);
+        let node = record.record.node.clone();
+        let record = News::Record(record.signed.clone());
+        self.spread(now, node, Kind::Record, record);
     }
 
     fn spread_statement(&mut self, now: Instant, node: &NodeId, statement: &Statement) {
-        let encoded = message::encode_statement(statement);
+        let encoded = News::Encoded(message::encode_statement(statement).into());
         self.spread(now, node.clone(), Kind::Statement, encoded);
     }
 
-    fn spread(&mut self, now: Instant, node: NodeId, kind: Kind, encoded: Vec<u8>) {
-        if encoded.len() > self.config.max_payload_bytes {
+    fn spread(&mut self, now: Instant, node: NodeId, kind: Kind, news: News) {
+        if news.len() > self.config.max_payload_bytes {
             self.counters.oversized_news += 1;
             self.queue.remove(&node, kind);
             return;
         }
-        self.queue.push(node, kind, encoded);
+        if self.queue.push(node, kind, news) {
+            self.counters.dropped_news += 1;
+        }
         if !self.timers.is_set(&Timer::Gossip) {
             let wait = self
                 .rng
@@ -2145,7 +979,7 @@ impl Swim {
 
     fn on_timer(&mut self, now: Instant, timer: Timer) {
         match timer {
-            Timer::ProbeEnd(seq) => self.on_probe_over(now, seq),
+            Timer::ProbeEnd(seq) => self.on_probe_failed(now, seq),
             Timer::ProbeDirect(seq) => self.ask_others(seq),
             Timer::RelayNack(seq) => {
                 if let Some(relay) = self.probes.relays.get(&seq) {
@@ -2238,13 +1072,6 @@ impl Swim {
             let deadline = suspicion.deadline().max(now);
             self.timers.set(Timer::Suspicion(node), deadline);
         }
-    }
-}
-
-fn evidence_of(member: &Member) -> Evidence {
-    Evidence {
-        last_answer: member.answered(),
-        doubts: member.doubts().collect(),
     }
 }
 

@@ -1064,7 +1064,14 @@ impl Worker {
                     }
                 }
                 Command::AnswerSync { stream, frames } => {
-                    state.streams.finish_sync(stream, &frames);
+                    // Who asks again and again and does not read wants to fill this node's memory.
+                    if state.streams.syncs() > MAX_SYNCS {
+                        let counters = &self.connection.context.counters;
+                        counters.sync_floods.fetch_add(1, Relaxed);
+                        close(state, CloseCode::Overloaded);
+                    } else {
+                        state.streams.finish_sync(stream, &frames);
+                    }
                 }
                 Command::Abandon => {
                     let reason = CloseReason::Local(CloseCode::Internal);

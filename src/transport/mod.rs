@@ -134,6 +134,8 @@ pub(crate) struct Counters {
     pub(crate) replies_dropped: AtomicU64,
     pub(crate) requests_expired: AtomicU64,
     pub(crate) worker_panics: AtomicU64,
+    /// Connections closed because the peer had too many syncs under way.
+    pub(crate) sync_floods: AtomicU64,
 }
 
 /// What all connections of a node share.
