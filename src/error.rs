@@ -2,7 +2,7 @@
 
 use std::{io, net::SocketAddr, path::PathBuf, time::Duration};
 
-use crate::node_id::NodeId;
+use crate::node_id::{KeyId, NodeId};
 
 /// Why a node did not start. Nothing is left running after one of these.
 #[derive(Debug, thiserror::Error)]
@@ -295,6 +295,16 @@ pub enum CommandError {
     /// The tags are larger than [`MAX_TAG_BYTES`](crate::MAX_TAG_BYTES).
     #[error("tags take {0} bytes, more than {max}", max = crate::record::MAX_TAG_BYTES)]
     TagsTooLarge(usize),
+    /// There is no such gossip key here.
+    #[error("no gossip key {0}")]
+    UnknownKey(KeyId),
+    /// Gossip is sealed with this key, which is the one to be removed or an older one, which would go
+    /// with it. Remedy: rotate, and wait until the new key is confirmed.
+    #[error("gossip key {0} is in use, and older keys go with newer ones; rotate first")]
+    KeyInUse(KeyId),
+    /// The gossip keys cannot be changed now: there is none yet, or it is fixed by the configuration.
+    #[error("{0}")]
+    Keys(String),
     /// The node is shut down.
     #[error("node is shut down")]
     Stopped,

@@ -76,12 +76,12 @@ pub use error::{
 pub use event::{Event, EventKind};
 pub use inbox::{Message, Request};
 pub use node::{Builder, LeaveReport, Node, Profile, ShutdownReport};
-pub use node_id::{BootId, ClusterName, InvalidName, NodeId};
+pub use node_id::{BootId, ClusterName, InvalidKeyId, InvalidName, KeyId, NodeId};
 pub use record::MAX_TAG_BYTES;
 pub use snapshot::Ready;
 pub use stats::{
-    ConnectionCounts, ConnectionInfo, ConnectionState, MemberCounts, MemberInfo, MemberStatus,
-    PeerInfo, RefusedCounts, Side, Status,
+    ConnectionCounts, ConnectionInfo, ConnectionState, KeyInfo, Keys, MemberCounts, MemberInfo,
+    MemberStatus, PeerInfo, RefusedCounts, Side, Status,
 };
 pub use subscribers::Events;
 pub use trust::Identity;

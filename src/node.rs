@@ -27,14 +27,14 @@ use crate::{
     error::{CommandError, IdentityError, NotReady, RegisterError, RequestError, StartError},
     inbox::{self, Registry},
     mesh,
-    node_id::{BootId, ClusterName, NodeId},
+    node_id::{BootId, ClusterName, KeyId, NodeId},
     reactor::{self, Command, Counters, Parts},
     record::{MAX_TAG_BYTES, PROTOCOL_VERSIONS, Record, tag_bytes},
     snapshot::{Ready, Snapshot, Stage},
     state_dir::{self, StateDir, Writer},
     stats::{
-        ConnectionCounts, ConnectionInfo, ConnectionState, MemberCounts, MemberInfo, MemberStatus,
-        PeerInfo, RefusedCounts, Status,
+        ConnectionCounts, ConnectionInfo, ConnectionState, Keys, MemberCounts, MemberInfo,
+        MemberStatus, PeerInfo, RefusedCounts, Status,
     },
     subscribers::{Events, Subscribers},
     swim, thread,
@@ -716,6 +716,38 @@ impl Node {
             node: node.clone(),
             reply,
         })?
+    }
+
+    /// The gossip keys of this node, and how many members have confirmed to hold each: what tells
+    /// whether a rotation is finished.
+    ///
+    /// # Errors
+    ///
+    /// [`CommandError::Stopped`] or [`CommandError::Timeout`].
+    pub fn keys(&self) -> Result<Keys, CommandError> {
+        self.ask(LEAVE_TIMEOUT, |reply| Command::Keys { reply })
+    }
+
+    /// Makes a new gossip key and spreads it. Each node goes on sealing with the old one until all
+    /// its peers have confirmed the new one, so that nobody ever receives what it cannot read. Tells
+    /// the key's name.
+    ///
+    /// # Errors
+    ///
+    /// [`CommandError::Keys`] when there is no key yet or it is fixed.
+    pub fn rotate_key(&self) -> Result<KeyId, CommandError> {
+        self.ask(LEAVE_TIMEOUT, |reply| Command::RotateKey { reply })?
+    }
+
+    /// Removes a gossip key everywhere, for good, and with it all that are older: no node that was
+    /// away brings them back.
+    ///
+    /// # Errors
+    ///
+    /// [`CommandError::KeyInUse`] when this node would lose the key that it seals with,
+    /// [`CommandError::UnknownKey`], and [`CommandError::Keys`] when it is fixed.
+    pub fn remove_key(&self, id: KeyId) -> Result<(), CommandError> {
+        self.ask(LEAVE_TIMEOUT, |reply| Command::RemoveKey { id, reply })?
     }
 
     /// Sends a health ping over the connection to a peer and waits for its answer: the round-trip

@@ -43,14 +43,14 @@ use crate::{
     roster::{self, Image},
     snapshot::{DialRow, Snapshot, Stage},
     state_dir,
-    stats::{MemberInfo, MemberStatus, RefusedCounts, Side},
+    stats::{KeyInfo, Keys, MemberInfo, MemberStatus, RefusedCounts, Side},
     subscribers::Subscribers,
     swim,
     thread::panic_message,
     transport::{Command as WorkerCommand, Context, Datagram, Endpoint, Notice, Sign, millis},
     trust::{
-        Header, Identity, KeyId, Keyring, KeyringOffer, OpenError, Opener, Sealer, Verdict,
-        Verifier,
+        GroupKey, Header, Identity, KeyId, Keyring, KeyringError, KeyringOffer, OpenError, Opener,
+        Sealer, Verdict, Verifier,
     },
     waker::{Interest, Waker, sleep},
 };
@@ -66,6 +66,16 @@ const MAX_GOSSIP_BYTES: usize = 2_048;
 /// How often an unknown key of one member may cause a sync, and of all members together.
 const KEY_SYNC_INTERVAL: Duration = Duration::from_secs(10);
 const MAX_KEY_SYNCS_PER_SECOND: u32 = 8;
+
+/// Keyrings from too far ahead that are merged: each raises the limit by one, and at this pace
+/// nobody who is in the cluster can use the generations up in his lifetime.
+const MAX_AHEAD_OFFERS_PER_SECOND: u32 = 8;
+
+/// How often somebody whose keyring is another is told ours. What is left out the next sync brings.
+const MAX_RING_ANSWERS_PER_SECOND: u32 = 64;
+
+/// Members named that have not confirmed a key.
+const MAX_MISSING_NAMED: usize = 32;
 
 /// Members that one sync may carry.
 const MAX_SYNC_ENTRIES: usize = 16_384;
@@ -118,8 +128,20 @@ pub(crate) enum Command {
         node: NodeId,
         reply: Sender<Result<(), CommandError>>,
     },
+    Keys {
+        reply: Sender<Keys>,
+    },
+    RotateKey {
+        reply: Sender<Result<KeyId, CommandError>>,
+    },
+    RemoveKey {
+        id: KeyId,
+        reply: Sender<Result<(), CommandError>>,
+    },
     /// Close everything and end. `silently`: as a killed process would.
-    Shutdown { silently: bool },
+    Shutdown {
+        silently: bool,
+    },
     #[cfg(test)]
     Panic,
 }
@@ -203,7 +225,9 @@ struct Reactor {
     /// Connections that sent too much in syncs and are being closed.
     overloading: BTreeSet<ConnectionId>,
     key_syncs: BTreeMap<NodeId, Instant>,
-    key_sync_second: (Option<Instant>, u32),
+    key_sync_budget: Budget,
+    ahead_offers: Budget,
+    ring_answers: Budget,
     /// Messages nobody acknowledged, on connections of a peer that is still or again connected.
     unacknowledged: BTreeMap<NodeId, u64>,
     /// Members whose going away the log has told: a peer that dies is disconnected and declared
@@ -268,7 +292,9 @@ impl Reactor {
             sync_bytes: 0,
             overloading: BTreeSet::new(),
             key_syncs: BTreeMap::new(),
-            key_sync_second: (None, 0),
+            key_sync_budget: Budget::new(MAX_KEY_SYNCS_PER_SECOND),
+            ahead_offers: Budget::new(MAX_AHEAD_OFFERS_PER_SECOND),
+            ring_answers: Budget::new(MAX_RING_ANSWERS_PER_SECOND),
             unacknowledged: BTreeMap::new(),
             gone: BTreeSet::new(),
             leave_replies: Vec::new(),
@@ -488,14 +514,9 @@ impl Reactor {
     fn sync_for_key(&mut self, now: Instant, node: &NodeId) {
         let is_recent = |at: &Instant| now < *at + KEY_SYNC_INTERVAL;
         self.key_syncs.retain(|_, at| is_recent(at));
-        let (second, count) = &mut self.key_sync_second;
-        if second.is_none_or(|at| now >= at + Duration::from_secs(1)) {
-            (*second, *count) = (Some(now), 0);
-        }
-        if self.key_syncs.contains_key(node) || *count >= MAX_KEY_SYNCS_PER_SECOND {
+        if self.key_syncs.contains_key(node) || !self.key_sync_budget.take(now) {
             return;
         }
-        *count += 1;
         self.key_syncs.insert(node.clone(), now);
         self.parts.cluster.sync_with(now, node);
     }
@@ -797,7 +818,7 @@ impl Reactor {
                 let frame = Frame::ProbeAck { seq };
                 self.parts.cluster.handle_frame(now, connection, frame);
             }
-            Control::Keyring(bytes) => self.merge_keyring(now, &peer, &bytes),
+            Control::Keyring(bytes) => self.merge_keyring(now, connection, &peer, &bytes),
             Control::KeysHeld(bytes) => {
                 self.keyring.confirm(&peer, &decode_ids(&bytes));
                 self.select_key(now);
@@ -821,30 +842,97 @@ impl Reactor {
 
     // ---- keys
 
-    fn merge_keyring(&mut self, now: Instant, peer: &NodeId, bytes: &[u8]) {
+    fn merge_keyring(
+        &mut self,
+        now: Instant,
+        connection: ConnectionId,
+        peer: &NodeId,
+        bytes: &[u8],
+    ) {
         let Ok(offer) = KeyringOffer::decode(bytes) else {
             self.parts.counters.keyrings_refused.fetch_add(1, Relaxed);
             log::debug!(target: "swim", peer:%; "malformed keyring");
             return;
         };
+        if offer.is_ahead_of(&self.keyring) && !self.ahead_offers.take(now) {
+            self.parts.counters.keyrings_refused.fetch_add(1, Relaxed);
+            log::debug!(target: "swim", peer:%; "too many keyrings from ahead; not merged");
+            return;
+        }
         match self.keyring.merge(&offer) {
             Ok(merged) => {
                 // Who offers a key holds it.
                 self.keyring.confirm_also(peer, &offer.ids());
                 if merged.changed {
                     log::debug!(target: "swim", peer:%, keys = self.keyring.keys().len();
-                        "keyring grew");
+                        "keyring changed");
                     self.on_keyring_changed(now);
                 } else {
                     self.select_key(now);
+                    // One of the two is behind, and this brings it forward: the peer merges, or
+                    // offers again what was too far ahead.
+                    if !offer.equals(&self.keyring) && self.ring_answers.take(now) {
+                        self.tell(connection, Control::Keyring(self.keyring.encode()));
+                    }
                 }
                 if merged.ahead {
                     self.parts.counters.keyrings_refused.fetch_add(1, Relaxed);
-                    self.sync_for_key(now, peer);
                 }
             }
             Err(error) => log::debug!(target: "swim", peer:%, error:%; "keyring not merged"),
         }
+    }
+
+    fn keys(&self) -> Keys {
+        let me = &self.parts.context.node;
+        let others: Vec<&NodeId> = self
+            .parts
+            .cluster
+            .swim()
+            .members()
+            .filter(|member| match member.status {
+                MemberStatus::Alive | MemberStatus::Suspect => true,
+                MemberStatus::Dead | MemberStatus::Left => false,
+            })
+            .map(|member| &member.record.record.node)
+            .filter(|node| *node != me)
+            .collect();
+        let send = self.keyring.send_key().map(GroupKey::id);
+        let keys = self.keyring.keys().iter().rev().map(|key| {
+            let id = key.id();
+            let has = |node: &&&NodeId| self.keyring.has_confirmed(node, id);
+            let confirmed = others.iter().filter(has).count();
+            let missing = others.iter().filter(|node| !has(node));
+            KeyInfo {
+                id,
+                generation: key.generation(),
+                seals: send == Some(id),
+                confirmed: confirmed + 1,
+                missing: missing
+                    .take(MAX_MISSING_NAMED)
+                    .map(|node| (*node).clone())
+                    .collect(),
+            }
+        });
+        Keys {
+            fixed: self.keyring.is_fixed(),
+            members: others.len() + 1,
+            keys: keys.collect(),
+        }
+    }
+
+    fn rotate_key(&mut self, now: Instant) -> Result<KeyId, CommandError> {
+        let key = self.keyring.rotate(&self.random).map_err(key_failure)?;
+        log::info!(target: "node", key:%; "gossip key rotated");
+        self.on_keyring_changed(now);
+        Ok(key)
+    }
+
+    fn remove_key(&mut self, now: Instant, id: KeyId) -> Result<(), CommandError> {
+        self.keyring.remove(id).map_err(key_failure)?;
+        log::info!(target: "node", key:% = id; "gossip key removed, and all older ones");
+        self.on_keyring_changed(now);
+        Ok(())
     }
 
     /// Tells everybody what this node holds now. Rings only grow towards the same eight keys, so
@@ -943,7 +1031,7 @@ impl Reactor {
         let (record, status, certificate, forced) = match frame {
             SyncFrame::Keyring(bytes) => {
                 // Small, and without a key there is no gossip: no limit applies to it.
-                self.merge_keyring(now, &peer, &bytes);
+                self.merge_keyring(now, connection, &peer, &bytes);
                 return;
             }
             SyncFrame::Entry {
@@ -1132,6 +1220,15 @@ impl Reactor {
                             },
                         });
                     let _ = reply.try_send(outcome);
+                }
+                Command::Keys { reply } => {
+                    let _ = reply.try_send(self.keys());
+                }
+                Command::RotateKey { reply } => {
+                    let _ = reply.try_send(self.rotate_key(now));
+                }
+                Command::RemoveKey { id, reply } => {
+                    let _ = reply.try_send(self.remove_key(now, id));
                 }
                 Command::Part => self.close_all(false),
                 Command::Shutdown { silently } => self.begin_shutdown(now, silently),
@@ -1619,6 +1716,49 @@ fn is_passing(error: &io::Error) -> bool {
         error.kind(),
         io::ErrorKind::Interrupted | io::ErrorKind::ConnectionRefused
     )
+}
+
+fn key_failure(error: KeyringError) -> CommandError {
+    match error {
+        KeyringError::UnknownKey(id) => CommandError::UnknownKey(id),
+        KeyringError::InUse(id) => CommandError::KeyInUse(id),
+        KeyringError::Fixed
+        | KeyringError::NotEmpty
+        | KeyringError::Empty
+        | KeyringError::Exhausted
+        | KeyringError::Random
+        | KeyringError::Malformed(_) => CommandError::Keys(error.to_string()),
+    }
+}
+
+/// So many a second and no more.
+struct Budget {
+    per_second: u32,
+    second: Option<Instant>,
+    spent: u32,
+}
+
+impl Budget {
+    fn new(per_second: u32) -> Self {
+        Self {
+            per_second,
+            second: None,
+            spent: 0,
+        }
+    }
+
+    /// Whether there is one left, which is then spent.
+    fn take(&mut self, now: Instant) -> bool {
+        if self
+            .second
+            .is_none_or(|at| now >= at + Duration::from_secs(1))
+        {
+            (self.second, self.spent) = (Some(now), 0);
+        }
+        let is_left = self.spent < self.per_second;
+        self.spent += u32::from(is_left);
+        is_left
+    }
 }
 
 fn encode_ids(ring: &Keyring) -> Vec<u8> {

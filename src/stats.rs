@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
-use crate::node_id::{BootId, ClusterName, NodeId};
+use crate::node_id::{BootId, ClusterName, KeyId, NodeId};
 
 /// What this node believes of a member.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -277,4 +277,42 @@ pub struct Status {
     pub roster_saves: u64,
     /// How often that failed; the roster written before is intact then.
     pub roster_failures: u64,
+}
+
+/// The gossip keys that a node holds, and how far each has got.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Keys {
+    /// The key is fixed by the configuration: it neither rotates nor spreads.
+    pub fixed: bool,
+    /// How many members are there that may hold keys: alive or suspected, this node included.
+    pub members: usize,
+    /// All keys, the newest first.
+    pub keys: Vec<KeyInfo>,
+}
+
+impl Keys {
+    /// Whether the newest key is in use here and every member has confirmed to hold it, so that the
+    /// older ones can be removed. Also where there is only one.
+    pub fn is_settled(&self) -> bool {
+        self.keys
+            .first()
+            .is_some_and(|newest| newest.seals && newest.confirmed == self.members)
+    }
+}
+
+/// A gossip key, without its secret.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct KeyInfo {
+    /// Its name.
+    pub id: KeyId,
+    /// Which rotation made it; the first key of a cluster has 1, a fixed key 0.
+    pub generation: u32,
+    /// Whether this node seals with it. It opens with all.
+    pub seals: bool,
+    /// How many members are known to hold it, this node included.
+    pub confirmed: usize,
+    /// Those that are not, in the order of their names; at most 32 of them.
+    pub missing: Vec<NodeId>,
 }

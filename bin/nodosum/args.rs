@@ -7,7 +7,7 @@ use std::{collections::BTreeSet, ffi::OsString, net::SocketAddr, path::PathBuf, 
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use jiff::{Span, SpanRelativeTo};
-use nodosum::{ClusterName, NodeId};
+use nodosum::{ClusterName, KeyId, NodeId};
 use regex::Regex;
 
 use crate::{
@@ -77,6 +77,9 @@ pub(crate) enum Command {
     Leave(Leave),
     /// Force a dead member out of the cluster
     ForceLeave(ForceLeave),
+    /// List, rotate and remove the keys that seal gossip
+    #[command(subcommand)]
+    Keys(Keys),
 }
 
 #[derive(Debug, Args)]
@@ -628,6 +631,62 @@ Acts on a member that is dead in the eyes of the node; exits with 4 otherwise.")
 pub(crate) struct ForceLeave {
     /// The dead member
     pub(crate) node: NodeId,
+    #[command(flatten)]
+    pub(crate) admin: Admin,
+}
+
+#[derive(Debug, Subcommand)]
+#[command(after_help = "\
+Example:
+  nodosum keys rotate && nodosum keys list
+
+The cluster makes its keys itself and passes them on over authenticated connections. A secret is never
+shown.")]
+pub(crate) enum Keys {
+    /// List the keys and how many members have confirmed each
+    List(KeysList),
+    /// Make a new key and wait until it is in use everywhere
+    Rotate(KeyRotate),
+    /// Remove a key, and all older ones, for good
+    Remove(KeyRemove),
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Example:
+  nodosum keys list -o wide
+
+A rotation is finished when the newest key seals and all members have confirmed it. Each node seals
+with the newest key that all its live peers have confirmed.")]
+pub(crate) struct KeysList {
+    #[command(flatten)]
+    pub(crate) read: Read,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Example:
+  nodosum keys rotate --timeout 30s
+
+Exits with 4 when some member has not confirmed the new key in time; it spreads all the same, and a
+member that was away gets it when it returns.")]
+pub(crate) struct KeyRotate {
+    #[command(flatten)]
+    pub(crate) admin: Admin,
+    /// How long to wait until it is in use and confirmed by all
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = timeout)]
+    pub(crate) timeout: Duration,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Example:
+  nodosum keys remove 5b1f0c9a77e2d304
+
+Exits with 4 when there is no such key, or when the node still seals with it or an older one.")]
+pub(crate) struct KeyRemove {
+    /// The key, as `keys list` shows it
+    pub(crate) key: KeyId,
     #[command(flatten)]
     pub(crate) admin: Admin,
 }

@@ -46,6 +46,8 @@ pub(crate) fn run(args: &Events) -> Result<Exit, Failure> {
             | Reply::Delivery(_)
             | Reply::Payload { .. }
             | Reply::Joined { .. }
+            | Reply::Keys(_)
+            | Reply::Rotated { .. }
             | Reply::Left { .. }
             | Reply::Error { .. } => return Err(unexpected()),
         }

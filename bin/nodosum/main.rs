@@ -13,6 +13,7 @@ mod conns;
 mod demo;
 mod events;
 mod exit;
+mod keys;
 mod logging;
 mod members;
 mod messages;
@@ -79,5 +80,6 @@ fn carry_out(cli: Cli) -> Result<Exit, Failure> {
         Command::Join(args) => cluster::join(&args),
         Command::Leave(args) => cluster::leave(&args),
         Command::ForceLeave(args) => cluster::force_leave(&args),
+        Command::Keys(args) => keys::run(&args),
     }
 }

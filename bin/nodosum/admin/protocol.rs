@@ -19,7 +19,7 @@ use std::{
 };
 
 use jiff::Timestamp;
-use nodosum::{ConnectionInfo, Event, EventKind, MemberInfo, Node};
+use nodosum::{ConnectionInfo, Event, EventKind, Keys, MemberInfo, Node};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::exit::Exit;
@@ -97,6 +97,11 @@ pub(crate) enum Command {
     ForceLeave {
         node: String,
     },
+    Keys,
+    RotateKey,
+    RemoveKey {
+        key: String,
+    },
 }
 
 impl Command {
@@ -114,7 +119,10 @@ impl Command {
             | Self::Ping { .. }
             | Self::Join { .. }
             | Self::Leave { .. }
-            | Self::ForceLeave { .. } => 0,
+            | Self::ForceLeave { .. }
+            | Self::Keys
+            | Self::RotateKey
+            | Self::RemoveKey { .. } => 0,
         }
     }
 }
@@ -145,6 +153,10 @@ pub(crate) enum Reply {
     Left {
         confirmed: Vec<String>,
         unconfirmed: Vec<String>,
+    },
+    Keys(KeysView),
+    Rotated {
+        key: String,
     },
     Error {
         exit: Exit,
@@ -344,6 +356,49 @@ impl StatusView {
             rss_bytes: rss_bytes(),
             roster_saves: status.roster_saves,
             roster_failures: status.roster_failures,
+        }
+    }
+}
+
+/// The object of `keys list`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct KeysView {
+    pub(crate) schema: u32,
+    pub(crate) node: String,
+    pub(crate) cluster: String,
+    pub(crate) fixed: bool,
+    pub(crate) members: usize,
+    pub(crate) keys: Vec<KeyView>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct KeyView {
+    pub(crate) key: String,
+    pub(crate) generation: u32,
+    pub(crate) seals: bool,
+    pub(crate) confirmed: usize,
+    pub(crate) members: usize,
+    pub(crate) missing: Vec<String>,
+}
+
+impl KeysView {
+    pub(crate) fn of(node: &Node, keys: Keys) -> Self {
+        let members = keys.members;
+        let views = keys.keys.into_iter().map(|key| KeyView {
+            key: key.id.to_string(),
+            generation: key.generation,
+            seals: key.seals,
+            confirmed: key.confirmed,
+            members,
+            missing: key.missing.iter().map(ToString::to_string).collect(),
+        });
+        Self {
+            schema: 1,
+            node: node.id().to_string(),
+            cluster: node.cluster().to_string(),
+            fixed: keys.fixed,
+            members,
+            keys: views.collect(),
         }
     }
 }

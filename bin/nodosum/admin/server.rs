@@ -21,7 +21,7 @@ use std::{
 };
 
 use nodosum::{
-    App, CommandError, Delivery, Node, NodeId, RegisterError, RequestError, SendErrorKind,
+    App, CommandError, Delivery, KeyId, Node, NodeId, RegisterError, RequestError, SendErrorKind,
 };
 use parking_lot::{Condvar, Mutex};
 use rustix::{
@@ -34,8 +34,8 @@ use rustix::{
 use super::{
     history::{Cursor, History, Next},
     protocol::{
-        Command, ConnsView, DeliveryView, Envelope, FailedView, MAX_REQUEST_LINE, MembersView,
-        ReadError, Reply, StatusView, VERSION, Versioned, read_line, read_payload,
+        Command, ConnsView, DeliveryView, Envelope, FailedView, KeysView, MAX_REQUEST_LINE,
+        MembersView, ReadError, Reply, StatusView, VERSION, Versioned, read_line, read_payload,
     },
     socket::Bound,
 };
@@ -332,6 +332,9 @@ fn carry_out(
         } => join(node, &seeds, timeout_seconds),
         Command::Leave { timeout_seconds } => leave(node, timeout_seconds),
         Command::ForceLeave { node: dead } => force_leave(node, &dead),
+        Command::Keys => keys(node),
+        Command::RotateKey => rotate_key(node),
+        Command::RemoveKey { key } => remove_key(node, &key),
     };
     write_reply(stream, &reply.unwrap_or_else(Reply::from))
 }
@@ -576,7 +579,10 @@ fn request(
 
 fn command_failure(error: CommandError) -> Failure {
     let exit = match error {
-        CommandError::UnknownMember(_) | CommandError::NotDead { .. } => Exit::Unmet,
+        CommandError::UnknownMember(_)
+        | CommandError::NotDead { .. }
+        | CommandError::UnknownKey(_)
+        | CommandError::KeyInUse(_) => Exit::Unmet,
         CommandError::InvalidSeed(_) => Exit::Usage,
         // The enum is open: whatever comes, the command failed.
         _ => Exit::Failed,
@@ -606,6 +612,22 @@ fn leave(node: &Node, timeout_seconds: f64) -> Result<Reply, Failure> {
 
 fn force_leave(node: &Node, dead: &str) -> Result<Reply, Failure> {
     node.force_leave(&node_id(dead)?).map_err(command_failure)?;
+    Ok(Reply::Done)
+}
+
+fn keys(node: &Node) -> Result<Reply, Failure> {
+    let keys = node.keys().map_err(command_failure)?;
+    Ok(Reply::Keys(KeysView::of(node, keys)))
+}
+
+fn rotate_key(node: &Node) -> Result<Reply, Failure> {
+    let key = node.rotate_key().map_err(command_failure)?.to_string();
+    Ok(Reply::Rotated { key })
+}
+
+fn remove_key(node: &Node, key: &str) -> Result<Reply, Failure> {
+    let key = KeyId::from_str(key).map_err(|error| Failure::usage(error.to_string()))?;
+    node.remove_key(key).map_err(command_failure)?;
     Ok(Reply::Done)
 }
 
