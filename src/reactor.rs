@@ -379,6 +379,7 @@ impl Reactor {
                 log::trace!(target: "swim", from:% = sender; "{} bytes", datagram.len());
                 let records = self.verify(now, &message.records);
                 let forced: Vec<_> = message.forced_leaves().cloned().collect();
+                let events = message.events.clone();
                 self.parts
                     .swim
                     .handle_message(now, &sender, from, message, records);
@@ -393,6 +394,9 @@ impl Reactor {
                         self.parts.counters.records_refused.fetch_add(1, Relaxed);
                     }
                 }
+                for event in events {
+                    self.handle_event(now, event);
+                }
                 self.settle(now);
             }
             Err(why) => {
@@ -401,6 +405,31 @@ impl Reactor {
                 self.refusal_line(now);
             }
         }
+    }
+
+    /// Takes an event of an application: one that is new here and that its origin has signed. In this
+    /// order, for most are copies, and to tell a copy is cheap.
+    fn handle_event(&mut self, now: Instant, signed: swim::SignedEvent) {
+        let refusal = match swim::UserEvent::decode(&signed.payload) {
+            Ok(event) if !self.parts.swim.is_new_event(&event) => return,
+            Ok(event) => {
+                let (payload, signature) = (&signed.payload, &signed.signature);
+                match self
+                    .verifier
+                    .verify_event(&event.origin, payload, signature)
+                {
+                    Ok(()) => {
+                        let verified = swim::VerifiedEvent { event, signed };
+                        self.parts.swim.handle_user_event(now, verified);
+                        return;
+                    }
+                    Err(refusal) => refusal.to_string(),
+                }
+            }
+            Err(error) => error.to_string(),
+        };
+        self.parts.counters.records_refused.fetch_add(1, Relaxed);
+        log::debug!(target: "swim", error = refusal.as_str(); "event refused");
     }
 
     fn open_gossip(
@@ -1396,6 +1425,20 @@ impl Reactor {
                 log::warn!(target: "swim", node:%, boot:%, addr:%;
                     "two processes use one node name");
             }
+            swim::Event::User(event) => self.on_user_event(&event),
+        }
+    }
+
+    fn on_user_event(&self, event: &swim::UserEvent) {
+        log::debug!(target: "swim", from:% = event.origin, name = event.name.as_str(),
+            lamport = event.lamport; "event");
+        if event.query.is_none() {
+            self.emit(EventKind::UserEvent {
+                from: event.origin.clone(),
+                name: event.name.clone(),
+                payload: event.payload.clone(),
+                lamport: event.lamport,
+            });
         }
     }
 

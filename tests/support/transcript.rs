@@ -252,6 +252,7 @@ impl World {
                     body: Body::Gossip,
                     statements: Vec::new(),
                     records,
+                    events: Vec::new(),
                 };
                 self.say(&id(via)?, &id(to)?, &message)?;
             }
@@ -262,6 +263,7 @@ impl World {
                     body: Body::Gossip,
                     statements: vec![statement],
                     records: Vec::new(),
+                    events: Vec::new(),
                 };
                 self.say(&id(from)?, &to, &message)?;
             }
@@ -651,6 +653,7 @@ impl World {
                 Event::Left { node, .. } => (node, "left", None, Some(false)),
                 Event::Forgotten { node } => (node, "forgotten", Some(false), None),
                 Event::NameConflict { node, .. } => (node, "conflict", None, None),
+                Event::User(event) => (&event.origin, "event", None, None),
             };
             let up = state.up.entry(node.clone()).or_default();
             if needs_up.is_some_and(|needed| needed != *up) {
