@@ -33,6 +33,8 @@
 mod app;
 mod close;
 #[doc(hidden)]
+pub mod cluster;
+#[doc(hidden)]
 pub mod control;
 mod error;
 mod event;
@@ -41,6 +43,7 @@ mod inbox;
 pub mod mesh;
 mod node;
 mod node_id;
+mod query;
 mod reactor;
 #[doc(hidden)]
 pub mod record;
@@ -65,13 +68,14 @@ pub mod ca;
 pub use app::{App, Delivery};
 pub use close::{CloseCode, CloseReason};
 pub use error::{
-    CommandError, IdentityError, NotReady, RegisterError, RequestError, SendError, SendErrorKind,
-    StartError,
+    CommandError, EventError, IdentityError, NotReady, RegisterError, RequestError, SendError,
+    SendErrorKind, StartError,
 };
 pub use event::{Event, EventKind};
 pub use inbox::{Message, Request};
 pub use node::{Builder, LeaveReport, Node, Profile, ShutdownReport};
 pub use node_id::{BootId, ClusterName, InvalidName, NodeId};
+pub use query::{Answers, MAX_ANSWER_BYTES, Query, QueryReport};
 pub use record::MAX_TAG_BYTES;
 pub use snapshot::Ready;
 pub use stats::{
@@ -79,11 +83,12 @@ pub use stats::{
     PeerInfo, Side, Status,
 };
 pub use subscribers::Events;
+pub use swim::{MAX_EVENT_BYTES, MAX_QUERY_TIMEOUT, QueryFilter};
 pub use trust::Identity;
 
 /// The pure cores, for tests, simulation and the curious. Outside semantic versioning.
 pub mod unversioned {
-    pub use crate::{mesh, node_id::ConnectionId, record, rng, swim, trust};
+    pub use crate::{cluster, mesh, node_id::ConnectionId, record, rng, swim, trust};
 }
 
 /// The examples of the README are tests.

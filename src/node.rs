@@ -6,7 +6,7 @@
 )]
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt, io,
     net::SocketAddr,
     sync::{
@@ -22,11 +22,15 @@ use ring::rand::{SecureRandom, SystemRandom};
 
 use crate::{
     app::{App, Workers},
-    error::{CommandError, IdentityError, NotReady, RegisterError, RequestError, StartError},
+    cluster::Cluster,
+    error::{
+        CommandError, EventError, IdentityError, NotReady, RegisterError, RequestError, StartError,
+    },
     inbox::{self, Registry},
-    mesh::{self, Mesh},
+    mesh,
     node_id::{BootId, ClusterName, NodeId},
-    reactor::{self, Command, Counters, Parts},
+    query::{self, Answers, Queries, Query, Slot},
+    reactor::{self, Command, Counters, Parts, TagChange},
     record::{MAX_TAG_BYTES, PROTOCOL_VERSIONS, Record, tag_bytes},
     snapshot::{Ready, Snapshot, Stage},
     stats::{
@@ -34,8 +38,7 @@ use crate::{
         PeerInfo, Status,
     },
     subscribers::{Events, Subscribers},
-    swim::{self, Swim},
-    thread,
+    swim, thread,
     transport::{self, Context, Endpoint, millis, quic_config, udp},
     trust::{self, Identity},
     waker::{Waker, deadline_after},
@@ -53,6 +56,9 @@ const MAX_GOSSIP_DATAGRAM_BYTES: usize = 1_200;
 
 /// How long a leave inside a shutdown may take at most.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long the reactor may take to accept an event or tags; it needs microseconds.
+const EMIT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long the drop of the last handle may take.
 const DROP_TIMEOUT: Duration = Duration::from_secs(1);
@@ -83,6 +89,7 @@ pub struct Builder {
     profile: Profile,
     expected: (Option<String>, Option<String>),
     transport: transport::Config,
+    subscribers: Arc<Subscribers>,
     #[cfg(test)]
     panic_at_start: bool,
 }
@@ -154,6 +161,12 @@ impl Builder {
     pub fn expect_cluster(mut self, name: impl Into<String>) -> Self {
         self.expected.1 = Some(name.into());
         self
+    }
+
+    /// Subscribes to everything from the start on. A node may be ready before
+    /// [`start`](Self::start) has returned, and [`Node::events`] then comes too late to hear of it.
+    pub fn events(&self) -> Events {
+        Events::new(self.subscribers.subscribe())
     }
 
     /// Settings of the transport, for tests of their own limits.
@@ -258,20 +271,20 @@ impl Builder {
         };
         let seed = u64::from_ne_bytes(random_bytes(&random)?);
         let now = Instant::now();
-        let node = self.identity.node().clone();
         let snapshot = Arc::new(Snapshot::new());
-        let subscribers = Arc::new(Subscribers::new());
+        let subscribers = self.subscribers;
         let counters = Arc::new(Counters::default());
+        let workers: Arc<Workers> = Arc::default();
+        let queries = Arc::new(Queries::new(
+            self.identity.node().clone(),
+            boot,
+            Arc::clone(&registry),
+            Arc::clone(&snapshot),
+            Arc::clone(&workers),
+        ));
         let (stuck_sender, stuck) = crossbeam_channel::bounded(1);
         let parts = Parts {
-            swim: Swim::new(swim_config, signed, seed, now),
-            mesh: Mesh::new(
-                mesh::Config::default(),
-                node,
-                boot,
-                seed.rotate_left(32),
-                now,
-            ),
+            cluster: Cluster::new(swim_config, mesh::Config::default(), signed, seed, now),
             identity: self.identity.clone(),
             context: Arc::clone(&context),
             endpoint,
@@ -281,6 +294,7 @@ impl Builder {
             commands: command_receiver,
             snapshot: Arc::clone(&snapshot),
             subscribers: Arc::clone(&subscribers),
+            queries: Arc::clone(&queries),
             counters: Arc::clone(&counters),
             stuck: stuck_sender,
             #[cfg(test)]
@@ -297,7 +311,8 @@ impl Builder {
             subscribers,
             counters,
             registry,
-            workers: Arc::default(),
+            workers,
+            queries,
             commands,
             waker,
             stuck,
@@ -404,6 +419,7 @@ struct Handle {
     counters: Arc<Counters>,
     registry: Arc<Registry>,
     workers: Arc<Workers>,
+    queries: Arc<Queries>,
     commands: Sender<Command>,
     waker: Arc<Waker>,
     stuck: Receiver<Vec<String>>,
@@ -455,6 +471,7 @@ impl Node {
             profile: Profile::default(),
             expected: (None, None),
             transport: transport::Config::default(),
+            subscribers: Arc::new(Subscribers::new()),
             #[cfg(test)]
             panic_at_start: false,
         }
@@ -556,9 +573,9 @@ impl Node {
         }
     }
 
-    /// Subscribes to what happens from now on; the first subscriber also hears what has happened
-    /// since the start, so that it cannot miss how the node became ready. Each subscriber has its
-    /// own channel of 1,024 events; a slow one holds nobody up and is told how many it missed.
+    /// Subscribes to what happens from now on; [`Builder::events`] also tells how the node became
+    /// ready. Each subscriber has its own channel of 1,024 events; a slow one holds nobody up and is
+    /// told how many it missed.
     pub fn events(&self) -> Events {
         Events::new(self.handle.subscribers.subscribe())
     }
@@ -576,6 +593,9 @@ impl Node {
         let handle = &self.handle;
         if matches!(handle.snapshot.stage(), Stage::Stopped | Stage::Failed(_)) {
             return Err(RegisterError::Stopped);
+        }
+        if name == query::APP {
+            return Err(RegisterError::Taken(name.to_owned()));
         }
         let inbox = handle
             .registry
@@ -648,6 +668,129 @@ impl Node {
             node: node.clone(),
             reply,
         })?
+    }
+
+    /// Tells every node, this one included, something small: it comes to their subscribers as
+    /// [`EventKind::UserEvent`](crate::EventKind::UserEvent). Name (1 to 64 of letters, digits, `.`,
+    /// `_`, `-`) and payload together have at most [`MAX_EVENT_BYTES`](swim::MAX_EVENT_BYTES).
+    ///
+    /// Events travel by gossip, signed by this node: each member hears each of them at most once, within
+    /// seconds, without a connection to this one; there is no order beyond the Lamport time, and no
+    /// confirmation. Who joins later does not hear it. Use messages for what must arrive or is large.
+    ///
+    /// # Errors
+    ///
+    /// [`EventError`]; nothing was sent then.
+    pub fn emit_event(&self, name: &str, payload: impl Into<Vec<u8>>) -> Result<(), EventError> {
+        self.emit(name, payload.into(), None).map(|_| ())
+    }
+
+    /// Asks the nodes that meet `filter`, this one included, and gives their answers as they come, for
+    /// at most `timeout`. The question travels by gossip like an event, the answers over connections.
+    ///
+    /// # Errors
+    ///
+    /// [`EventError`]; nothing was asked then.
+    pub fn query(
+        &self,
+        name: &str,
+        payload: impl Into<Vec<u8>>,
+        filter: swim::QueryFilter,
+        timeout: Duration,
+    ) -> Result<Answers, EventError> {
+        let handle = &self.handle;
+        let deadline = deadline_after(Instant::now(), timeout);
+        handle.queries.listen().map_err(|error| match error {
+            RegisterError::Stopped => EventError::Stopped,
+            other => EventError::System(other.to_string()),
+        })?;
+        let slot = Arc::new(Slot::default());
+        let query = swim::Query { filter, timeout };
+        let query = Some((query, Arc::clone(&slot)));
+        let number = self.emit(name, payload.into(), query)?;
+        Ok(Answers::new(
+            slot,
+            number,
+            deadline,
+            Arc::clone(&handle.queries),
+        ))
+    }
+
+    fn emit(
+        &self,
+        name: &str,
+        payload: Vec<u8>,
+        query: Option<(swim::Query, Arc<Slot>)>,
+    ) -> Result<u64, EventError> {
+        // Both bounds are checked again by the core; a large payload need not travel there first.
+        let bytes = name.len() + payload.len();
+        if bytes > swim::MAX_EVENT_BYTES + swim::MAX_EVENT_NAME_BYTES {
+            let max = swim::MAX_EVENT_BYTES;
+            return Err(EventError::TooLarge { bytes, max });
+        }
+        let name = name.to_owned();
+        let asked = self.ask(EMIT_TIMEOUT, |reply| Command::Emit {
+            name,
+            payload,
+            query,
+            reply,
+        });
+        asked.map_err(|error| match error {
+            CommandError::Timeout(timeout) => EventError::Timeout(timeout),
+            CommandError::Stopped
+            | CommandError::UnknownMember(_)
+            | CommandError::NotDead { .. }
+            | CommandError::InvalidSeed(_)
+            | CommandError::JoinFailed(_)
+            | CommandError::TagsTooLarge(_) => EventError::Stopped,
+        })?
+    }
+
+    /// Answers queries of this name on a thread of their own until the node stops: what the handler
+    /// returns, at most [`MAX_ANSWER_BYTES`](query::MAX_ANSWER_BYTES), goes to who asks; `None`, a
+    /// panic or a larger answer is told as a refusal. Without a handler, a node refuses by itself.
+    ///
+    /// # Errors
+    ///
+    /// [`RegisterError`]: the name is taken or malformed, there are 32 already, the system refused a
+    /// thread, or the node is shut down.
+    pub fn on_query(
+        &self,
+        name: &str,
+        handler: impl Fn(&Query) -> Option<Vec<u8>> + Send + Sync + 'static,
+    ) -> Result<(), RegisterError> {
+        if !swim::is_event_name(name) {
+            return Err(RegisterError::Invalid(name.chars().take(80).collect()));
+        }
+        self.handle.queries.on_query(name, Arc::new(handler))
+    }
+
+    /// Replaces this node's tags, for every member to see. All together take at most
+    /// [`MAX_TAG_BYTES`], counting six for each.
+    ///
+    /// # Errors
+    ///
+    /// [`CommandError::TagsTooLarge`]; the old ones hold then.
+    pub fn set_tags(&self, tags: BTreeMap<String, String>) -> Result<(), CommandError> {
+        self.change_tags(TagChange::Replace(tags)).map(|_| ())
+    }
+
+    /// Adds or replaces some of this node's tags and removes others, in one step. Returns all that hold
+    /// then.
+    ///
+    /// # Errors
+    ///
+    /// [`CommandError::TagsTooLarge`]; the old ones hold then.
+    pub fn edit_tags(
+        &self,
+        set: BTreeMap<String, String>,
+        delete: BTreeSet<String>,
+    ) -> Result<BTreeMap<String, String>, CommandError> {
+        self.change_tags(TagChange::Edit { set, delete })
+    }
+
+    fn change_tags(&self, change: TagChange) -> Result<BTreeMap<String, String>, CommandError> {
+        self.ask(EMIT_TIMEOUT, |reply| Command::SetTags { change, reply })?
     }
 
     /// Sends a health ping over the connection to a peer and waits for its answer: the round-trip
@@ -805,6 +948,17 @@ mod tests {
             authority.certificate_pem().as_bytes(),
         );
         Node::builder(identity.unwrap())
+    }
+
+    #[test]
+    fn whoever_subscribes_before_the_start_hears_that_the_node_is_ready() {
+        let builder = builder();
+        let events = builder.events();
+        let node = builder.start().unwrap();
+        let patience = Duration::from_secs(20);
+        let first = events.recv_timeout(patience).map(|event| event.kind);
+        assert_eq!(first, Some(EventKind::Ready));
+        node.shutdown(patience);
     }
 
     #[test]

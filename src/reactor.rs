@@ -32,17 +32,19 @@ use crossbeam_channel::{Receiver, Sender};
 
 use crate::{
     close::{CloseCode, CloseReason},
+    cluster::{self, Cluster, Frame},
     control::{Control, SyncFrame},
-    error::CommandError,
+    error::{CommandError, EventError},
     event::EventKind,
-    mesh::{self, Mesh},
-    node_id::{BootId, ConnectionId, NodeId},
+    mesh,
+    node_id::{ConnectionId, NodeId},
+    query::{MAX_QUERIES, Queries, Query, Question, Slot},
     record::{SignedRecord, VerifiedRecord},
     resolver::Resolver,
     snapshot::{DialRow, Snapshot, Stage},
     stats::{MemberInfo, MemberStatus, Side},
     subscribers::Subscribers,
-    swim::{self, Swim},
+    swim,
     thread::panic_message,
     transport::{Command as WorkerCommand, Context, Datagram, Endpoint, Notice, millis},
     trust::{
@@ -59,9 +61,6 @@ const LISTENER_BUDGET: usize = 64;
 
 /// The largest gossip datagram that is read; ours have 1,200 bytes.
 const MAX_GOSSIP_BYTES: usize = 2_048;
-
-/// How long after the first join round the first sync may take before the node starts without it.
-const JOIN_SYNC_PATIENCE: Duration = Duration::from_secs(2);
 
 /// How often an unknown key of one member may cause a sync, and of all members together.
 const KEY_SYNC_INTERVAL: Duration = Duration::from_secs(10);
@@ -82,9 +81,6 @@ const MAX_SYNC_BYTES: usize = 64 << 20;
 
 /// What an entry that waits takes beside its bytes, which are there twice: encoded and decoded.
 const SYNC_ENTRY_OVERHEAD: usize = 512;
-
-/// A sync that was not answered for so long does not hold up the next one.
-const SYNC_PATIENCE: Duration = Duration::from_secs(60);
 
 /// How long notices may take in one turn before gossip is read again.
 const NOTICE_TIME: Duration = Duration::from_millis(5);
@@ -118,10 +114,34 @@ pub(crate) enum Command {
         node: NodeId,
         reply: Sender<Result<(), CommandError>>,
     },
+    /// Tell everybody something; a question if there is a query, with where its answers go. Answers
+    /// with the number of the event.
+    Emit {
+        name: String,
+        payload: Vec<u8>,
+        query: Option<(swim::Query, Arc<Slot>)>,
+        reply: Sender<Result<u64, EventError>>,
+    },
+    /// Change our tags; answers with those that hold then.
+    SetTags {
+        change: TagChange,
+        reply: Sender<Result<BTreeMap<String, String>, CommandError>>,
+    },
     /// Close everything and end. `silently`: as a killed process would.
     Shutdown { silently: bool },
     #[cfg(test)]
     Panic,
+}
+
+/// What shall become of a node's tags.
+pub(crate) enum TagChange {
+    /// These and no others.
+    Replace(BTreeMap<String, String>),
+    /// Those there are, with these added or replaced and those removed.
+    Edit {
+        set: BTreeMap<String, String>,
+        delete: BTreeSet<String>,
+    },
 }
 
 /// Counters of the gossip path.
@@ -141,13 +161,13 @@ pub(crate) struct Parts {
     pub(crate) context: Arc<Context>,
     pub(crate) endpoint: Endpoint,
     pub(crate) gossip: UdpSocket,
-    pub(crate) swim: Swim,
-    pub(crate) mesh: Mesh,
+    pub(crate) cluster: Cluster,
     pub(crate) seeds: Vec<String>,
     pub(crate) notices: Receiver<Notice>,
     pub(crate) commands: Receiver<Command>,
     pub(crate) snapshot: Arc<Snapshot>,
     pub(crate) subscribers: Arc<Subscribers>,
+    pub(crate) queries: Arc<Queries>,
     pub(crate) counters: Arc<Counters>,
     pub(crate) stuck: Sender<Vec<String>>,
     #[cfg(test)]
@@ -156,14 +176,6 @@ pub(crate) struct Parts {
 
 /// Who has confirmed a leave, and who has not.
 pub(crate) type Leave = (Vec<NodeId>, Vec<NodeId>);
-
-/// A leave that waits for confirmations.
-struct Leaving {
-    waiting: BTreeSet<NodeId>,
-    confirmed: Vec<NodeId>,
-    incarnation: Option<u64>,
-    replies: Vec<(Instant, Sender<Leave>)>,
-}
 
 /// What a peer has sent of a sync so far; all of it is verified.
 #[derive(Default)]
@@ -183,13 +195,6 @@ impl Incoming {
     }
 }
 
-/// A sync that this node opened and that is not answered yet.
-struct Asked {
-    at: Instant,
-    /// There was reason for another one since.
-    again: bool,
-}
-
 struct Reactor {
     parts: Parts,
     waker: Arc<Waker>,
@@ -199,9 +204,8 @@ struct Reactor {
     sealer: Sealer,
     opener: Opener,
     random: ring::rand::SystemRandom,
-    /// The first join round, until it is over; and until when its sync may take.
     first_round: Option<u64>,
-    first_sync_until: Option<Instant>,
+    /// What became of the seeds so far, until the node has started.
     seed_state: BTreeMap<String, String>,
     joins: BTreeMap<u64, Sender<Result<usize, CommandError>>>,
     /// Syncs that peers are sending; those this node asked for are answered with nothing.
@@ -210,7 +214,6 @@ struct Reactor {
     sync_bytes: usize,
     /// Connections that sent too much in syncs and are being closed.
     overloading: BTreeSet<ConnectionId>,
-    asked: BTreeMap<ConnectionId, Asked>,
     key_syncs: BTreeMap<NodeId, Instant>,
     key_sync_second: (Option<Instant>, u32),
     /// Messages nobody acknowledged, on connections of a peer that is still or again connected.
@@ -218,7 +221,8 @@ struct Reactor {
     /// Members whose going away the log has told: a peer that dies is disconnected and declared
     /// dead, in either order, and that is one line. As large as the table of members at most.
     gone: BTreeSet<NodeId>,
-    leaving: Option<Leaving>,
+    /// Who waits for the end of the leave, and until when.
+    leave_replies: Vec<(Instant, Sender<Leave>)>,
     shutdown: Option<Instant>,
     next_refusal_line: Option<Instant>,
     refusal_lines: BTreeMap<SocketAddr, Instant>,
@@ -234,6 +238,7 @@ pub(crate) fn run(parts: Parts) {
     let snapshot = Arc::clone(&parts.snapshot);
     let subscribers = Arc::clone(&parts.subscribers);
     let registry = Arc::clone(&parts.context.registry);
+    let queries = Arc::clone(&parts.queries);
     let outcome = catch_unwind(AssertUnwindSafe(|| Reactor::new(parts).drive()));
     match outcome {
         Ok(()) => snapshot.set_stage(Stage::Stopped),
@@ -249,6 +254,7 @@ pub(crate) fn run(parts: Parts) {
         }
     }
     subscribers.close();
+    queries.close();
     registry.close();
 }
 
@@ -265,18 +271,16 @@ impl Reactor {
             random: ring::rand::SystemRandom::new(),
             waker,
             first_round: None,
-            first_sync_until: None,
             seed_state: BTreeMap::new(),
             joins: BTreeMap::new(),
             syncs: BTreeMap::new(),
             sync_bytes: 0,
             overloading: BTreeSet::new(),
-            asked: BTreeMap::new(),
             key_syncs: BTreeMap::new(),
             key_sync_second: (None, 0),
             unacknowledged: BTreeMap::new(),
             gone: BTreeSet::new(),
-            leaving: None,
+            leave_replies: Vec::new(),
             shutdown: None,
             next_refusal_line: None,
             refusal_lines: BTreeMap::new(),
@@ -299,7 +303,7 @@ impl Reactor {
             self.seed_state
                 .insert(seed.clone(), format!("seed {seed}: no answer yet"));
         }
-        self.first_round = Some(self.parts.mesh.join(now, seeds));
+        self.first_round = Some(self.parts.cluster.start(now, seeds));
         self.publish_joining();
         self.settle(now);
         loop {
@@ -325,13 +329,9 @@ impl Reactor {
 
     fn sleep(&self, now: Instant) -> bool {
         let deadline = [
-            self.parts.swim.poll_timeout(),
-            self.parts.mesh.poll_timeout(),
-            self.first_sync_until,
+            self.parts.cluster.poll_timeout(),
             self.shutdown,
-            self.leaving
-                .as_ref()
-                .and_then(|l| l.replies.iter().map(|(at, _)| *at).min()),
+            self.leave_replies.iter().map(|(at, _)| *at).min(),
             self.members_dirty
                 .then(|| self.published_at.map(|at| at + PUBLISH_INTERVAL))
                 .flatten(),
@@ -381,15 +381,15 @@ impl Reactor {
                 let forced: Vec<_> = message.forced_leaves().cloned().collect();
                 let events = message.events.clone();
                 self.parts
-                    .swim
-                    .handle_message(now, &sender, from, message, records);
+                    .cluster
+                    .handle_gossip(now, &sender, from, message, records);
                 for leave in forced {
                     let is_signed = self
                         .verifier
                         .verify_statement(&leave.issuer, &leave.signed_bytes(), &leave.signature)
                         .is_ok();
                     if is_signed {
-                        self.parts.swim.handle_forced_leave(now, leave);
+                        self.parts.cluster.handle_forced_leave(now, leave);
                     } else {
                         self.parts.counters.records_refused.fetch_add(1, Relaxed);
                     }
@@ -407,20 +407,21 @@ impl Reactor {
         }
     }
 
-    /// Takes an event of an application: one that is new here and that its origin has signed. In this
+    /// Takes an event of an application, however it came: one that is new here and that its origin has signed. In this
     /// order, for most are copies, and to tell a copy is cheap.
     fn handle_event(&mut self, now: Instant, signed: swim::SignedEvent) {
+        let cluster = &mut self.parts.cluster;
         let refusal = match swim::UserEvent::decode(&signed.payload) {
-            Ok(event) if !self.parts.swim.is_new_event(&event) => return,
+            Ok(event) if !cluster.is_new_event(&event) => return,
             Ok(event) => {
                 let (payload, signature) = (&signed.payload, &signed.signature);
-                match self
+                let verified = self
                     .verifier
-                    .verify_event(&event.origin, payload, signature)
-                {
+                    .verify_event(&event.origin, payload, signature);
+                match verified {
                     Ok(()) => {
-                        let verified = swim::VerifiedEvent { event, signed };
-                        self.parts.swim.handle_user_event(now, verified);
+                        let event = swim::VerifiedEvent { event, signed };
+                        cluster.handle_user_event(now, event);
                         return;
                     }
                     Err(refusal) => refusal.to_string(),
@@ -446,7 +447,8 @@ impl Reactor {
         // Only members have records, so only members cost a key derivation.
         let member = self
             .parts
-            .swim
+            .cluster
+            .swim()
             .member(&sender)
             .ok_or("sender is no member")?;
         let boot = member.record.record.boot;
@@ -478,7 +480,7 @@ impl Reactor {
         }
         *count += 1;
         self.key_syncs.insert(node.clone(), now);
-        self.start_sync(now, node);
+        self.parts.cluster.sync_with(now, node);
     }
 
     /// At most one line a minute, whatever strangers send.
@@ -502,7 +504,7 @@ impl Reactor {
                 Verdict::Waiting(record) => {
                     if !record.left {
                         self.parts
-                            .mesh
+                            .cluster
                             .handle_hint(now, &record.node, record.quic_addr);
                     }
                 }
@@ -538,8 +540,10 @@ impl Reactor {
     }
 
     fn handle_datagram(&mut self, now: Instant, datagram: Datagram) {
-        let Parts { endpoint, mesh, .. } = &mut self.parts;
-        let routed = endpoint.handle_datagram(now, datagram, || mesh.allocate());
+        let Parts {
+            endpoint, cluster, ..
+        } = &mut self.parts;
+        let routed = endpoint.handle_datagram(now, datagram, || cluster.allocate());
         match routed {
             crate::transport::endpoint::Routed::Accepted => self.links_dirty = true,
             crate::transport::endpoint::Routed::Refused => self.refusal_line(now),
@@ -580,19 +584,24 @@ impl Reactor {
                 keyring_digest,
             } => {
                 self.parts.endpoint.handle_up(connection);
-                self.parts
-                    .mesh
-                    .handle_up(now, connection, &peer, boot, side, addr);
-                self.on_up(
+                let proven = self.take_proven(&peer, &certificate);
+                let rings_differ = self.keyring.digest().as_slice() != keyring_digest;
+                let cluster = &mut self.parts.cluster;
+                let is_kept = cluster.handle_up(
                     now,
                     connection,
-                    (&peer, boot),
-                    &certificate,
+                    &peer,
+                    boot,
                     side,
-                    &keyring_digest,
+                    addr,
+                    proven,
+                    rings_differ,
                 );
+                if is_kept {
+                    self.on_up(now, connection, &peer);
+                }
             }
-            Notice::Used { connection } => self.parts.mesh.handle_used(now, connection),
+            Notice::Used { connection } => self.parts.cluster.handle_used(now, connection),
             Notice::Control { connection, frame } => self.handle_control(now, connection, frame),
             Notice::Sync {
                 connection,
@@ -615,7 +624,7 @@ impl Reactor {
                 unacknowledged,
             } => {
                 self.on_down(now, connection, &reason, unacknowledged);
-                self.parts.mesh.handle_down(now, connection, &reason);
+                self.parts.cluster.handle_down(now, connection, &reason);
             }
             Notice::Gone { connection } => {
                 self.parts.endpoint.handle_gone(now, connection);
@@ -625,76 +634,24 @@ impl Reactor {
         self.dials_dirty = true;
     }
 
-    /// Tells a new peer what it needs. The mesh has judged the connection already: one that it
-    /// closed or drains, such as a ghost's, is told nothing and asked for nothing.
-    fn on_up(
-        &mut self,
-        now: Instant,
-        connection: ConnectionId,
-        (peer, boot): (&NodeId, BootId),
-        certificate: &[u8],
-        side: Side,
-        keyring_digest: &[u8],
-    ) {
-        // The handshake proved it, whatever becomes of the connection.
-        let certificate = self.verifier.insert_proven(certificate);
-        let links = self.links_to(now, peer);
-        if !links.contains(&connection) {
-            return;
+    /// The handshake proved the certificate, whatever becomes of the connection. Returns the records
+    /// that waited for it.
+    fn take_proven(&mut self, peer: &NodeId, certificate: &[u8]) -> Vec<Arc<VerifiedRecord>> {
+        match self.verifier.insert_proven(certificate) {
+            Ok(fingerprint) => self.verifier.take_verified(&fingerprint),
+            Err(error) => {
+                log::warn!(target: "swim", peer:%, error:%; "certificate not remembered");
+                Vec::new()
+            }
         }
-        if links == [connection] {
+    }
+
+    fn on_up(&mut self, now: Instant, connection: ConnectionId, peer: &NodeId) {
+        if self.parts.cluster.links_to(now, peer) == [connection] {
             // Maybe a new life with an empty ring; it says on every connection what it holds.
             self.keyring.forget(peer);
         }
-        let was_alive = self
-            .parts
-            .swim
-            .member(peer)
-            .is_some_and(|m| m.status == MemberStatus::Alive);
-        match certificate {
-            Ok(fingerprint) => {
-                // What gossip brought of an earlier life is not this connection's word.
-                for record in self.verifier.take_verified(&fingerprint) {
-                    if record.record.node == *peer && record.record.boot == boot {
-                        self.parts.swim.handle_record(now, record);
-                    } else {
-                        self.hear_of(now, peer, record);
-                    }
-                }
-            }
-            Err(error) => {
-                log::warn!(target: "swim", peer:%, error:%; "certificate not remembered");
-            }
-        }
-        let own = self.parts.swim.me().signed.clone();
-        self.tell(connection, Control::Record(own));
         self.tell(connection, Control::KeysHeld(encode_ids(&self.keyring)));
-        // One of both asks, and the answer carries everything the other way. The dialler may be a
-        // joiner, who knows nothing yet.
-        let digest = self.keyring.digest();
-        if side == Side::Dialed && (!was_alive || digest.as_slice() != keyring_digest) {
-            self.start_sync_on(now, connection);
-        }
-    }
-
-    /// Takes from `peer` a record that is not its own live word, as a sync would bring it.
-    fn hear_of(&mut self, now: Instant, peer: &NodeId, record: Arc<VerifiedRecord>) {
-        let status = MemberStatus::Alive;
-        let entry = swim::SyncEntry { record, status };
-        self.parts.swim.handle_sync(now, peer, vec![entry]);
-    }
-
-    /// The connections to a node that are up and not drained.
-    fn links_to(&self, now: Instant, node: &NodeId) -> Vec<ConnectionId> {
-        let peer = self.parts.mesh.peer(now, node);
-        peer.map_or_else(Vec::new, |peer| peer.links)
-    }
-
-    /// The connection to talk to a node's reactor over: the one in use, or else the newest, since
-    /// the lower id may not have decided yet.
-    fn link_to(&self, now: Instant, node: &NodeId) -> Option<ConnectionId> {
-        let peer = self.parts.mesh.peer(now, node)?;
-        peer.current.or_else(|| peer.links.last().copied())
     }
 
     fn on_down(
@@ -706,7 +663,6 @@ impl Reactor {
     ) {
         self.drop_syncs_of(connection);
         self.overloading.remove(&connection);
-        self.asked.remove(&connection);
         let Some(link) = self.parts.endpoint.connection(connection) else {
             return;
         };
@@ -732,17 +688,6 @@ impl Reactor {
             self.identity_line(now, addr, side, reason);
         }
         self.parts.endpoint.handle_down(now, connection);
-        if let Some(peer) = peer
-            && let Some(leaving) = &mut self.leaving
-            && leaving.waiting.contains(&peer)
-            && self
-                .parts
-                .snapshot
-                .peer(&peer)
-                .is_some_and(|current| current.id == connection)
-        {
-            leaving.waiting.remove(&peer);
-        }
         self.links_dirty = true;
     }
 
@@ -786,15 +731,9 @@ impl Reactor {
         }
     }
 
-    fn tell_peers(&self, frame: &Control) {
-        for connection in self.parts.snapshot.peers().values() {
-            self.tell(connection.id, frame.clone());
-        }
-    }
-
     /// Tells every peer over every connection that is up, in use or not.
     fn tell_links(&self, now: Instant, frame: &Control) {
-        for peer in self.parts.mesh.peers(now) {
+        for peer in self.parts.cluster.mesh().peers(now) {
             for connection in peer.links {
                 self.tell(connection, frame.clone());
             }
@@ -807,50 +746,44 @@ impl Reactor {
         };
         match frame {
             Control::Record(signed) => {
-                let left_at = match self.verifier.verify(&signed) {
-                    Verdict::Verified(record) => {
-                        let is_own = record.record.node == peer;
-                        let left = record.record.left && is_own;
-                        let incarnation = record.record.incarnation;
-                        if is_own {
-                            self.parts.swim.handle_record(now, record);
-                        } else {
-                            self.hear_of(now, &peer, record);
-                        }
-                        left.then_some(incarnation)
-                    }
-                    Verdict::Waiting(record) => {
-                        self.parts
-                            .mesh
-                            .handle_hint(now, &record.node, record.quic_addr);
-                        None
-                    }
-                    Verdict::Refused(why) => {
-                        self.parts.counters.records_refused.fetch_add(1, Relaxed);
-                        log::debug!(target: "swim", peer:%, error:% = why; "record refused");
-                        None
-                    }
-                };
-                if let Some(incarnation) = left_at {
-                    self.tell(connection, Control::LeaveAck { incarnation });
+                if let Some(record) = self.verify(now, &[signed]).pop() {
+                    let frame = Frame::Record(record);
+                    self.parts.cluster.handle_frame(now, connection, frame);
                 }
             }
             Control::LeaveAck { incarnation } => {
-                if let Some(leaving) = &mut self.leaving
-                    && leaving.incarnation.is_some_and(|own| own <= incarnation)
-                    && leaving.waiting.remove(&peer)
-                {
-                    leaving.confirmed.push(peer);
-                }
+                let frame = Frame::LeaveAck { incarnation };
+                self.parts.cluster.handle_frame(now, connection, frame);
             }
-            Control::Probe { seq } => self.tell(connection, Control::ProbeAck { seq }),
+            Control::Probe { seq } => {
+                let frame = Frame::Probe { seq };
+                self.parts.cluster.handle_frame(now, connection, frame);
+            }
             Control::ProbeAck { seq } => {
-                self.parts.swim.handle_connection_ack(now, &peer, seq);
+                let frame = Frame::ProbeAck { seq };
+                self.parts.cluster.handle_frame(now, connection, frame);
             }
             Control::Keyring(bytes) => self.merge_keyring(now, &peer, &bytes),
             Control::KeysHeld(bytes) => {
                 self.keyring.confirm(&peer, &decode_ids(&bytes));
                 self.select_key(now);
+            }
+            Control::EventClock {
+                boot,
+                lamport,
+                number,
+            } => {
+                let clock = swim::EventClock {
+                    boot,
+                    lamport,
+                    number,
+                };
+                let frame = Frame::EventClock(clock);
+                self.parts.cluster.handle_frame(now, connection, frame);
+            }
+            Control::UserEvent { payload, signature } => {
+                let (payload, signature) = (payload.into(), signature.into());
+                self.handle_event(now, swim::SignedEvent { payload, signature });
             }
             // The worker keeps these to itself.
             Control::Hello(_)
@@ -866,7 +799,7 @@ impl Reactor {
     }
 
     fn peer_of(&self, connection: ConnectionId) -> Option<NodeId> {
-        self.parts.endpoint.connection(connection)?.peer().cloned()
+        self.parts.cluster.peer_of(connection).cloned()
     }
 
     // ---- keys
@@ -909,11 +842,9 @@ impl Reactor {
     fn select_key(&mut self, now: Instant) {
         let before = self.keyring.send_key().map(|key| key.id());
         let Parts {
-            swim,
-            mesh,
-            context,
-            ..
+            cluster, context, ..
         } = &self.parts;
+        let (swim, mesh) = (cluster.swim(), cluster.mesh());
         let required = swim.members().filter_map(|member| {
             let node = &member.record.record.node;
             let is_linked = || mesh.peer(now, node).is_some_and(|p| !p.links.is_empty());
@@ -942,36 +873,21 @@ impl Reactor {
 
     // ---- sync
 
-    fn start_sync(&mut self, now: Instant, node: &NodeId) {
-        if let Some(connection) = self.link_to(now, node) {
-            self.start_sync_on(now, connection);
-        }
-    }
-
-    /// Opens a sync, or the next one as soon as that under way is answered.
-    fn start_sync_on(&mut self, now: Instant, connection: ConnectionId) {
-        if let Some(asked) = self.asked.get_mut(&connection)
-            && now < asked.at + SYNC_PATIENCE
-        {
-            asked.again = true;
-            return;
-        }
-        let peer = self.peer_of(connection);
-        let frames = self.sync_frames(peer.as_ref());
+    fn start_sync(&mut self, now: Instant, connection: ConnectionId) {
+        let frames = self.sync_frames(connection);
         log::debug!(target: "swim", connection:%, frames = frames.len(); "sync");
         let command = WorkerCommand::StartSync(frames);
         if self.parts.endpoint.command(connection, command) {
             self.parts.counters.syncs.fetch_add(1, Relaxed);
-            let (at, again) = (now, false);
-            self.asked.insert(connection, Asked { at, again });
         } else {
             log::debug!(target: "reactor", connection:%; "sync not taken");
+            self.parts.cluster.handle_sync_broken(now, connection);
         }
     }
 
-    fn sync_frames(&self, with: Option<&NodeId>) -> Vec<Vec<u8>> {
+    fn sync_frames(&self, connection: ConnectionId) -> Vec<Vec<u8>> {
         let mut frames = vec![SyncFrame::Keyring(self.keyring.encode()).encode()];
-        for swim::SyncEntry { record, status } in self.parts.swim.sync_entries(with) {
+        for swim::SyncEntry { record, status } in self.parts.cluster.sync_entries(connection) {
             let certificates = self.verifier.certificates();
             let certificate = certificates
                 .der(&record.record.certificate)
@@ -1105,38 +1021,24 @@ impl Reactor {
     ) {
         let entries = self.take_sync((connection, stream));
         let is_answer = self.is_own_sync(connection, stream);
-        let is_wanted_again = is_answer
-            && self
-                .asked
-                .remove(&connection)
-                .is_some_and(|asked| asked.again);
         let Some(peer) = self.peer_of(connection) else {
             return;
         };
         if self.overloading.contains(&connection) {
             return;
         }
-        if !is_whole {
-            log::debug!(target: "swim", peer:%; "sync broken off");
-            if is_wanted_again {
-                self.start_sync_on(now, connection);
-            }
-            return;
-        }
-        log::debug!(target: "swim", peer:%, members = entries.len(); "sync received");
-        self.parts.swim.handle_sync(now, &peer, entries);
-        if is_wanted_again {
-            self.start_sync_on(now, connection);
-        }
-        // Streams that the peer opened are answered; those that we opened are the answer.
-        if !is_answer {
-            let frames = self.sync_frames(Some(&peer));
+        if is_whole {
+            log::debug!(target: "swim", peer:%, members = entries.len(); "sync received");
+            // Streams that the peer opened are answered; those that we opened are the answer.
+            let asked_on = (!is_answer).then_some(stream);
             self.parts
-                .endpoint
-                .command(connection, WorkerCommand::AnswerSync { stream, frames });
-        }
-        if self.first_sync_until.is_some() {
-            self.finish_first_round(now);
+                .cluster
+                .handle_sync(now, connection, entries, asked_on);
+        } else {
+            log::debug!(target: "swim", peer:%; "sync broken off");
+            if is_answer {
+                self.parts.cluster.handle_sync_broken(now, connection);
+            }
         }
     }
 
@@ -1147,14 +1049,14 @@ impl Reactor {
         while let Ok(command) = self.parts.commands.try_recv() {
             match command {
                 Command::Join { seeds, reply } => {
-                    let round = self.parts.mesh.join(now, seeds);
+                    let round = self.parts.cluster.join(now, seeds);
                     self.joins.insert(round, reply);
                 }
                 Command::Leave { reply, deadline } => self.leave(now, reply, deadline),
                 Command::ForceLeave { node, reply } => {
                     let outcome = self
                         .parts
-                        .swim
+                        .cluster
                         .force_leave(now, &node)
                         .map_err(|e| match e {
                             swim::ForceLeaveError::UnknownMember(node) => {
@@ -1167,6 +1069,19 @@ impl Reactor {
                         });
                     let _ = reply.try_send(outcome);
                 }
+                Command::Emit {
+                    name,
+                    payload,
+                    query,
+                    reply,
+                } => {
+                    let outcome = self.emit_event(now, &name, payload, query);
+                    let _ = reply.try_send(outcome);
+                }
+                Command::SetTags { change, reply } => {
+                    let outcome = self.set_tags(now, change);
+                    let _ = reply.try_send(outcome);
+                }
                 Command::Part => self.close_all(false),
                 Command::Shutdown { silently } => self.begin_shutdown(now, silently),
                 #[cfg(test)]
@@ -1177,35 +1092,95 @@ impl Reactor {
         false
     }
 
+    fn emit_event(
+        &mut self,
+        now: Instant,
+        name: &str,
+        payload: Vec<u8>,
+        query: Option<(swim::Query, Arc<Slot>)>,
+    ) -> Result<u64, EventError> {
+        let queries = &self.parts.queries;
+        if query.is_some() && !queries.has_room() {
+            return Err(EventError::TooManyQueries(MAX_QUERIES));
+        }
+        let cluster = &mut self.parts.cluster;
+        let (query, slot) = query.unzip();
+        let event = cluster
+            .prepare_event(name, payload, query)
+            .map_err(event_error)?;
+        let number = event.number;
+        let encoded = event.encode();
+        let signature = self.parts.identity.sign_event(&encoded);
+        let signature = signature.map_err(|error| EventError::System(error.to_string()))?;
+        if let (Some(query), Some(slot)) = (&event.query, slot) {
+            let asked = cluster.swim().members().filter(|member| {
+                let record = &member.record.record;
+                let is_alive = member.status == MemberStatus::Alive;
+                is_alive && query.filter.matches(&record.node, &record.tags)
+            });
+            slot.expect(
+                asked
+                    .map(|member| member.record.record.node.clone())
+                    .collect(),
+            );
+            if !queries.insert(number, slot) {
+                return Err(EventError::TooManyQueries(MAX_QUERIES));
+            }
+        }
+        let signed = swim::SignedEvent {
+            payload: encoded.into(),
+            signature: signature.into(),
+        };
+        cluster.handle_user_event(now, swim::VerifiedEvent { event, signed });
+        Ok(number)
+    }
+
+    fn set_tags(
+        &mut self,
+        now: Instant,
+        change: TagChange,
+    ) -> Result<BTreeMap<String, String>, CommandError> {
+        let cluster = &mut self.parts.cluster;
+        let tags = match change {
+            TagChange::Replace(tags) => tags,
+            TagChange::Edit { set, delete } => {
+                let mut tags = cluster.swim().me().record.tags.clone();
+                tags.retain(|key, _| !delete.contains(key));
+                tags.extend(set);
+                tags
+            }
+        };
+        cluster
+            .set_tags(now, tags.clone())
+            .map_err(|error| CommandError::TagsTooLarge(error.0))?;
+        // Whoever set them must find them among the members.
+        self.settle(now);
+        self.members_dirty = true;
+        self.publish(now);
+        Ok(tags)
+    }
+
     fn leave(&mut self, now: Instant, reply: Sender<Leave>, deadline: Instant) {
-        if let Some(leaving) = &mut self.leaving {
-            leaving.replies.push((deadline, reply));
+        self.leave_replies.push((deadline, reply));
+        if self.parts.cluster.leaving().is_some() {
             return;
         }
         log::info!(target: "node", node:% = self.parts.context.node; "leaving");
         self.parts.snapshot.set_stage(Stage::Leaving);
         self.emit(EventKind::Leaving);
-        self.leaving = Some(Leaving {
-            waiting: self.parts.snapshot.peers().into_keys().collect(),
-            confirmed: Vec::new(),
-            incarnation: None,
-            replies: vec![(deadline, reply)],
-        });
-        self.parts.mesh.stop(now);
-        self.parts.swim.leave(now);
+        self.parts.cluster.leave(now);
     }
 
     fn answer_leave(&mut self, now: Instant) {
-        let Some(leaving) = &mut self.leaving else {
+        let Some(progress) = self.parts.cluster.leaving() else {
             return;
         };
-        let is_done = leaving.waiting.is_empty() && leaving.incarnation.is_some();
-        leaving.replies.retain(|(deadline, reply)| {
-            if !is_done && now < *deadline {
+        let is_over = progress.is_over();
+        self.leave_replies.retain(|(deadline, reply)| {
+            if !is_over && now < *deadline {
                 return true;
             }
-            let unconfirmed = leaving.waiting.iter().cloned().collect();
-            let _ = reply.try_send((leaving.confirmed.clone(), unconfirmed));
+            let _ = reply.try_send((progress.confirmed.clone(), progress.unconfirmed()));
             false
         });
     }
@@ -1216,7 +1191,7 @@ impl Reactor {
         }
         log::debug!(target: "node", node:% = self.parts.context.node; "closing connections");
         self.parts.endpoint.stop_accepting();
-        self.parts.mesh.stop(now);
+        self.parts.cluster.stop(now);
         self.shutdown = Some(now + CLOSE_PATIENCE);
         self.close_all(silently);
     }
@@ -1258,49 +1233,31 @@ impl Reactor {
 
     fn on_time(&mut self, now: Instant) {
         while let Some((seed, result)) = self.resolver.poll() {
-            self.parts.mesh.handle_resolved(now, &seed, result);
+            self.parts.cluster.handle_resolved(now, &seed, result);
             self.settle(now);
         }
-        if self.parts.swim.poll_timeout().is_some_and(|at| at <= now) {
-            self.parts.swim.handle_timeout(now);
-            self.settle(now);
-        }
-        if self.parts.mesh.poll_timeout().is_some_and(|at| at <= now) {
-            self.parts.mesh.handle_timeout(now);
-            self.settle(now);
-        }
-        if self.first_sync_until.is_some_and(|until| until <= now) {
-            self.finish_first_round(now);
-        }
+        self.parts.cluster.handle_timeout(now);
+        self.settle(now);
         self.answer_leave(now);
     }
 
-    /// Carries out what the cores ask for, until neither asks for anything.
+    /// Carries out what the cluster asks for, until it asks for nothing.
     fn settle(&mut self, now: Instant) {
         loop {
-            let mut is_quiet = true;
-            while let Some(action) = self.parts.swim.poll_action() {
-                is_quiet = false;
-                self.do_for_swim(now, action);
-            }
-            while let Some(event) = self.parts.swim.poll_event() {
-                is_quiet = false;
-                self.on_member(now, event);
-            }
-            while let Some(action) = self.parts.mesh.poll_action() {
-                is_quiet = false;
-                self.do_for_mesh(now, action);
-            }
-            while let Some(event) = self.parts.mesh.poll_event() {
-                is_quiet = false;
-                self.on_peer(now, event);
-            }
-            if is_quiet {
+            if let Some(action) = self.parts.cluster.poll_action() {
+                self.carry_out(now, action);
+            } else if let Some(event) = self.parts.cluster.poll_event() {
+                match event {
+                    cluster::Event::Member(event) => self.on_member(now, event),
+                    cluster::Event::Peer(event) => self.on_peer(now, event),
+                    cluster::Event::Started => self.on_started(now),
+                }
+            } else {
                 break;
             }
             self.dials_dirty = true;
         }
-        while let Some(transmit) = self.parts.swim.poll_transmit() {
+        while let Some(transmit) = self.parts.cluster.poll_transmit() {
             self.send_gossip(&transmit);
         }
     }
@@ -1323,50 +1280,62 @@ impl Reactor {
         }
     }
 
-    fn do_for_swim(&mut self, now: Instant, action: swim::Action) {
+    fn carry_out(&mut self, now: Instant, action: cluster::Action) {
         match action {
-            swim::Action::Sign(record) => match self.parts.identity.sign(record) {
+            cluster::Action::Sign(record) => match self.parts.identity.sign(record) {
                 Ok(signed) => {
-                    let record = signed.record.clone();
-                    self.parts.swim.handle_signed(now, Arc::clone(&signed));
-                    if record.left {
-                        self.announce_leave(record.incarnation, &signed.signed);
-                    }
+                    self.parts.cluster.handle_signed(now, signed);
                     self.members_dirty = true;
                 }
                 Err(error) => {
                     log::error!(target: "swim", error:%; "cannot sign this node's record");
-                    self.parts.swim.handle_sign_failed(now);
+                    self.parts.cluster.handle_sign_failed(now);
                 }
             },
-            swim::Action::SignForcedLeave(mut forced) => {
+            cluster::Action::SignForcedLeave(mut forced) => {
                 match self.parts.identity.sign_statement(&forced.signed_bytes()) {
                     Ok(signature) => {
                         forced.signature = signature;
-                        self.parts.swim.handle_forced_leave(now, forced);
+                        self.parts.cluster.handle_forced_leave(now, forced);
                     }
                     Err(error) => {
                         log::error!(target: "swim", error:%; "cannot sign a forced leave");
                     }
                 }
             }
-            swim::Action::Sync { with } => self.start_sync(now, &with),
-            swim::Action::PingOverConnection { node, seq } => {
-                if let Some(connection) = self.link_to(now, &node) {
-                    self.tell(connection, Control::Probe { seq });
-                }
+            cluster::Action::Mesh(action) => self.do_for_mesh(now, action),
+            cluster::Action::Tell { connection, frame } => {
+                let frame = match frame {
+                    Frame::Record(record) => Control::Record(record.signed.clone()),
+                    Frame::LeaveAck { incarnation } => Control::LeaveAck { incarnation },
+                    Frame::Probe { seq } => Control::Probe { seq },
+                    Frame::ProbeAck { seq } => Control::ProbeAck { seq },
+                    Frame::EventClock(clock) => Control::EventClock {
+                        boot: clock.boot,
+                        lamport: clock.lamport,
+                        number: clock.number,
+                    },
+                    Frame::UserEvent(event) => Control::UserEvent {
+                        payload: event.signed.payload.to_vec(),
+                        signature: event.signed.signature.to_vec(),
+                    },
+                };
+                self.tell(connection, frame);
+            }
+            cluster::Action::StartSync { connection } => self.start_sync(now, connection),
+            cluster::Action::AnswerSync { connection, stream } => {
+                let frames = self.sync_frames(connection);
+                let command = WorkerCommand::AnswerSync { stream, frames };
+                self.parts.endpoint.command(connection, command);
             }
         }
     }
 
-    fn announce_leave(&mut self, incarnation: u64, signed: &SignedRecord) {
-        if let Some(leaving) = &mut self.leaving {
-            leaving.incarnation = Some(incarnation);
-        }
-        self.tell_peers(&Control::Record(signed.clone()));
-    }
-
     fn on_member(&mut self, now: Instant, event: swim::Event) {
+        if let swim::Event::User(event) = event {
+            self.on_user_event(now, &event);
+            return;
+        }
         self.members_dirty = true;
         // Whoever hears of it must find it among the members; large clusters lag by
         // `PUBLISH_INTERVAL`.
@@ -1375,7 +1344,6 @@ impl Reactor {
             swim::Event::Up { node } => {
                 log::info!(target: "swim", node:%; "member up");
                 self.gone.remove(&node);
-                self.tell_mesh(now, &node);
                 self.emit(EventKind::MemberUp { node });
                 self.on_membership(now);
             }
@@ -1391,7 +1359,6 @@ impl Reactor {
             swim::Event::Dead { node, by } => {
                 let level = self.departure_level(&node);
                 log::log!(target: "swim", level, node:%, by:%; "member dead");
-                self.parts.mesh.member_dead(now, &node);
                 let reason = format!("suspected by {by} and not refuted in time");
                 self.emit(EventKind::MemberDead { node, reason });
                 self.on_membership(now);
@@ -1399,7 +1366,6 @@ impl Reactor {
             swim::Event::Left { node, by } => {
                 let level = self.departure_level(&node);
                 log::log!(target: "swim", level, node:%; "member left");
-                self.parts.mesh.member_left(now, &node);
                 let reason =
                     by.map_or_else(|| "left".to_owned(), |by| format!("forced out by {by}"));
                 self.emit(EventKind::MemberLeft { node, reason });
@@ -1407,16 +1373,14 @@ impl Reactor {
             }
             swim::Event::Updated { node, .. } => {
                 log::debug!(target: "swim", node:%; "member updated");
-                self.tell_mesh(now, &node);
                 self.emit(EventKind::MemberUpdated { node });
             }
             swim::Event::Forgotten { node } => {
                 log::debug!(target: "swim", node:%; "member forgotten");
                 self.gone.remove(&node);
-                self.parts.mesh.member_forgotten(now, &node);
                 self.opener.forget(&node);
                 self.keyring.forget(&node);
-                let swim = &self.parts.swim;
+                let swim = self.parts.cluster.swim();
                 let me = &self.parts.context.node;
                 self.verifier
                     .retain(|other| other == me || swim.member(other).is_some());
@@ -1425,19 +1389,34 @@ impl Reactor {
                 log::warn!(target: "swim", node:%, boot:%, addr:%;
                     "two processes use one node name");
             }
-            swim::Event::User(event) => self.on_user_event(&event),
+            swim::Event::User(event) => self.on_user_event(now, &event),
         }
     }
 
-    fn on_user_event(&self, event: &swim::UserEvent) {
+    fn on_user_event(&self, now: Instant, event: &swim::UserEvent) {
         log::debug!(target: "swim", from:% = event.origin, name = event.name.as_str(),
-            lamport = event.lamport; "event");
-        if event.query.is_none() {
+            lamport = event.lamport, query = event.query.is_some(); "event");
+        let Some(query) = &event.query else {
             self.emit(EventKind::UserEvent {
                 from: event.origin.clone(),
                 name: event.name.clone(),
                 payload: event.payload.clone(),
                 lamport: event.lamport,
+            });
+            return;
+        };
+        let me = &self.parts.cluster.swim().me().record;
+        if query.filter.matches(&me.node, &me.tags) {
+            self.parts.queries.deliver(Question {
+                query: Query {
+                    from: event.origin.clone(),
+                    name: event.name.clone(),
+                    payload: event.payload.clone(),
+                    lamport: event.lamport,
+                },
+                boot: event.boot,
+                number: event.number,
+                deadline: now + query.timeout,
             });
         }
     }
@@ -1445,26 +1424,18 @@ impl Reactor {
     /// INFO for the first thing that shows a peer to be gone, DEBUG for the others until it is back.
     fn departure_level(&mut self, node: &NodeId) -> log::Level {
         // A stranger has nothing but its connection to lose, so nothing to remember.
-        if self.parts.swim.member(node).is_some() && !self.gone.insert(node.clone()) {
+        if self.parts.cluster.swim().member(node).is_some() && !self.gone.insert(node.clone()) {
             log::Level::Debug
         } else {
             log::Level::Info
         }
     }
 
-    fn tell_mesh(&mut self, now: Instant, node: &NodeId) {
-        let Some(member) = self.parts.swim.member(node) else {
-            return;
-        };
-        let (addr, boot) = (member.record.record.quic_addr, member.record.record.boot);
-        self.parts.mesh.member_up(now, node, addr, boot);
-    }
-
     /// The number of connected peers decides how often each connection is pinged, and who is alive
     /// and connected must have confirmed a gossip key.
     fn on_membership(&mut self, now: Instant) {
         let config = &self.parts.context.config;
-        let peers = u64::try_from(self.parts.mesh.counts().connected).unwrap_or(u64::MAX);
+        let peers = u64::try_from(self.parts.cluster.mesh().counts().connected).unwrap_or(u64::MAX);
         let wanted = millis(config.ping_interval).max(peers.saturating_mul(10));
         // However many there are: a connection that is never pinged would time out.
         let interval = wanted.min((millis(config.idle_timeout) / 3).max(1));
@@ -1487,7 +1458,7 @@ impl Reactor {
                 if let Err(why) = self.parts.endpoint.dial(connection, node.as_ref(), addr) {
                     log::debug!(target: "mesh", addr:%, error = why.as_str(); "cannot dial");
                     self.parts
-                        .mesh
+                        .cluster
                         .handle_down(now, connection, &CloseReason::Io(why));
                 }
                 self.links_dirty = true;
@@ -1571,7 +1542,7 @@ impl Reactor {
                 reached,
                 failed,
             } => {
-                self.on_join_round(now, round, reached, failed);
+                self.on_join_round(round, reached, failed);
             }
             mesh::Event::SelfDial { addr } => {
                 log::debug!(target: "mesh", addr:%; "that is this node itself; never dialled again");
@@ -1580,7 +1551,7 @@ impl Reactor {
         }
     }
 
-    fn on_join_round(&mut self, now: Instant, round: u64, reached: usize, failed: Vec<String>) {
+    fn on_join_round(&mut self, round: u64, reached: usize, failed: Vec<String>) {
         log::debug!(target: "node", round, reached, failed = failed.len(); "join round over");
         if let Some(reply) = self.joins.remove(&round) {
             let outcome = if reached == 0 && !failed.is_empty() {
@@ -1590,39 +1561,24 @@ impl Reactor {
             };
             let _ = reply.try_send(outcome);
         }
-        if self.first_round != Some(round) {
-            return;
-        }
-        if reached == 0 && !failed.is_empty() {
+        if self.first_round == Some(round) && reached == 0 && !failed.is_empty() {
             // The first node of a cluster is alone by right, so this is no warning; but whoever
             // looks why a node is alone must find it.
             log::info!(target: "node", seeds = failed.join("; ").as_str();
                 "no seed answered yet; going on alone, and trying them again");
         }
-        self.first_round = None;
-        // A seed that was reached is about to hand over the members and the keys.
-        let is_syncing = reached > 0 && self.keyring.is_empty();
-        self.first_sync_until = Some(if is_syncing {
-            now + JOIN_SYNC_PATIENCE
-        } else {
-            now
-        });
-        if !is_syncing {
-            self.finish_first_round(now);
-        }
     }
 
-    fn finish_first_round(&mut self, now: Instant) {
-        self.first_sync_until = None;
+    fn on_started(&mut self, now: Instant) {
         self.ensure_key(now);
         self.seed_state.clear();
         // Whoever waited for ready must find itself among the members.
         self.publish(Instant::now());
-        if self.leaving.is_none() && self.shutdown.is_none() {
+        if self.parts.cluster.leaving().is_none() && self.shutdown.is_none() {
             self.parts.snapshot.set_stage(Stage::Started);
         }
         log::info!(target: "node", node:% = self.parts.context.node,
-            members = self.parts.swim.alive_count(); "ready");
+            members = self.parts.cluster.swim().alive_count(); "ready");
         self.emit(EventKind::Ready);
     }
 
@@ -1633,7 +1589,7 @@ impl Reactor {
     }
 
     fn publish_joining(&self) {
-        if self.first_round.is_some() || self.first_sync_until.is_some() {
+        if !self.parts.cluster.has_started() {
             let seeds = self.seed_state.values().cloned().collect();
             self.parts.snapshot.set_stage(Stage::Joining(seeds));
         }
@@ -1645,7 +1601,7 @@ impl Reactor {
             let links = self.parts.endpoint.connections().cloned().collect();
             self.parts.snapshot.publish_links(links);
         }
-        let is_large = self.parts.swim.alive_count() > SMALL_CLUSTER;
+        let is_large = self.parts.cluster.swim().alive_count() > SMALL_CLUSTER;
         if is_large
             && self
                 .published_at
@@ -1655,7 +1611,7 @@ impl Reactor {
         }
         if self.dials_dirty {
             self.dials_dirty = false;
-            let rows = self.parts.mesh.peers(now).map(|peer| {
+            let rows = self.parts.cluster.mesh().peers(now).map(|peer| {
                 let row = DialRow {
                     dials: peer.dials,
                     last_error: peer.last_error,
@@ -1669,7 +1625,7 @@ impl Reactor {
             self.members_dirty = false;
             self.published_at = Some(now);
             let me = &self.parts.context.node;
-            let members = self.parts.swim.members().map(|member| {
+            let members = self.parts.cluster.swim().members().map(|member| {
                 let record = &member.record.record;
                 MemberInfo {
                     node: record.node.clone(),
@@ -1685,7 +1641,7 @@ impl Reactor {
                     rtt: None,
                 }
             });
-            let health_score = self.parts.swim.health_score();
+            let health_score = self.parts.cluster.swim().health_score();
             self.parts
                 .snapshot
                 .publish_members(members.collect(), health_score);
@@ -1700,6 +1656,24 @@ fn is_passing(error: &io::Error) -> bool {
         error.kind(),
         io::ErrorKind::Interrupted | io::ErrorKind::ConnectionRefused
     )
+}
+
+fn event_error(error: swim::EmitError) -> EventError {
+    match error {
+        swim::EmitError::InvalidName(name) => EventError::InvalidName(name),
+        swim::EmitError::TooLarge(bytes) => EventError::TooLarge {
+            bytes,
+            max: swim::MAX_EVENT_BYTES,
+        },
+        swim::EmitError::FilterTooLarge(bytes) => EventError::FilterTooLarge {
+            bytes,
+            max: swim::MAX_FILTER_BYTES,
+        },
+        swim::EmitError::DatagramTooSmall { bytes, max } => EventError::TooLarge { bytes, max },
+        swim::EmitError::InvalidTimeout => EventError::InvalidTimeout(swim::MAX_QUERY_TIMEOUT),
+        swim::EmitError::QueueFull(pending) => EventError::QueueFull(pending),
+        swim::EmitError::Left => EventError::Left,
+    }
 }
 
 fn encode_ids(ring: &Keyring) -> Vec<u8> {

@@ -89,34 +89,21 @@ pub(crate) struct Subscription {
 }
 
 /// All subscribers of a node.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Subscribers {
     /// `None` once the node has stopped: nobody hears anything any more.
     list: Mutex<Option<Vec<Subscriber>>>,
-    /// Hears everything from the start and is there for whoever subscribes first: a node may be
-    /// ready before `start` has even returned, and nobody shall wait for that event in vain.
-    first: Mutex<Option<Subscription>>,
 }
 
 impl Subscribers {
     pub(crate) fn new() -> Self {
-        let subscribers = Self {
+        Self {
             list: Mutex::new(Some(Vec::new())),
-            first: Mutex::new(None),
-        };
-        let first = subscribers.add();
-        *subscribers.first.lock() = Some(first);
-        subscribers
-    }
-
-    /// A subscriber's channel. The first one holds what has happened since the start.
-    pub(crate) fn subscribe(&self) -> Subscription {
-        let first = self.first.lock().take();
-        first.unwrap_or_else(|| self.add())
+        }
     }
 
     /// A new subscriber's channel. It ends at once when the node has stopped or has too many.
-    fn add(&self) -> Subscription {
+    pub(crate) fn subscribe(&self) -> Subscription {
         let (sender, receiver) = crossbeam_channel::bounded(EVENT_CAPACITY);
         let alive = Arc::new(());
         if let Some(list) = &mut *self.list.lock() {
@@ -217,24 +204,6 @@ mod tests {
         assert_eq!(late[1].kind, EventKind::Leaving);
         let seqs = early.iter().chain(&late).map(|event| event.seq);
         assert!(seqs.eq(1..=EVENT_CAPACITY as u64 + 2), "seq has gaps");
-    }
-
-    #[test]
-    fn the_first_subscriber_hears_what_happened_before_it_subscribed() {
-        let subscribers = Subscribers::new();
-        subscribers.publish(SystemTime::UNIX_EPOCH, &EventKind::Ready);
-        let first = Events::new(subscribers.subscribe());
-        let second = Events::new(subscribers.subscribe());
-        subscribers.publish(SystemTime::UNIX_EPOCH, &EventKind::Leaving);
-        let kinds = |events: &Events| {
-            let heard = events.receiver().try_iter();
-            heard.map(|e| (e.seq, e.kind)).collect::<Vec<_>>()
-        };
-        assert_eq!(
-            kinds(&first),
-            [(1, EventKind::Ready), (2, EventKind::Leaving)]
-        );
-        assert_eq!(kinds(&second), [(1, EventKind::Leaving)]);
     }
 
     #[test]

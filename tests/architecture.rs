@@ -26,6 +26,10 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("swim", &["node_id", "record", "stats", "rng"]),
     ("mesh", &["node_id", "close", "stats", "rng"]),
     (
+        "cluster",
+        &["node_id", "close", "mesh", "record", "stats", "swim"],
+    ),
+    (
         "transport",
         &[
             "node_id", "close", "control", "error", "inbox", "record", "stats", "thread", "trust",
@@ -51,14 +55,20 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         ],
     ),
     (
+        "query",
+        &["app", "error", "inbox", "node_id", "snapshot", "thread"],
+    ),
+    (
         "reactor",
         &[
             "close",
+            "cluster",
             "control",
             "error",
             "event",
             "mesh",
             "node_id",
+            "query",
             "record",
             "resolver",
             "snapshot",
@@ -75,11 +85,13 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         "node",
         &[
             "app",
+            "cluster",
             "error",
             "event",
             "inbox",
             "mesh",
             "node_id",
+            "query",
             "reactor",
             "record",
             "snapshot",
@@ -244,7 +256,7 @@ fn the_pure_cores_know_no_socket_clock_thread_or_lock() {
     for file in source_files(&src()) {
         let is_pure = matches!(
             layer(&file).as_str(),
-            "swim" | "mesh" | "record" | "control" | "rng"
+            "swim" | "mesh" | "cluster" | "record" | "control" | "rng"
         ) || file.ends_with("transport/framing.rs");
         if !is_pure || file.ends_with("tests.rs") {
             continue;

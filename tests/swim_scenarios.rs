@@ -51,4 +51,12 @@ stories! {
     loss_of_five_percent_kills_nobody
     a_joiner_is_not_misled_about_the_living
     tombstones_are_forgotten_and_do_not_circulate
+    a_crash_whose_ports_refuse_is_known_in_three_seconds
+    a_refused_crash_among_two_and_three_takes_two_probes
+    a_process_that_stands_still_keeps_its_whole_time
+    an_answer_over_the_connection_outweighs_a_foreign_verdict
+    connections_alone_keep_a_silent_path_from_killing
+    a_forged_refusal_costs_a_probe
+    the_model_of_memberlist_takes_a_verdict_over
+    the_model_without_lifeguard_still_finds_a_crash
 }

@@ -38,6 +38,103 @@ pub struct Config {
     pub max_members: usize,
     /// What one datagram may carry after sealing.
     pub max_payload_bytes: usize,
+    /// Which rules beyond the plain algorithm are followed.
+    pub rules: Rules,
+}
+
+/// Which rules a node follows beyond plain probing, suspicion and gossip, one switch for each.
+///
+/// A node is meant to follow all of them. They can be switched off so that an experiment can run
+/// the same core as a model of other systems, or find out what one rule is worth; all nodes of such
+/// an experiment share one set. What signatures bring (nobody else can speak for a member) cannot be
+/// switched off, since without it there would be other messages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rules {
+    /// A node that notices that it is slow gives its probes more time (Lifeguard, LHA-Probe).
+    pub lha_probe: bool,
+    /// A suspicion starts long and confirmations shorten it (Lifeguard, LHA-Suspicion). Off: it
+    /// always takes the shortest time.
+    pub lha_suspicion: bool,
+    /// Whoever sends a doubted member a datagram tells it so there (Lifeguard, Buddy).
+    pub buddy: bool,
+    /// A helper says that it has no answer (part of LHA-Probe). Off: it keeps silent, and each
+    /// failed probe is one sign of bad health.
+    pub nacks: bool,
+    /// What is not answered by datagram is asked over the connection as well.
+    pub connection_pings: bool,
+    /// Nobody dies here without a failed probe of our own. Off: a foreign "dead" is taken over at
+    /// once, and a suspicion that runs out kills whatever this node has seen itself.
+    pub own_probe: bool,
+    /// A confirmation counts only in its author's own datagram. Off: a relayed one counts, and is
+    /// relayed on.
+    pub first_hand_confirmations: bool,
+    /// Whoever hears of a suspicion probes the suspect out of turn.
+    pub check_suspects: bool,
+    /// What the connections show counts: answers over them, and the doubts they raise.
+    pub evidence: bool,
+    /// A process that stood still draws no conclusions from the silence of that time.
+    pub lateness: bool,
+    /// While there is news that was never sent, several datagrams go to one member at once.
+    pub bursts: bool,
+    /// A node that has just joined syncs soon and then ever more rarely. Off: always at the full
+    /// interval.
+    pub early_syncs: bool,
+    /// Who leaves says so to many members in its first datagrams.
+    pub leave_burst: bool,
+}
+
+impl Rules {
+    /// All rules.
+    pub fn nodosum() -> Self {
+        Self {
+            lha_probe: true,
+            lha_suspicion: true,
+            buddy: true,
+            nacks: true,
+            connection_pings: true,
+            own_probe: true,
+            first_hand_confirmations: true,
+            check_suspects: true,
+            evidence: true,
+            lateness: true,
+            bursts: true,
+            early_syncs: true,
+            leave_burst: true,
+        }
+    }
+
+    /// A model of HashiCorp's memberlist: SWIM with Lifeguard and a probe over a stream, and none
+    /// of what is ours.
+    pub fn memberlist() -> Self {
+        Self {
+            own_probe: false,
+            first_hand_confirmations: false,
+            check_suspects: false,
+            evidence: false,
+            lateness: false,
+            bursts: false,
+            early_syncs: false,
+            leave_burst: false,
+            ..Self::nodosum()
+        }
+    }
+
+    /// The model without Lifeguard: what Lifeguard's authors call SWIM and compare theirs with.
+    pub fn swim() -> Self {
+        Self {
+            lha_probe: false,
+            lha_suspicion: false,
+            buddy: false,
+            nacks: false,
+            ..Self::memberlist()
+        }
+    }
+}
+
+impl Default for Rules {
+    fn default() -> Self {
+        Self::nodosum()
+    }
 }
 
 impl Config {
@@ -60,6 +157,7 @@ impl Config {
             // 1,200 bytes of datagram less what a seal with the longest node id takes, rounded
             // down; the largest signed record has to fit.
             max_payload_bytes: 1_080,
+            rules: Rules::nodosum(),
         }
     }
 
@@ -110,6 +208,20 @@ impl Config {
         } else {
             wanted
         }
+    }
+
+    /// How long a suspicion lasts at least when the accused's own ports say that nobody is there and
+    /// enough members have asked in vain. Nobody is left who could refute; what the time is for is
+    /// a message that was already on its way, and a process that starts again at once.
+    pub fn suspicion_floor(&self, n: usize) -> Duration {
+        self.probe_interval.min(self.suspicion_min(n))
+    }
+
+    /// How long a probe lasts that asks in every way at once: each way has the time that it has in
+    /// an ordinary probe.
+    pub fn hasty_probe(&self) -> Duration {
+        let others = self.probe_interval.saturating_sub(self.probe_timeout);
+        self.probe_timeout.max(others)
     }
 
     /// How many times a piece of news is sent among `n` members: `mult · ⌈log₁₀(n + 1)⌉`.

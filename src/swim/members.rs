@@ -1,13 +1,19 @@
 //! The member table, and the order in which members are probed.
 //!
+//! Members stand in a list of slots, which their ids lead to; everything else names a member by its
+//! slot. What few members have (a suspicion, a forced leave, doubts, an earlier life) is boxed, so
+//! that an ordinary one takes less than a hundred bytes in all: a table of ten thousand is a
+//! megabyte.
+//!
 //! The order is a shuffled list that is walked from end to end and then shuffled again (SWIM §4.3),
 //! so that every member is probed at least once in any two passes. A member that joins takes a
-//! random place in it, so that newcomers are not all probed by everybody at once.
+//! random place in it, so that newcomers are not all probed by everybody at once. Whoever looks for
+//! members of some kind looks at a bounded number of places, whatever the size of the table.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use crate::{
@@ -17,18 +23,49 @@ use crate::{
     stats::MemberStatus,
 };
 
-use super::{message::ForcedLeave, suspicion::Suspicion};
+use super::{Doubt, message::ForcedLeave, suspicion::Suspicion};
 
 /// Up to this many members all are looked at to choose a few; above, random ones are drawn.
 const SMALL_TABLE: usize = 64;
+
+/// How many places of the order one search looks at before it gives up until the next time. Far
+/// more than are needed while a few members in a hundred fit; below that a search takes a while
+/// longer, and no turn costs more than this.
+const MAX_LOOKS: usize = 1_024;
 
 /// What this node believes of a member, with what belongs to the belief.
 #[derive(Debug)]
 pub(super) enum Standing {
     Alive,
-    Suspect(Suspicion),
-    Dead { by: NodeId },
+    Suspect(Box<Suspicion>),
+    Dead { by: Box<NodeId> },
     Left,
+}
+
+impl Standing {
+    pub(super) fn dead(by: NodeId) -> Self {
+        Self::Dead { by: Box::new(by) }
+    }
+}
+
+/// What few members have.
+#[derive(Debug, Default)]
+pub(super) struct Rare {
+    /// A person forced it out; acts once it is dead here.
+    pub(super) forced: Option<ForcedLeave>,
+    /// The life before this one. It never comes back: if it seems to, two processes share a name.
+    pub(super) superseded: Option<BootId>,
+    pub(super) conflict_told: bool,
+    /// The life that its own handshake proved last, where that is not the one of the record.
+    proven_before: Option<BootId>,
+    /// When its connection raised each kind of doubt last.
+    doubts: [Option<Instant>; Doubt::ALL.len()],
+    /// When a doubt made this node ask at once last.
+    pub(super) hastened: Option<Instant>,
+    /// A doubt that no answer has settled.
+    pub(super) unsettled: bool,
+    /// Its ports said that nobody is there, and no answer has said otherwise.
+    pub(super) refused: bool,
 }
 
 #[derive(Debug)]
@@ -37,16 +74,16 @@ pub(super) struct Member {
     pub(super) standing: Standing,
     /// When the standing was taken.
     pub(super) since: Instant,
+    /// When its reactor answered over the connection last, as far as known.
+    answered: Option<Instant>,
+    rare: Option<Box<Rare>>,
+    /// Its place in the order.
+    place: u32,
     /// It was gone when this node first heard of it. Such a tombstone is not passed on: if it were,
     /// members would teach each other the same dead for ever.
     pub(super) hearsay: bool,
-    /// A person forced it out; acts once it is dead here.
-    pub(super) forced: Option<ForcedLeave>,
-    /// The life that its own handshake with this node proved last.
-    pub(super) proven: Option<BootId>,
-    /// The life before this one. It never comes back: if it seems to, two processes share a name.
-    pub(super) superseded: Option<BootId>,
-    pub(super) conflict_told: bool,
+    /// Its own handshake proved the life of the record.
+    is_proven: bool,
 }
 
 impl Member {
@@ -55,11 +92,11 @@ impl Member {
             record,
             standing,
             since,
+            answered: None,
+            rare: None,
+            place: 0,
             hearsay: false,
-            forced: None,
-            proven: None,
-            superseded: None,
-            conflict_told: false,
+            is_proven: false,
         }
     }
 
@@ -83,30 +120,135 @@ impl Member {
             Standing::Dead { .. } | Standing::Left => false,
         }
     }
+
+    pub(super) fn rare(&self) -> Option<&Rare> {
+        self.rare.as_deref()
+    }
+
+    pub(super) fn rare_mut(&mut self) -> &mut Rare {
+        self.rare.get_or_insert_default()
+    }
+
+    pub(super) fn forced(&self) -> Option<&ForcedLeave> {
+        self.rare()?.forced.as_ref()
+    }
+
+    pub(super) fn drop_forced(&mut self) {
+        if let Some(rare) = &mut self.rare {
+            rare.forced = None;
+        }
+    }
+
+    pub(super) fn superseded(&self) -> Option<BootId> {
+        self.rare()?.superseded
+    }
+
+    /// Whether the life of the record was proven by its own handshake with this node.
+    pub(super) fn is_proven(&self) -> bool {
+        self.is_proven
+    }
+
+    /// The member's own handshake proved the life of its record.
+    pub(super) fn prove(&mut self) {
+        self.is_proven = true;
+    }
+
+    /// Takes a newer record. The proof stays with the life that it was given for.
+    pub(super) fn replace_record(&mut self, record: Arc<VerifiedRecord>) {
+        let (old, new) = (self.record.record.boot, record.record.boot);
+        if old != new {
+            let was_proven = std::mem::replace(&mut self.is_proven, false);
+            if was_proven {
+                self.rare_mut().proven_before = Some(old);
+            } else {
+                self.is_proven = self.rare().is_some_and(|r| r.proven_before == Some(new));
+            }
+        }
+        self.record = record;
+    }
+
+    // ---- evidence
+
+    /// When it answered over its connection last.
+    pub(super) fn answered(&self) -> Option<Instant> {
+        self.answered
+    }
+
+    /// Its reactor answered at `at`; that settles the doubts before it.
+    pub(super) fn note_answer(&mut self, at: Instant) {
+        self.answered = self.answered.max(Some(at));
+        if self.last_doubt().is_none_or(|doubt| doubt < at) {
+            self.settle();
+        }
+    }
+
+    pub(super) fn note_doubt(&mut self, doubt: Doubt, now: Instant) {
+        let rare = self.rare_mut();
+        rare.doubts[doubt as usize] = Some(now);
+        rare.unsettled = true;
+        rare.refused |= doubt == Doubt::Refused;
+    }
+
+    /// It showed that it is there: what its connection made doubtful is answered.
+    pub(super) fn settle(&mut self) {
+        if let Some(rare) = &mut self.rare {
+            rare.unsettled = false;
+            rare.refused = false;
+        }
+    }
+
+    /// The last doubt of each kind that there was.
+    pub(super) fn doubts(&self) -> impl Iterator<Item = (Doubt, Instant)> {
+        let doubts = self.rare().map_or([None; Doubt::ALL.len()], |r| r.doubts);
+        Doubt::ALL
+            .into_iter()
+            .zip(doubts)
+            .filter_map(|(doubt, at)| Some((doubt, at?)))
+    }
+
+    fn last_doubt(&self) -> Option<Instant> {
+        self.doubts().map(|(_, at)| at).max()
+    }
+
+    /// Whether it answered less than `within` ago, and no doubt came after that.
+    pub(super) fn is_fresh(&self, now: Instant, within: Duration) -> bool {
+        self.answered.is_some_and(|at| {
+            now.saturating_duration_since(at) < within
+                && self.last_doubt().is_none_or(|doubt| doubt < at)
+        })
+    }
 }
 
 /// All members, this node included.
 #[derive(Debug, Default)]
 pub(super) struct Members {
-    table: BTreeMap<NodeId, Member>,
-    /// Everyone but this node.
-    order: Vec<NodeId>,
+    index: BTreeMap<NodeId, u32>,
+    slots: Vec<Option<Member>>,
+    free: Vec<u32>,
+    /// The slots of everyone but this node.
+    order: Vec<u32>,
     next: usize,
     live: usize,
+    alive: usize,
 }
 
 impl Members {
     pub(super) fn get(&self, node: &NodeId) -> Option<&Member> {
-        self.table.get(node)
+        self.at(*self.index.get(node)?)
     }
 
     /// A member to change, except for its standing.
     pub(super) fn get_mut(&mut self, node: &NodeId) -> Option<&mut Member> {
-        self.table.get_mut(node)
+        let slot = *self.index.get(node)?;
+        self.slots.get_mut(slot as usize)?.as_mut()
+    }
+
+    fn at(&self, slot: u32) -> Option<&Member> {
+        self.slots.get(slot as usize)?.as_ref()
     }
 
     pub(super) fn len(&self) -> usize {
-        self.table.len()
+        self.index.len()
     }
 
     /// How many are alive or suspect, this node included.
@@ -114,45 +256,101 @@ impl Members {
         self.live
     }
 
+    /// How many are alive, this node included.
+    pub(super) fn alive(&self) -> usize {
+        self.alive
+    }
+
+    /// All members in the order of their ids.
     pub(super) fn iter(&self) -> impl Iterator<Item = (&NodeId, &Member)> {
-        self.table.iter()
+        let members = self.index.iter();
+        members.filter_map(|(node, slot)| Some((node, self.at(*slot)?)))
     }
 
     /// Adds this node, which is never probed.
     pub(super) fn insert_self(&mut self, member: Member) {
-        self.live += usize::from(member.is_live());
-        self.table.insert(member.record.record.node.clone(), member);
+        self.take_in(member);
     }
 
     /// Adds a member that is not in the table.
     pub(super) fn insert(&mut self, member: Member, rng: &mut Rng) {
+        let slot = self.take_in(member);
+        let last = self.order.len();
+        let place = rng.index(last + 1);
+        self.order.push(slot);
+        self.order.swap(place, last);
+        self.set_place(place);
+        self.set_place(last);
+    }
+
+    fn take_in(&mut self, member: Member) -> u32 {
+        self.count(&member.standing, 1);
         let node = member.record.record.node.clone();
-        self.live += usize::from(member.is_live());
-        self.order.push(node.clone());
-        let last = self.order.len() - 1;
-        self.order.swap(last, rng.index(last + 1));
-        self.table.insert(node, member);
+        let slot = self.free.pop().unwrap_or_else(|| {
+            if self.slots.len() == self.slots.capacity() {
+                // Doubling would leave half of a large table empty.
+                self.slots.reserve_exact(self.slots.len() / 8 + 8);
+            }
+            self.slots.push(None);
+            (self.slots.len() - 1) as u32
+        });
+        self.slots[slot as usize] = Some(member);
+        self.index.insert(node, slot);
+        slot
+    }
+
+    /// Writes down in the member at a place of the order where it stands.
+    fn set_place(&mut self, place: usize) {
+        if let Some(slot) = self.order.get(place)
+            && let Some(Some(member)) = self.slots.get_mut(*slot as usize)
+        {
+            member.place = place as u32;
+        }
+    }
+
+    fn count(&mut self, standing: &Standing, change: isize) {
+        let (live, alive) = match standing {
+            Standing::Alive => (change, change),
+            Standing::Suspect(_) => (change, 0),
+            Standing::Dead { .. } | Standing::Left => (0, 0),
+        };
+        self.live = self.live.saturating_add_signed(live);
+        self.alive = self.alive.saturating_add_signed(alive);
     }
 
     pub(super) fn set_standing(&mut self, node: &NodeId, standing: Standing, now: Instant) {
-        let Some(member) = self.table.get_mut(node) else {
+        self.count(&standing, 1);
+        let Some(member) = self.get_mut(node) else {
+            self.count(&standing, -1);
             return;
         };
-        let was_live = member.is_live();
-        member.standing = standing;
         member.since = now;
-        self.live = self.live + usize::from(member.is_live()) - usize::from(was_live);
+        let before = std::mem::replace(&mut member.standing, standing);
+        self.count(&before, -1);
     }
 
     pub(super) fn remove(&mut self, node: &NodeId) {
-        let Some(member) = self.table.remove(node) else {
+        let Some(slot) = self.index.remove(node) else {
             return;
         };
-        self.live -= usize::from(member.is_live());
-        if let Some(place) = self.order.iter().position(|other| other == node) {
-            self.order.remove(place);
-            self.next -= usize::from(place < self.next);
+        let Some(member) = self.slots.get_mut(slot as usize).and_then(Option::take) else {
+            return;
+        };
+        self.free.push(slot);
+        self.count(&member.standing, -1);
+        let mut place = member.place as usize;
+        if self.order.get(place) != Some(&slot) {
+            return;
         }
+        if place < self.next {
+            // The gap moves to the border, so that whoever fills it is still due in this pass.
+            self.next -= 1;
+            self.order.swap(place, self.next);
+            self.set_place(place);
+            place = self.next;
+        }
+        self.order.swap_remove(place);
+        self.set_place(place);
     }
 
     /// The next member to probe among those that `eligible` lets through, if there is one.
@@ -161,19 +359,18 @@ impl Members {
         rng: &mut Rng,
         eligible: impl Fn(&NodeId, &Member) -> bool,
     ) -> Option<NodeId> {
-        for _ in 0..self.order.len() {
+        for _ in 0..self.order.len().min(MAX_LOOKS) {
             if self.next >= self.order.len() {
                 self.next = 0;
                 rng.shuffle(&mut self.order);
+                (0..self.order.len()).for_each(|place| self.set_place(place));
             }
-            let node = &self.order[self.next];
+            let slot = self.order[self.next];
             self.next += 1;
-            if self
-                .table
-                .get(node)
-                .is_some_and(|member| eligible(node, member))
+            if let Some(member) = self.at(slot)
+                && eligible(&member.record.record.node, member)
             {
-                return Some(node.clone());
+                return Some(member.record.record.node.clone());
             }
         }
         None
@@ -186,23 +383,31 @@ impl Members {
         rng: &mut Rng,
         eligible: impl Fn(&NodeId, &Member) -> bool,
     ) -> Vec<NodeId> {
-        let fits = |node: &NodeId| self.table.get(node).is_some_and(|m| eligible(node, m));
+        let fitting = |slot: &u32| {
+            let member = self.at(*slot)?;
+            let node = &member.record.record.node;
+            eligible(node, member).then_some(node)
+        };
         if self.order.len() > SMALL_TABLE {
             let mut chosen = BTreeSet::new();
             for _ in 0..count.saturating_mul(8) {
-                let node = &self.order[rng.index(self.order.len())];
-                if chosen.len() < count && fits(node) {
-                    chosen.insert(node.clone());
+                let slot = &self.order[rng.index(self.order.len())];
+                if chosen.len() < count {
+                    chosen.extend(fitting(slot));
                 }
             }
             if chosen.len() == count {
-                return chosen.into_iter().collect();
+                return chosen.into_iter().cloned().collect();
             }
         }
-        // Few members, or few that are eligible: luck would miss some, so look at all.
-        let mut chosen: Vec<NodeId> = self.order.iter().filter(|n| fits(n)).cloned().collect();
+        // Few members, or few that are eligible: luck would miss some. The order is random already,
+        // so in a large table any stretch of it is a fair sample.
+        let start = rng.index(self.order.len());
+        let (before, after) = self.order.split_at(start);
+        let looked_at = after.iter().chain(before).take(MAX_LOOKS);
+        let mut chosen: Vec<&NodeId> = looked_at.filter_map(fitting).collect();
         rng.shuffle(&mut chosen);
         chosen.truncate(count);
-        chosen
+        chosen.into_iter().cloned().collect()
     }
 }

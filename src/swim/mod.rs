@@ -67,6 +67,7 @@
 mod awareness;
 mod config;
 mod dissemination;
+mod explain;
 mod members;
 mod message;
 mod probe;
@@ -91,14 +92,19 @@ use crate::{
 use self::{
     awareness::Awareness,
     dissemination::{Kind, Queue},
+    explain::Cases,
     members::{Member, Members, Standing},
     probe::{MAX_CHECKS, MAX_RELAYS, Probe, Probes, Purpose, Relay, Way},
-    suspicion::Suspicion,
+    suspicion::{Suspicion, Waits},
     timer::{Timer, Timers},
     user_events::UserEvents,
 };
 
-pub use config::Config;
+pub use config::{Config, Rules};
+pub use explain::{
+    Accused, Case, Doubt, Ending, Evidence, Explanation, MAX_CASE_ACCUSATIONS, MAX_CASE_PROBES,
+    ProbeReport, Verdict,
+};
 pub use message::{
     Accusation, Body, DecodeError, ForcedLeave, MAX_EVENTS, MAX_MESSAGE_BYTES, MAX_RECORDS,
     MAX_SIGNATURE_BYTES, MAX_STATEMENTS, Message, Statement,
@@ -307,14 +313,22 @@ pub struct Counters {
     pub probes_indirect: u64,
     /// Probes that were answered over the connection only.
     pub probes_connection: u64,
+    /// Probes that nothing answered, while the connection had shown that the target is well.
+    pub probes_by_evidence: u64,
     /// Probes that nothing answered.
     pub probes_failed: u64,
     /// Probes that ended without a verdict, because this process stood still or the target left.
     pub probes_abandoned: u64,
+    /// Doubts that connections raised about live members.
+    pub doubts: u64,
+    /// Foreign claims of death that an answer over the connection outweighed.
+    pub vetoes: u64,
     /// Members that became suspect here.
     pub suspicions: u64,
     /// Members that became dead here.
     pub deaths: u64,
+    /// Of those, the ones whose ports refused, so that the shortest wait was not waited out.
+    pub fast_deaths: u64,
     /// Times this node had to say that it is alive.
     pub refutations: u64,
     /// Messages sent.
@@ -407,6 +421,7 @@ pub struct Swim {
     /// Forgotten members and their last incarnation; at most `max_members`.
     retired: BTreeMap<NodeId, u64>,
     probes: Probes,
+    cases: Cases,
     awareness: Awareness,
     queue: Queue,
     user_events: UserEvents,
@@ -447,11 +462,16 @@ impl Swim {
             own: me,
             signing: false,
             sync_after_signing: None,
-            sync_pause: config.probe_interval,
+            sync_pause: if config.rules.early_syncs {
+                config.probe_interval
+            } else {
+                config.sync_interval
+            },
             rival: None,
             members,
             retired: BTreeMap::new(),
             probes: Probes::new(first_seq),
+            cases: Cases::default(),
             queue: Queue::default(),
             timers: Timers::default(),
             counters: Counters::default(),
@@ -555,7 +575,7 @@ impl Swim {
         }
         let node = forced.node.clone();
         let dead = !member.is_live();
-        member.forced.get_or_insert(forced);
+        member.rare_mut().forced.get_or_insert(forced);
         if dead {
             self.force_out(now, &node);
         }
@@ -579,7 +599,7 @@ impl Swim {
         }
         let was_left = self.own.record.left;
         if let Some(member) = self.members.get_mut(&self.id) {
-            member.record = Arc::clone(&me);
+            member.replace_record(Arc::clone(&me));
         }
         self.own = me;
         if self.desired.incarnation > self.own.record.incarnation
@@ -617,12 +637,75 @@ impl Swim {
         }
     }
 
+    /// Takes it that `node`'s reactor answered over an authenticated connection, and that this was
+    /// true at `at`. Such an answer is worth a probe that succeeded. The pings by datagram go on:
+    /// they keep the path of gossip under watch.
+    pub fn handle_peer_answered(&mut self, now: Instant, node: &NodeId, at: Instant) {
+        if !self.config.rules.evidence || *node == self.id {
+            return;
+        }
+        let Some(member) = self.members.get_mut(node) else {
+            return;
+        };
+        // Nothing that was said in the future can be told now.
+        let at = at.min(now);
+        member.note_answer(at);
+        if !member.is_live() || !member.is_fresh(now, self.config.probe_interval) {
+            return;
+        }
+        if let Standing::Suspect(suspicion) = &mut member.standing
+            && suspicion.own_probe_failed()
+        {
+            self.on_vindicated(now, node);
+        }
+        // What was said before the question was put does not answer it; its end looks again.
+        if let Some(seq) = self.probes.of(node)
+            && self.probes.own.get(&seq).is_some_and(|p| p.started <= at)
+        {
+            self.counters.probes_by_evidence += 1;
+            self.on_answered(now, seq);
+        }
+    }
+
+    /// Takes it that a connection to `node` raised a doubt. That is a reason to ask at once, and
+    /// never a verdict.
+    pub fn handle_peer_doubted(&mut self, now: Instant, node: &NodeId, doubt: Doubt) {
+        if !self.config.rules.evidence || *node == self.id || self.own.record.left {
+            return;
+        }
+        let Some(member) = self.members.get_mut(node).filter(|m| m.is_live()) else {
+            return;
+        };
+        self.counters.doubts += 1;
+        member.note_doubt(doubt, now);
+        let mut suspicion_over = None;
+        if let Standing::Suspect(suspicion) = &mut member.standing
+            && doubt == Doubt::Refused
+        {
+            suspicion.refuse();
+            suspicion_over = Some(suspicion.deadline().max(now));
+        }
+        // Whoever forges doubts gets one probe in each interval for them, and no more.
+        let pause = self.config.probe_interval;
+        let free_at = member
+            .rare()
+            .and_then(|rare| rare.hastened)
+            .map(|at| at + pause);
+        if let Some(at) = suspicion_over {
+            self.timers.set(Timer::Suspicion(node.clone()), at);
+        }
+        match free_at.filter(|at| *at > now) {
+            Some(at) => self.check_by(at, node),
+            None => self.ask_at_once(now, node),
+        }
+    }
+
     /// Does what is due. Being late is harmless.
     pub fn handle_timeout(&mut self, now: Instant) {
         if let Some(due) = self.timers.next() {
             let late = now.saturating_duration_since(due);
             // Less than this is well within what probes allow for.
-            if late > self.config.probe_timeout {
+            if late > self.config.probe_timeout && self.config.rules.lateness {
                 self.on_late(now, late);
             }
         }
@@ -748,6 +831,23 @@ impl Swim {
             .collect()
     }
 
+    /// Why a member is, or was last, suspect or dead; nothing for a node that is not a member. The
+    /// cases of those that were suspected longest ago are not kept for ever.
+    pub fn explain(&self, node: &NodeId) -> Option<Explanation> {
+        let member = self.members.get(node)?;
+        let (case, last_death) = self.cases.of(node);
+        Some(Explanation {
+            node: node.clone(),
+            status: member.status(),
+            since: member.since,
+            incarnation: member.incarnation(),
+            evidence: evidence_of(member),
+            health_score: self.awareness.score(),
+            case,
+            last_death,
+        })
+    }
+
     /// How unwell this node itself seems to be; 0 is well.
     pub fn health_score(&self) -> u32 {
         self.awareness.score()
@@ -755,10 +855,7 @@ impl Swim {
 
     /// How many members are alive, this node included. Suspects are not counted.
     pub fn alive_count(&self) -> usize {
-        self.members
-            .iter()
-            .filter(|(_, m)| m.status() == MemberStatus::Alive)
-            .count()
+        self.members.alive()
     }
 
     /// How many pieces of news have not been sent often enough yet.
@@ -810,7 +907,9 @@ impl Swim {
         self.counters.relays_refused += u64::from(full);
         let Some(addr) = addr.filter(|_| !full) else {
             // We cannot try, yet we are well, and that is what a nack says.
-            self.send(from, from_addr, &Body::Nack { seq });
+            if self.config.rules.nacks {
+                self.send(from, from_addr, &Body::Nack { seq });
+            }
             return;
         };
         let own_seq = self.probes.seq();
@@ -822,10 +921,12 @@ impl Swim {
         };
         self.probes.relays.insert(own_seq, relay);
         // At 80 % of the time-out, so that the nack arrives while it is still waited for.
-        self.timers.set(
-            Timer::RelayNack(own_seq),
-            now + self.config.probe_timeout * 4 / 5,
-        );
+        if self.config.rules.nacks {
+            self.timers.set(
+                Timer::RelayNack(own_seq),
+                now + self.config.probe_timeout * 4 / 5,
+            );
+        }
         self.timers
             .set(Timer::RelayEnd(own_seq), now + self.config.probe_interval);
         self.send(
@@ -900,26 +1001,79 @@ impl Swim {
             return;
         };
         let incarnation = member.incarnation();
+        let unsettled = member.rare().is_some_and(|rare| rare.unsettled);
         let (wanted, ask_again) = match &member.standing {
-            Standing::Suspect(suspicion) => (true, suspicion.own_probe_failed),
+            Standing::Suspect(suspicion) => (true, suspicion.own_probe_failed()),
             Standing::Dead { .. } => (member.hearsay, false),
-            Standing::Alive | Standing::Left => (false, false),
+            Standing::Alive => (unsettled, false),
+            Standing::Left => (false, false),
         };
         if ask_again {
             // The shortest wait is over, and too few have confirmed. Whoever knows better answers.
             self.accuse(now, node.clone(), incarnation);
         }
-        if !wanted || self.probes.is_probing(&node) {
-            return;
+        if wanted && unsettled {
+            self.ask_at_once(now, &node);
+        } else if wanted && !self.probes.is_probing(&node) && self.may_check(now, &node) {
+            self.start_probe(now, node, Purpose::Check);
         }
-        if self.probes.count(Purpose::Check) >= MAX_CHECKS {
-            let again = self
-                .rng
-                .between(self.config.probe_timeout, self.config.probe_interval);
-            self.timers.set(Timer::Check(node), now + again);
-            return;
+    }
+
+    /// Whether there is room for one more probe out of turn; if not, the check comes again soon.
+    fn may_check(&mut self, now: Instant, node: &NodeId) -> bool {
+        if self.probes.count(Purpose::Check) < MAX_CHECKS {
+            return true;
         }
-        self.start_probe(now, node, Purpose::Check);
+        let again = self
+            .rng
+            .between(self.config.probe_timeout, self.config.probe_interval);
+        self.timers.set(Timer::Check(node.clone()), now + again);
+        false
+    }
+
+    /// Looks at a member at `at`, unless that is planned for earlier.
+    fn check_by(&mut self, at: Instant, node: &NodeId) {
+        let check = Timer::Check(node.clone());
+        if self.timers.due(&check).is_none_or(|due| due > at) {
+            self.timers.set(check, at);
+        }
+    }
+
+    /// Asks a doubtful member in every way at once. A probe of it that runs is made to.
+    fn ask_at_once(&mut self, now: Instant, node: &NodeId) {
+        if self.probes.of(node).is_none() {
+            if !self.may_check(now, node) {
+                return;
+            }
+            self.start_probe(now, node.clone(), Purpose::Check);
+        }
+        let (Some(member), Some(seq)) = (self.members.get_mut(node), self.probes.of(node)) else {
+            return;
+        };
+        let rare = member.rare_mut();
+        rare.hastened = Some(now);
+        let refused = rare.refused;
+        self.ask_others(seq);
+        // Nobody is there to be slow, so the time that every way needs is enough.
+        let end = now + self.scaled(self.config.hasty_probe());
+        if let Some(probe) = self
+            .probes
+            .own
+            .get_mut(&seq)
+            .filter(|p| refused && end < p.end)
+        {
+            probe.end = end;
+            self.timers.set(Timer::ProbeEnd(seq), end);
+        }
+    }
+
+    /// `time`, longer while this node itself is unwell.
+    fn scaled(&self, time: Duration) -> Duration {
+        if self.config.rules.lha_probe {
+            self.awareness.scale(time)
+        } else {
+            time
+        }
     }
 
     fn start_probe(&mut self, now: Instant, target: NodeId, purpose: Purpose) {
@@ -928,25 +1082,31 @@ impl Swim {
         };
         let (addr, incarnation) = (member.record.record.gossip_addr, member.incarnation());
         let seq = self.probes.seq();
+        let end = now + self.scaled(self.config.probe_interval);
         let probe = Probe {
             target: target.clone(),
             incarnation,
             purpose,
+            started: now,
+            end,
+            asked_others: false,
             helpers: BTreeSet::new(),
             nacks: BTreeSet::new(),
         };
         self.probes.own.insert(seq, probe);
-        let end = self.awareness.scale(self.config.probe_interval);
         self.timers
             .set(Timer::ProbeDirect(seq), now + self.config.probe_timeout);
-        self.timers.set(Timer::ProbeEnd(seq), now + end);
+        self.timers.set(Timer::ProbeEnd(seq), end);
         self.send(&target.clone(), addr, &Body::Ping { seq, target });
     }
 
-    fn on_probe_unanswered(&mut self, seq: u32) {
-        let Some(probe) = self.probes.own.get_mut(&seq) else {
+    /// Asks a few others to try, and asks over the connection.
+    fn ask_others(&mut self, seq: u32) {
+        let Some(probe) = self.probes.own.get_mut(&seq).filter(|p| !p.asked_others) else {
             return;
         };
+        probe.asked_others = true;
+        self.timers.cancel(&Timer::ProbeDirect(seq));
         let target = probe.target.clone();
         let helpers = self.members.choose(
             self.config.indirect_probes,
@@ -968,8 +1128,10 @@ impl Swim {
                 },
             );
         }
-        self.actions
-            .push_back(Action::PingOverConnection { node: target, seq });
+        if self.config.rules.connection_pings {
+            self.actions
+                .push_back(Action::PingOverConnection { node: target, seq });
+        }
     }
 
     fn on_answered(&mut self, now: Instant, seq: u32) {
@@ -977,19 +1139,45 @@ impl Swim {
             return;
         };
         self.awareness.improve();
+        self.report(now, &probe, true);
         let Some(member) = self.members.get_mut(&probe.target) else {
             return;
         };
-        match &mut member.standing {
-            Standing::Suspect(suspicion) => {
-                // It lives, but only it can convince the others. Look again until it has.
-                suspicion.own_probe_failed = false;
-                let interval = self.config.probe_interval;
-                let again = self.rng.between(interval * 2, interval * 4);
-                self.timers.set(Timer::Check(probe.target), now + again);
-            }
+        member.settle();
+        match &member.standing {
+            Standing::Suspect(_) => self.on_vindicated(now, &probe.target),
             Standing::Dead { .. } if member.hearsay => self.on_back(now, &probe.target),
             Standing::Dead { .. } | Standing::Alive | Standing::Left => {}
+        }
+    }
+
+    /// A suspect lives, as far as this node can see, but only it can convince the others.
+    fn on_vindicated(&mut self, now: Instant, node: &NodeId) {
+        let Some(member) = self.members.get_mut(node) else {
+            return;
+        };
+        let Standing::Suspect(suspicion) = &mut member.standing else {
+            return;
+        };
+        suspicion.answered();
+        // The wait is longer again if it had been cut; that it is over may have been found already.
+        let deadline = suspicion.deadline().max(now);
+        self.timers.set(Timer::Suspicion(node.clone()), deadline);
+        if self.config.rules.check_suspects {
+            let interval = self.config.probe_interval;
+            let again = self.rng.between(interval * 2, interval * 4);
+            self.timers.set(Timer::Check(node.clone()), now + again);
+        }
+    }
+
+    fn on_probe_over(&mut self, now: Instant, seq: u32) {
+        let target = self.probes.own.get(&seq).map(|probe| &probe.target);
+        let member = target.and_then(|target| self.members.get(target));
+        if member.is_some_and(|m| m.is_fresh(now, self.config.probe_interval)) {
+            self.counters.probes_by_evidence += 1;
+            self.on_answered(now, seq);
+        } else {
+            self.on_probe_failed(now, seq);
         }
     }
 
@@ -999,43 +1187,68 @@ impl Swim {
         };
         self.counters.probes_failed += 1;
         let asked = probe.helpers.len();
-        let silent = if asked == 0 {
+        let silent = if asked == 0 || !self.config.rules.nacks {
             1
         } else {
             asked - probe.nacks.len()
         };
         self.awareness
             .worsen(u32::try_from(silent).unwrap_or(u32::MAX));
-        let node = probe.target;
+        let node = probe.target.clone();
         log::debug!(target: "swim", node:% = node, asked, nacks = probe.nacks.len(),
             health_score = self.awareness.score(); "probe failed");
-        let Some(member) = self.members.get_mut(&node) else {
+        let Some(member) = self.members.get(&node) else {
             return;
         };
         let incarnation = member.incarnation();
         if incarnation != probe.incarnation {
             return;
         }
-        match &mut member.standing {
+        let news = match &member.standing {
             Standing::Alive => {
                 self.suspect(now, &node, self.id.clone(), true);
-                self.accuse(now, node, incarnation);
+                true
             }
-            Standing::Suspect(suspicion) => {
-                suspicion.own_probe_failed = true;
-                let news = suspicion.confirm(&self.id);
-                let (deadline, next_look) = (suspicion.deadline(), suspicion.next_look(now));
-                if news {
-                    self.accuse(now, node.clone(), incarnation);
-                }
-                if deadline <= now {
-                    self.die(now, &node);
-                } else {
-                    self.timers.set(Timer::Suspicion(node.clone()), deadline);
-                    self.timers.set(Timer::Check(node), next_look);
-                }
-            }
-            Standing::Dead { .. } | Standing::Left => {}
+            Standing::Suspect(_) => self.note_accusation(now, &node, &self.id.clone(), true, false),
+            Standing::Dead { .. } | Standing::Left => return,
+        };
+        self.report(now, &probe, false);
+        if news {
+            self.accuse(now, node.clone(), incarnation);
+        }
+        let Some(member) = self.members.get_mut(&node) else {
+            return;
+        };
+        let Standing::Suspect(suspicion) = &mut member.standing else {
+            return;
+        };
+        suspicion.probe_failed();
+        let (deadline, next_look) = (suspicion.deadline(), suspicion.next_look(now));
+        let second = suspicion.wants_second_probe();
+        if deadline <= now {
+            self.die(now, &node);
+            return;
+        }
+        self.timers.set(Timer::Suspicion(node.clone()), deadline);
+        if second {
+            self.ask_at_once(now, &node);
+        }
+        if self.config.rules.check_suspects {
+            self.timers.set(Timer::Check(node), next_look);
+        }
+    }
+
+    /// Writes a probe of a suspect that has ended into its case.
+    fn report(&mut self, now: Instant, probe: &Probe, answered: bool) {
+        if let Some(case) = self.cases.running(&probe.target) {
+            case.probe(ProbeReport {
+                started: probe.started,
+                ended: now,
+                helpers: probe.helpers.len(),
+                nacks: probe.nacks.len(),
+                over_connection: probe.asked_others && self.config.rules.connection_pings,
+                answered,
+            });
         }
     }
 
@@ -1046,7 +1259,7 @@ impl Swim {
     }
 
     fn abandon_probes_of(&mut self, node: &NodeId) {
-        for seq in self.probes.of(node) {
+        if let Some(seq) = self.probes.of(node) {
             self.end_probe(seq);
             self.counters.probes_abandoned += 1;
         }
@@ -1084,25 +1297,23 @@ impl Swim {
             return;
         }
         let condemned = matches!(statement, Statement::Dead(_));
-        let relay = match &mut member.standing {
+        let first_hand = from == accuser;
+        let relay = match &member.standing {
             Standing::Alive => {
                 self.suspect(now, node, accuser.clone(), false);
                 if condemned {
-                    self.condemn(now, node);
+                    self.condemn(now, node, accuser);
                 }
                 true
             }
-            Standing::Suspect(suspicion) => {
-                // Relaying a confirmation would be useless: it only counts at first hand.
-                if from == accuser && suspicion.confirm(accuser) {
-                    // An instant gone by would look as if this process had stood still.
-                    let deadline = suspicion.deadline().max(now);
-                    self.timers.set(Timer::Suspicion(node.clone()), deadline);
-                }
-                condemned && self.condemn(now, node)
+            Standing::Suspect(_) => {
+                let news = self.note_accusation(now, node, accuser, first_hand, condemned);
+                let shortened = condemned && self.condemn(now, node, accuser);
+                // Where a confirmation only counts at first hand, relaying it would be useless.
+                shortened || (news && !self.config.rules.first_hand_confirmations)
             }
             Standing::Dead { .. } => {
-                if from == accuser && !condemned && !member.hearsay {
+                if first_hand && !condemned && !member.hearsay && self.config.rules.check_suspects {
                     self.tell_dead(from, node);
                 }
                 false
@@ -1112,6 +1323,47 @@ impl Swim {
         if relay {
             self.spread_statement(now, node, statement);
         }
+    }
+
+    /// Counts an accusation of a suspect, if it confirms what is known; false when it tells nothing
+    /// new.
+    fn note_accusation(
+        &mut self,
+        now: Instant,
+        node: &NodeId,
+        by: &NodeId,
+        first_hand: bool,
+        dead: bool,
+    ) -> bool {
+        let Some(member) = self.members.get_mut(node) else {
+            return false;
+        };
+        let Standing::Suspect(suspicion) = &mut member.standing else {
+            return false;
+        };
+        let may_count = first_hand || !self.config.rules.first_hand_confirmations;
+        let counted = may_count && suspicion.confirm(by);
+        if counted {
+            // An instant gone by would look as if this process had stood still.
+            let deadline = suspicion.deadline().max(now);
+            self.timers.set(Timer::Suspicion(node.clone()), deadline);
+        }
+        if let Some(case) = self.cases.running(node)
+            && (counted
+                || !case
+                    .accusations
+                    .iter()
+                    .any(|a| a.by == *by && a.dead == dead))
+        {
+            case.accuse(Accused {
+                by: by.clone(),
+                at: now,
+                first_hand,
+                dead,
+                counted,
+            });
+        }
+        counted
     }
 
     /// Tells a member that still wonders about `node` that it is dead here.
@@ -1134,38 +1386,89 @@ impl Swim {
         });
     }
 
-    /// Leaves a suspect the shortest time only; false when that was so before.
-    fn condemn(&mut self, now: Instant, node: &NodeId) -> bool {
+    /// `by` says that a suspect is dead: leaves it the shortest time only, unless its connection
+    /// says otherwise. False when that changed nothing.
+    fn condemn(&mut self, now: Instant, node: &NodeId, by: &NodeId) -> bool {
         let Some(member) = self.members.get_mut(node) else {
             return false;
         };
+        let is_fresh = member.is_fresh(now, self.config.probe_interval);
         let Standing::Suspect(suspicion) = &mut member.standing else {
             return false;
         };
+        if is_fresh {
+            self.counters.vetoes += 1;
+            if let Some(case) = self.cases.running(node) {
+                case.vetoes += 1;
+            }
+            return false;
+        }
+        if !self.config.rules.own_probe {
+            self.take_over_death(now, node, by);
+            return true;
+        }
         let shortened = suspicion.condemn();
         let deadline = suspicion.deadline().max(now);
         self.timers.set(Timer::Suspicion(node.clone()), deadline);
         shortened
     }
 
-    /// Begins to doubt a member that is alive.
+    /// Begins to doubt a member that is alive. `own_probe_failed` says that it is this node's own
+    /// doubt, or else who will have to look for itself.
     fn suspect(&mut self, now: Instant, node: &NodeId, by: NodeId, own_probe_failed: bool) {
+        let Some(member) = self.members.get(node) else {
+            return;
+        };
+        let refused = member.rare().is_some_and(|rare| rare.refused);
         let n = self.members.live();
         let min = self.config.suspicion_min(n);
-        let max = self.config.suspicion_max(n);
-        let wanted = self.config.confirmations(n);
-        let mut suspicion = Suspicion::new(by.clone(), now, min, max, wanted);
-        suspicion.own_probe_failed = own_probe_failed;
+        let waits = Waits {
+            min,
+            max: self.config.suspicion_max(n),
+            floor: self.config.suspicion_floor(n),
+            wanted: if self.config.rules.lha_suspicion {
+                self.config.confirmations(n)
+            } else {
+                0
+            },
+        };
+        let case = Case {
+            incarnation: member.incarnation(),
+            began: now,
+            members: n,
+            shortest: waits.min,
+            longest: if waits.wanted > 0 {
+                waits.max
+            } else {
+                waits.min
+            },
+            wanted: waits.wanted,
+            accusations: vec![Accused {
+                by: by.clone(),
+                at: now,
+                first_hand: own_probe_failed,
+                dead: false,
+                counted: false,
+            }],
+            more_accusations: 0,
+            probes: Vec::new(),
+            more_probes: 0,
+            vetoes: 0,
+            verdict: None,
+        };
+        self.cases.open(node.clone(), case);
+        let mut suspicion = Suspicion::new(by.clone(), now, waits);
+        if refused {
+            suspicion.refuse();
+        }
         self.timers
             .set(Timer::Suspicion(node.clone()), suspicion.deadline());
-        let check = if own_probe_failed {
-            min
-        } else {
-            self.rng.between(Duration::ZERO, min / 2)
-        };
-        self.timers.set(Timer::Check(node.clone()), now + check);
+        if self.config.rules.check_suspects && !own_probe_failed {
+            let check = now + self.rng.between(Duration::ZERO, min / 2);
+            self.check_by(check, node);
+        }
         self.members
-            .set_standing(node, Standing::Suspect(suspicion), now);
+            .set_standing(node, Standing::Suspect(Box::new(suspicion)), now);
         self.counters.suspicions += 1;
         log::debug!(target: "swim", node:% = node, by:% = by; "member is suspect");
         self.events.push_back(Event::Suspect {
@@ -1192,7 +1495,7 @@ impl Swim {
         let Standing::Suspect(suspicion) = &member.standing else {
             return;
         };
-        if suspicion.own_probe_failed {
+        if suspicion.own_probe_failed() || !self.config.rules.own_probe {
             self.die(now, &node);
         } else if !self.probes.is_probing(&node) {
             // Nobody dies on hearsay: when this probe fails, its end finds the time is up.
@@ -1207,10 +1510,28 @@ impl Swim {
         let Standing::Suspect(suspicion) = &member.standing else {
             return;
         };
-        let by = suspicion.accuser().clone();
-        let incarnation = member.incarnation();
-        let forced = member.forced.is_some();
-        self.bury(now, node, Standing::Dead { by: by.clone() });
+        let (by, fast) = (suspicion.accuser().clone(), suspicion.is_fast());
+        let dead = Statement::Dead(Accusation {
+            node: node.clone(),
+            incarnation: member.incarnation(),
+            accuser: self.id.clone(),
+        });
+        self.counters.fast_deaths += u64::from(fast);
+        self.declare_dead(now, node, by, Ending::Dead { fast });
+        self.spread_statement(now, node, &dead);
+        self.force_out_if_asked(now, node);
+    }
+
+    /// Takes `from`'s word for it that a suspect is dead.
+    fn take_over_death(&mut self, now: Instant, node: &NodeId, from: &NodeId) {
+        let ending = Ending::TakenOver { from: from.clone() };
+        self.declare_dead(now, node, from.clone(), ending);
+        self.force_out_if_asked(now, node);
+    }
+
+    fn declare_dead(&mut self, now: Instant, node: &NodeId, by: NodeId, ending: Ending) {
+        self.close_case(now, node, ending);
+        self.bury(now, node, Standing::dead(by.clone()));
         self.counters.deaths += 1;
         log::debug!(target: "swim", node:% = node, by:% = by; "member is dead");
         self.events.push_back(Event::Dead {
@@ -1218,14 +1539,22 @@ impl Swim {
             by,
         });
         self.queue.remove(node, Kind::Record);
-        let accuser = self.id.clone();
-        let dead = Statement::Dead(Accusation {
-            node: node.clone(),
-            incarnation,
-            accuser,
+    }
+
+    fn close_case(&mut self, now: Instant, node: &NodeId, ending: Ending) {
+        let (Some(member), Some(case)) = (self.members.get(node), self.cases.running(node)) else {
+            return;
+        };
+        case.verdict = Some(Verdict {
+            at: now,
+            ending,
+            health_score: self.awareness.score(),
+            evidence: evidence_of(member),
         });
-        self.spread_statement(now, node, &dead);
-        if forced {
+    }
+
+    fn force_out_if_asked(&mut self, now: Instant, node: &NodeId) {
+        if self.members.get(node).is_some_and(|m| m.forced().is_some()) {
             self.force_out(now, node);
         }
     }
@@ -1234,7 +1563,7 @@ impl Swim {
         let Some(member) = self.members.get(node) else {
             return;
         };
-        let Some(forced) = member.forced.clone() else {
+        let Some(forced) = member.forced().cloned() else {
             return;
         };
         // Nobody here was ever told that a member by hearsay was up.
@@ -1275,6 +1604,7 @@ impl Swim {
         self.queue.remove(&node, Kind::Record);
         self.abandon_probes_of(&node);
         self.members.remove(&node);
+        self.cases.forget(&node);
         self.user_events.forget(&node);
         if self.retired.len() < self.config.max_members {
             self.retired.insert(node.clone(), incarnation);
@@ -1393,7 +1723,9 @@ impl Swim {
         let mut member = Member::new(Arc::clone(&record), standing, now);
         let live = member.is_live();
         member.hearsay = !live;
-        member.proven = source.is_owner().then_some(record.record.boot);
+        if source.is_owner() {
+            member.prove();
+        }
         self.members.insert(member, &mut self.rng);
         if live {
             log::debug!(target: "swim", node:% = node; "member is up");
@@ -1412,7 +1744,7 @@ impl Swim {
             return;
         };
         if source.is_owner() && record.record.boot == member.record.record.boot {
-            member.proven = Some(record.record.boot);
+            member.prove();
         }
         let older = record.record.incarnation < member.incarnation();
         if older {
@@ -1465,19 +1797,30 @@ impl Swim {
         if boot_changed {
             // After two restarts at once, what others still tell of the life before must not end
             // the one whose handshake was seen here.
-            if is_proven || member.proven != Some(stored.boot) {
-                member.superseded = Some(stored.boot);
+            let superseded = stored.boot;
+            let outlives = is_proven || !member.is_proven();
+            let rare = member.rare_mut();
+            if outlives {
+                rare.superseded = Some(superseded);
             }
-            member.conflict_told = false;
+            rare.conflict_told = false;
         }
+        member.replace_record(Arc::clone(&record));
         if is_proven {
-            member.proven = Some(claim.boot);
+            member.prove();
         }
-        member.record = Arc::clone(&record);
-        member.forced = None;
+        // What was seen of the connection so far was the word of the record before.
+        member.settle();
+        member.drop_forced();
         let hearsay = member.hearsay;
         member.hearsay = hearsay && claim.left;
         self.forget_doubts(&node);
+        let ending = if claim.left {
+            Ending::Left
+        } else {
+            Ending::Refuted
+        };
+        self.close_case(now, &node, ending);
         self.spread_record(now, &record);
         if claim.left {
             self.bury(now, &node, Standing::Left);
@@ -1522,12 +1865,12 @@ impl Swim {
             self.counters.implausible += 1;
             return false;
         }
-        let outlived = member.superseded == Some(claim.boot);
+        let outlived = member.superseded() == Some(claim.boot);
         // Its own handshake weighs more than a life that is known by hearsay only.
-        let is_vindicated = source.is_owner() && member.proven != Some(member.record.record.boot);
+        let is_vindicated = source.is_owner() && !member.is_proven();
         if outlived && !is_vindicated {
             self.counters.conflicting_records += 1;
-            if !std::mem::replace(&mut member.conflict_told, true) {
+            if !std::mem::replace(&mut member.rare_mut().conflict_told, true) {
                 self.events.push_back(Event::NameConflict {
                     node: claim.node.clone(),
                     boot: claim.boot,
@@ -1568,7 +1911,7 @@ impl Swim {
         let Some(member) = self.members.get(&node) else {
             let foreign = record.record.cluster != self.own.record.cluster;
             if gone && !foreign && incarnation <= MAX_INCARNATION {
-                let standing = Standing::Dead { by: from.clone() };
+                let standing = Standing::dead(from.clone());
                 self.on_stranger(now, record, Source::Member(from), standing);
                 return;
             }
@@ -1581,7 +1924,7 @@ impl Swim {
             let newer = incarnation > member.incarnation()
                 && self.is_acceptable(&record, Source::Member(from));
             if let Some(member) = self.members.get_mut(&node).filter(|_| newer) {
-                member.record = record;
+                member.replace_record(record);
             }
             return;
         }
@@ -1607,8 +1950,9 @@ impl Swim {
         if matches!(member.standing, Standing::Alive) {
             self.suspect(now, node, by.clone(), false);
         }
-        if condemned {
-            self.condemn(now, node);
+        // A model without own probes asks first too, or one stale member would kill in a sync.
+        if condemned && self.config.rules.own_probe {
+            self.condemn(now, node, by);
         }
     }
 
@@ -1674,6 +2018,9 @@ impl Swim {
         for seq in seqs {
             self.end_probe(seq);
             self.counters.probes_abandoned += 1;
+        }
+        if !self.config.rules.leave_burst {
+            return;
         }
         let encoded = message::encode_record(&self.own.signed);
         let targets = self
@@ -1760,7 +2107,12 @@ impl Swim {
                 continue;
             };
             let destination = member.record.record.gossip_addr;
-            for burst in 0..MAX_BURST {
+            let bursts = if self.config.rules.bursts {
+                MAX_BURST
+            } else {
+                1
+            };
+            for burst in 0..bursts {
                 let has_unsent = self.queue.has_unsent() || self.user_events.has_unsent();
                 if !self.has_news() || (burst > 0 && !has_unsent) {
                     break;
@@ -1779,7 +2131,7 @@ impl Swim {
     fn send(&mut self, to: &NodeId, destination: SocketAddr, body: &Body) {
         let mut payload = Vec::new();
         message::encode_body(body, &mut payload);
-        if let Some(statement) = self.statement_about(to) {
+        if let Some(statement) = self.statement_about(to).filter(|_| self.config.rules.buddy) {
             let statement = message::encode_statement(&statement);
             let room = self.config.max_payload_bytes.saturating_sub(payload.len());
             // Two that doubt each other: a large record of ours that refutes would never fit beside
@@ -1817,7 +2169,7 @@ impl Swim {
                 Some(Statement::Suspect(accusation(suspicion.accuser())))
             }
             Standing::Dead { by } => Some(Statement::Dead(accusation(by))),
-            Standing::Left => member.forced.clone().map(Statement::ForcedLeave),
+            Standing::Left => member.forced().cloned().map(Statement::ForcedLeave),
         }
     }
 
@@ -1825,8 +2177,8 @@ impl Swim {
 
     fn on_timer(&mut self, now: Instant, timer: Timer) {
         match timer {
-            Timer::ProbeEnd(seq) => self.on_probe_failed(now, seq),
-            Timer::ProbeDirect(seq) => self.on_probe_unanswered(seq),
+            Timer::ProbeEnd(seq) => self.on_probe_over(now, seq),
+            Timer::ProbeDirect(seq) => self.ask_others(seq),
             Timer::RelayNack(seq) => {
                 if let Some(relay) = self.probes.relays.get(&seq) {
                     let (to, addr) = (relay.requester.clone(), relay.requester_addr);
@@ -1874,7 +2226,9 @@ impl Swim {
             .pop();
         let Some(with) = partner else {
             // Alone; whoever comes up wakes this.
-            self.sync_pause = self.config.probe_interval;
+            if self.config.rules.early_syncs {
+                self.sync_pause = self.config.probe_interval;
+            }
             return;
         };
         let every = self.config.sync_every(self.members.live());
@@ -1916,6 +2270,13 @@ impl Swim {
             let deadline = suspicion.deadline().max(now);
             self.timers.set(Timer::Suspicion(node), deadline);
         }
+    }
+}
+
+fn evidence_of(member: &Member) -> Evidence {
+    Evidence {
+        last_answer: member.answered(),
+        doubts: member.doubts().collect(),
     }
 }
 

@@ -8,6 +8,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
+    time::Instant,
 };
 
 use crate::node_id::NodeId;
@@ -35,6 +36,11 @@ pub(super) struct Probe {
     /// A verdict only concerns the incarnation that was probed.
     pub(super) incarnation: u64,
     pub(super) purpose: Purpose,
+    pub(super) started: Instant,
+    /// When it has failed unless it was answered.
+    pub(super) end: Instant,
+    /// Whether others, and the connection, were asked too.
+    pub(super) asked_others: bool,
     pub(super) helpers: BTreeSet<NodeId>,
     pub(super) nacks: BTreeSet<NodeId>,
 }
@@ -111,13 +117,10 @@ impl Probes {
             .is_some_and(|p| p.helpers.contains(from) && p.nacks.insert(from.clone()))
     }
 
-    /// The numbers of the probes of a member.
-    pub(super) fn of(&self, node: &NodeId) -> Vec<u32> {
-        self.own
-            .iter()
-            .filter(|(_, p)| p.target == *node)
-            .map(|(seq, _)| *seq)
-            .collect()
+    /// The number of the probe of a member; there is one at most.
+    pub(super) fn of(&self, node: &NodeId) -> Option<u32> {
+        let mut own = self.own.iter();
+        own.find(|(_, p)| p.target == *node).map(|(seq, _)| *seq)
     }
 }
 
@@ -130,6 +133,10 @@ mod tests {
     }
 
     #[test]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "a starting point in time; nothing is measured"
+    )]
     fn only_the_target_and_the_helpers_that_were_asked_can_answer() {
         let mut probes = Probes::new(u32::MAX - 1);
         let seq = probes.seq();
@@ -137,6 +144,9 @@ mod tests {
             target: id("t"),
             incarnation: 1,
             purpose: Purpose::Turn,
+            started: Instant::now(),
+            end: Instant::now(),
+            asked_others: true,
             helpers: BTreeSet::from([id("h")]),
             nacks: BTreeSet::new(),
         };

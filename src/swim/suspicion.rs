@@ -7,9 +7,12 @@
 //!
 //! where `k` confirmations are enough. The first accuser never counts, everyone else once.
 //!
-//! Two things go beyond the paper. A suspicion knows whether this node's own latest probe of the
-//! accused failed, since nobody is declared dead on hearsay. And when another member says that it
-//! has waited the time out (it declares the accused dead), the wait here shrinks to `min`.
+//! Three things go beyond the paper. A suspicion knows whether this node's own latest probe of the
+//! accused failed, since nobody is declared dead on hearsay. When another member says that it has
+//! waited the time out (it declares the accused dead), the wait here shrinks to `min`. And when the
+//! accused's own ports say that nobody is there, this node's own probe failed and as many members
+//! as can be wished for have confirmed it by theirs, the wait shrinks to a floor below `min`; where
+//! nobody can confirm, a second failed probe of this node stands in for the others.
 
 use std::{
     collections::BTreeSet,
@@ -17,6 +20,19 @@ use std::{
 };
 
 use crate::node_id::NodeId;
+
+/// How long a suspicion may last, by what becomes known in it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Waits {
+    /// Enough have confirmed it.
+    pub(super) min: Duration,
+    /// Nobody has.
+    pub(super) max: Duration,
+    /// Enough have, and the accused's ports refuse.
+    pub(super) floor: Duration,
+    /// How many are enough.
+    pub(super) wanted: usize,
+}
 
 /// A suspicion that runs.
 #[derive(Debug, Clone)]
@@ -26,31 +42,39 @@ pub(super) struct Suspicion {
     min: Duration,
     max: Duration,
     wanted: usize,
+    floor: Duration,
     /// At most `wanted`.
     confirmers: BTreeSet<NodeId>,
     condemned: bool,
-    /// Whether this node's own latest probe since `start` went unanswered.
-    pub(super) own_probe_failed: bool,
+    refused: bool,
+    /// This node's own probes since `start` that went unanswered, up to the last that was answered.
+    failed_probes: u32,
 }
 
+/// How many failed probes of this node's own bring down a wait that nobody can confirm.
+const PROBES_WITHOUT_CONFIRMERS: u32 = 2;
+
 impl Suspicion {
-    /// A suspicion raised by `accuser` that ends after `min` once `wanted` others confirm it.
-    pub(super) fn new(
-        accuser: NodeId,
-        start: Instant,
-        min: Duration,
-        max: Duration,
-        wanted: usize,
-    ) -> Self {
+    /// A suspicion raised by `accuser` that ends after `min` once `wanted` others confirm it, or
+    /// after `floor` if the accused's ports refuse besides.
+    pub(super) fn new(accuser: NodeId, start: Instant, waits: Waits) -> Self {
+        let Waits {
+            min,
+            max,
+            floor,
+            wanted,
+        } = waits;
         Self {
             accuser,
             start,
             min,
             max,
             wanted,
+            floor,
             confirmers: BTreeSet::new(),
             condemned: false,
-            own_probe_failed: false,
+            refused: false,
+            failed_probes: 0,
         }
     }
 
@@ -61,12 +85,50 @@ impl Suspicion {
 
     /// When the accused is dead unless it refutes.
     pub(super) fn deadline(&self) -> Instant {
-        let timeout = if self.condemned {
+        let timeout = if self.is_fast() {
+            self.floor
+        } else if self.condemned {
             self.min
         } else {
             timeout(self.confirmers.len(), self.wanted, self.min, self.max)
         };
         self.start + timeout
+    }
+
+    /// Whether everything is known that brings the wait down to the floor.
+    pub(super) fn is_fast(&self) -> bool {
+        self.refused
+            && if self.wanted == 0 {
+                self.failed_probes >= PROBES_WITHOUT_CONFIRMERS
+            } else {
+                self.failed_probes > 0 && self.confirmers.len() >= self.wanted
+            }
+    }
+
+    /// Whether one more failed probe of this node's own would bring the wait down to the floor.
+    pub(super) fn wants_second_probe(&self) -> bool {
+        self.refused && self.wanted == 0 && self.failed_probes == 1
+    }
+
+    /// Whether this node's own latest probe since the start went unanswered.
+    pub(super) fn own_probe_failed(&self) -> bool {
+        self.failed_probes > 0
+    }
+
+    /// This node's own probe went unanswered.
+    pub(super) fn probe_failed(&mut self) {
+        self.failed_probes = self.failed_probes.saturating_add(1);
+    }
+
+    /// The accused answered this node.
+    pub(super) fn answered(&mut self) {
+        self.failed_probes = 0;
+        self.refused = false;
+    }
+
+    /// The accused's ports say that nobody is there.
+    pub(super) fn refuse(&mut self) {
+        self.refused = true;
     }
 
     /// When to look at the accused again after a probe that failed: once the shortest wait is over,
@@ -109,8 +171,19 @@ fn timeout(confirmations: usize, wanted: usize, min: Duration, max: Duration) ->
 mod tests {
     use super::*;
 
+    const MIN: Duration = Duration::from_secs(4);
+
     fn id(name: &str) -> NodeId {
         name.parse().unwrap()
+    }
+
+    fn waits(wanted: usize) -> Waits {
+        Waits {
+            min: MIN,
+            max: Duration::from_secs(24),
+            floor: Duration::from_secs(1),
+            wanted,
+        }
     }
 
     #[test]
@@ -151,8 +224,8 @@ mod tests {
     )]
     fn the_first_accuser_never_counts_and_everyone_else_once() {
         let now = Instant::now();
-        let (min, max) = (Duration::from_secs(4), Duration::from_secs(24));
-        let mut suspicion = Suspicion::new(id("a"), now, min, max, 2);
+        let min = MIN;
+        let mut suspicion = Suspicion::new(id("a"), now, waits(2));
         assert!(!suspicion.confirm(&id("a")));
         assert!(suspicion.confirm(&id("b")));
         assert!(!suspicion.confirm(&id("b")));
@@ -169,8 +242,8 @@ mod tests {
     )]
     fn without_possible_confirmers_the_wait_is_the_shortest() {
         let now = Instant::now();
-        let (min, max) = (Duration::from_secs(4), Duration::from_secs(24));
-        let suspicion = Suspicion::new(id("a"), now, min, max, 0);
+        let min = MIN;
+        let suspicion = Suspicion::new(id("a"), now, waits(0));
         assert_eq!(suspicion.deadline(), now + min);
     }
 
@@ -181,10 +254,59 @@ mod tests {
     )]
     fn a_declared_death_leaves_the_shortest_wait() {
         let now = Instant::now();
-        let (min, max) = (Duration::from_secs(4), Duration::from_secs(24));
-        let mut suspicion = Suspicion::new(id("a"), now, min, max, 2);
+        let min = MIN;
+        let mut suspicion = Suspicion::new(id("a"), now, waits(2));
         assert!(suspicion.condemn());
         assert!(!suspicion.condemn());
         assert_eq!(suspicion.deadline(), now + min);
+    }
+
+    #[test]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "a starting point in time; nothing is measured"
+    )]
+    fn the_floor_takes_a_refusal_and_an_own_probe_and_everybodys_confirmation() {
+        let now = Instant::now();
+        let floor = now + Duration::from_secs(1);
+        let mut suspicion = Suspicion::new(id("a"), now, waits(2));
+        suspicion.confirm(&id("b"));
+        suspicion.confirm(&id("c"));
+        suspicion.probe_failed();
+        assert_eq!(suspicion.deadline(), now + MIN, "nobody was refused");
+        suspicion.refuse();
+        assert_eq!(suspicion.deadline(), floor);
+        suspicion.answered();
+        assert_eq!(suspicion.deadline(), now + MIN);
+        suspicion.refuse();
+        assert_eq!(suspicion.deadline(), now + MIN, "no probe failed since");
+
+        let mut suspicion = Suspicion::new(id("a"), now, waits(2));
+        suspicion.refuse();
+        suspicion.probe_failed();
+        suspicion.probe_failed();
+        suspicion.condemn();
+        suspicion.confirm(&id("b"));
+        assert_eq!(
+            suspicion.deadline(),
+            now + MIN,
+            "one confirmation is missing"
+        );
+    }
+
+    #[test]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "a starting point in time; nothing is measured"
+    )]
+    fn where_nobody_can_confirm_the_floor_takes_two_probes() {
+        let now = Instant::now();
+        let mut suspicion = Suspicion::new(id("a"), now, waits(0));
+        suspicion.refuse();
+        suspicion.probe_failed();
+        assert_eq!(suspicion.deadline(), now + MIN);
+        assert!(suspicion.wants_second_probe());
+        suspicion.probe_failed();
+        assert_eq!(suspicion.deadline(), now + Duration::from_secs(1));
     }
 }

@@ -62,6 +62,11 @@ impl Timers {
         self.due_at.contains_key(timer)
     }
 
+    /// When a timer is due, if it runs.
+    pub(super) fn due(&self, timer: &Timer) -> Option<Instant> {
+        self.due_at.get(timer).copied()
+    }
+
     /// When the next timer is due.
     pub(super) fn next(&self) -> Option<Instant> {
         self.queue.first().map(|(at, _)| *at)

@@ -21,8 +21,8 @@
 //! so themselves, events up to the clock of the first peer met are old.
 //!
 //! **Repair.** Gossip misses a member now and then: with `r` transmissions by each of many members, one
-//! in `eʳ`. So a sync carries the events of the last two sync intervals, too, and whoever missed one
-//! gets it there, or in the first sync after a short partition.
+//! in `eʳ`. So with a sync goes what was heard in the last two sync intervals, as far as it fits 64 KiB,
+//! and whoever missed an event gets it there, or in the first sync after a short partition.
 //!
 //! **The clock** goes up with every event heard, but never by more than [`MAX_LAMPORT_STEP`] at
 //! once: an event from further ahead is delivered, for its signature is good, and does not move the
@@ -81,9 +81,13 @@ pub const MAX_OWN_PENDING: usize = 64;
 const MAX_PENDING_PER_ORIGIN: usize = 64;
 const MAX_PENDING: usize = 256;
 
-/// Events that are kept for those who missed them, the latest ones: a quarter of a megabyte at most in
-/// memory and in a sync. Older ones had gossip alone.
-const MAX_RECENT: usize = 256;
+/// How much of the latest events is kept for those who missed them, counting what travels and
+/// [`RECENT_OVERHEAD_BYTES`] each: a few hundred small events, and a quarter of what may wait for a
+/// connection's control stream. Older ones had gossip alone.
+const MAX_RECENT_BYTES: usize = 64 * 1_024;
+
+/// What keeping a recent event costs beside its bytes, roughly.
+const RECENT_OVERHEAD_BYTES: usize = 100;
 
 /// Events get one part in so many of each datagram while membership news waits.
 const SHARE: usize = 4;
@@ -541,7 +545,8 @@ pub(super) struct UserEvents {
     windows: BTreeMap<NodeId, Window>,
     queue: Queue,
     /// The latest events with the time of their coming, oldest first.
-    recent: VecDeque<(Instant, SignedEvent)>,
+    recent: VecDeque<(Instant, VerifiedEvent)>,
+    recent_bytes: usize,
 }
 
 impl UserEvents {
@@ -553,6 +558,7 @@ impl UserEvents {
             windows: BTreeMap::from([(me, Window::from_here_on(boot, 0))]),
             queue: Queue::default(),
             recent: VecDeque::new(),
+            recent_bytes: 0,
         }
     }
 
@@ -593,6 +599,20 @@ impl UserEvents {
         }
     }
 
+    fn remember(&mut self, now: Instant, event: VerifiedEvent) {
+        self.recent_bytes += recent_bytes(&event);
+        self.recent.push_back((now, event));
+        while self.recent_bytes > MAX_RECENT_BYTES {
+            self.forget_oldest();
+        }
+    }
+
+    fn forget_oldest(&mut self) {
+        if let Some((_, event)) = self.recent.pop_front() {
+            self.recent_bytes -= recent_bytes(&event);
+        }
+    }
+
     /// Follows another's clock; `false` when that is too far ahead to be true.
     fn witness(&mut self, lamport: u64) -> bool {
         let is_plausible =
@@ -602,6 +622,10 @@ impl UserEvents {
         }
         is_plausible
     }
+}
+
+fn recent_bytes(event: &VerifiedEvent) -> usize {
+    event.signed.payload.len() + event.signed.signature.len() + RECENT_OVERHEAD_BYTES
 }
 
 impl Swim {
@@ -667,10 +691,10 @@ impl Swim {
     /// delivers it here and passes it on. What [`is_new_event`](Self::is_new_event) denies has no
     /// effect.
     pub fn handle_user_event(&mut self, now: Instant, verified: VerifiedEvent) {
-        let VerifiedEvent { event, signed } = verified;
-        if self.judge_event(&event) != Judgement::New {
+        if self.judge_event(&verified.event) != Judgement::New {
             return;
         }
+        let event = verified.event.clone();
         let is_own = event.origin == self.id;
         let events = &mut self.user_events;
         let window = events.windows.entry(event.origin.clone());
@@ -689,23 +713,23 @@ impl Swim {
             self.counters.events_received += 1;
             self.counters.implausible += u64::from(!events.witness(event.lamport));
         }
-        self.spread_event(now, &event.origin, &signed);
-        let recent = &mut self.user_events.recent;
-        if recent.len() >= MAX_RECENT {
-            recent.pop_front();
-        }
-        recent.push_back((now, signed));
+        self.spread_event(now, &event.origin, &verified.signed);
+        self.user_events.remember(now, verified);
         self.events.push_back(Event::User(Arc::new(event)));
     }
 
-    /// The events to tell in a sync, oldest first, after [`event_clock`](Self::event_clock).
-    pub fn recent_events(&mut self, now: Instant) -> impl Iterator<Item = &SignedEvent> {
+    /// The events to tell whoever this node syncs with, oldest first.
+    pub fn recent_events(&mut self, now: Instant) -> impl Iterator<Item = &VerifiedEvent> {
         let keep = self.config.sync_every(self.members.live()) * 2;
-        let recent = &mut self.user_events.recent;
-        while recent.front().is_some_and(|(came, _)| now >= *came + keep) {
-            recent.pop_front();
+        let events = &mut self.user_events;
+        while events
+            .recent
+            .front()
+            .is_some_and(|(came, _)| now >= *came + keep)
+        {
+            events.forget_oldest();
         }
-        recent.iter().map(|(_, signed)| signed)
+        events.recent.iter().map(|(_, event)| event)
     }
 
     /// What to tell a peer of our events when a connection to it is up.
@@ -977,7 +1001,9 @@ mod tests {
             let events: Vec<_> = from_core.recent_events(self.now).cloned().collect();
             let to_core = self.cores.get_mut(to).unwrap();
             to_core.handle_event_clock(from, clock);
-            Self::take(to_core, self.now, events);
+            for event in events {
+                to_core.handle_user_event(self.now, event);
+            }
         }
 
         fn names_heard(&self, at: &str) -> Vec<&str> {

@@ -15,6 +15,9 @@
 //! partition a b | c d e       loses everything between the two groups; heal ends every fault
 //! loss 5                      loses that many datagrams in a hundred
 //! connections on|off          whether pings over connections are answered
+//! evidence on                 connections ping each other every second, and tell what they see
+//! doubt a of b: refused|lost|stalled|unanswered   what a's connection to b seems to show
+//! rules nodosum|memberlist|swim                   before `nodes`: which rules are followed
 //! remember a | replay a to b via c       c brings b the record that a had then
 //! say c to b: suspect|dead|forced-leave a@1 by c [unsigned]
 //! advance 3s
@@ -43,8 +46,8 @@ use nodosum::{
         record::{Record, SignedRecord, VerifiedRecord},
         rng::Rng,
         swim::{
-            Accusation, Action, Body, Config, Event, ForcedLeave, Message, Statement, Swim,
-            SyncEntry,
+            Accusation, Action, Body, Config, Doubt, Event, ForcedLeave, Message, Rules, Statement,
+            Swim, SyncEntry,
         },
     },
 };
@@ -108,7 +111,19 @@ enum What {
     ConnectionAck {
         seq: u32,
     },
+    HealthPing,
+    HealthAck {
+        at: Instant,
+    },
+    /// What the host of a process that is gone answers.
+    Unreachable {
+        node: NodeId,
+    },
 }
+
+/// Between two pings on a connection, and how many unanswered ones are a doubt, as in a node.
+const HEALTH_INTERVAL: Duration = Duration::from_secs(1);
+const MISSED_PINGS: u32 = 3;
 
 /// Cores, a network and a clock.
 struct World {
@@ -116,6 +131,7 @@ struct World {
     now: Instant,
     rng: Rng,
     config: Config,
+    rules: Rules,
     tombstone: Option<Duration>,
     nodes: BTreeMap<NodeId, Node>,
     wire: BTreeMap<(Instant, u64), Delivery>,
@@ -124,6 +140,11 @@ struct World {
     parted: BTreeSet<(NodeId, NodeId)>,
     loss_percent: u64,
     connections: bool,
+    evidence: bool,
+    /// When each node pings its peers next.
+    health_at: BTreeMap<NodeId, Instant>,
+    /// How many pings to a peer went unanswered.
+    missed: BTreeMap<(NodeId, NodeId), u32>,
     remembered: BTreeMap<NodeId, Arc<VerifiedRecord>>,
     next_port: u16,
 }
@@ -170,6 +191,7 @@ impl World {
             now: start,
             rng: Rng::new(seed),
             config: Config::lan(),
+            rules: Rules::nodosum(),
             tombstone: None,
             nodes: BTreeMap::new(),
             wire: BTreeMap::new(),
@@ -178,6 +200,9 @@ impl World {
             parted: BTreeSet::new(),
             loss_percent: 0,
             connections: true,
+            evidence: false,
+            health_at: BTreeMap::new(),
+            missed: BTreeMap::new(),
             remembered: BTreeMap::new(),
             next_port: 1,
         }
@@ -241,6 +266,33 @@ impl World {
                 self.loss_percent = percent.parse().map_err(|_| "not a number")?;
             }
             ["connections", switch] => self.connections = switch == "on",
+            ["evidence", switch] => {
+                self.evidence = switch == "on";
+                for name in self.nodes.keys().cloned().collect::<Vec<_>>() {
+                    let first = self.rng.between(Duration::ZERO, HEALTH_INTERVAL);
+                    self.health_at.insert(name, self.now + first);
+                }
+            }
+            ["doubt", at, "of", node, doubt] => {
+                let (now, node) = (self.now, id(node.trim_end_matches(':'))?);
+                let doubt = match doubt {
+                    "refused" => Doubt::Refused,
+                    "lost" => Doubt::Lost,
+                    "stalled" => Doubt::Stalled,
+                    "unanswered" => Doubt::Unanswered,
+                    _ => return Err("no such doubt".into()),
+                };
+                self.node(at)?.core.handle_peer_doubted(now, &node, doubt);
+                self.drain(&id(at)?)?;
+            }
+            ["rules", rules] => {
+                self.rules = match rules {
+                    "nodosum" => Rules::nodosum(),
+                    "memberlist" => Rules::memberlist(),
+                    "swim" => Rules::swim(),
+                    _ => return Err("no such rules".into()),
+                };
+            }
             ["remember", node] => {
                 let record = Arc::clone(self.node(node)?.core.me());
                 self.remembered.insert(id(node)?, record);
@@ -331,6 +383,7 @@ impl World {
                 (name, Err(_)) => names.push(name.to_owned()),
             }
         }
+        self.config.rules = self.rules;
         self.config.tombstone = self.tombstone.unwrap_or(self.config.tombstone);
         for name in names {
             let node = id(&name)?;
@@ -498,9 +551,16 @@ impl World {
             .filter(|(_, node)| node.running && !node.paused)
             .filter_map(|(name, node)| Some((node.core.poll_timeout()?, name.clone())))
             .min();
+        let health = self
+            .health_at
+            .iter()
+            .map(|(name, at)| (*at, name.clone()))
+            .filter(|_| self.evidence)
+            .min();
         let next = arrival
             .into_iter()
             .chain(timeout.iter().map(|(at, _)| *at))
+            .chain(health.iter().map(|(at, _)| *at))
             .min();
         let Some(next) = next.filter(|next| *next <= until) else {
             self.now = until;
@@ -511,6 +571,8 @@ impl World {
             if let Some((_, delivery)) = self.wire.pop_first() {
                 self.deliver(delivery)?;
             }
+        } else if let Some((_, name)) = health.filter(|(at, _)| *at == next) {
+            self.ping_peers(&name)?;
         } else if let Some((_, name)) = timeout {
             let now = self.now;
             self.node(name.as_str())?.core.handle_timeout(now);
@@ -519,11 +581,50 @@ impl World {
         Ok(true)
     }
 
+    /// What the connections of a node do once in an interval.
+    fn ping_peers(&mut self, name: &NodeId) -> Result<(), String> {
+        let now = self.now;
+        self.health_at.insert(name.clone(), now + HEALTH_INTERVAL);
+        let state = self.node(name.as_str())?;
+        if !state.running || state.paused {
+            return Ok(());
+        }
+        let members = state.core.members().map(|m| &m.record.record.node);
+        let peers: Vec<NodeId> = members.filter(|node| *node != name).cloned().collect();
+        for peer in peers {
+            let key = (name.clone(), peer.clone());
+            let missed = self.missed.entry(key).or_default();
+            if *missed == MISSED_PINGS {
+                let core = &mut self.node(name.as_str())?.core;
+                core.handle_peer_doubted(now, &peer, Doubt::Unanswered);
+                self.drain(name)?;
+            }
+            *self.missed.entry((name.clone(), peer.clone())).or_default() += 1;
+            self.connect_send(name, &peer, What::HealthPing);
+        }
+        Ok(())
+    }
+
     fn deliver(&mut self, delivery: Delivery) -> Result<(), String> {
         let to = self.nodes.iter().find(|(_, node)| {
             node.running && node.core.me().record.gossip_addr == delivery.to_addr
         });
         let Some(to) = to.map(|(name, _)| name.clone()) else {
+            if matches!(delivery.what, What::HealthPing) {
+                let (gone, asker) = (delivery.to_addr, delivery.from);
+                let node = self
+                    .nodes
+                    .iter()
+                    .find(|(_, n)| n.core.me().record.gossip_addr == gone)
+                    .map(|(name, _)| name.clone())
+                    .ok_or("nobody was ever there")?;
+                let parted = self.parted.contains(&(asker.clone(), node.clone()));
+                if !parted {
+                    let latency = Duration::from_millis(3);
+                    let what = What::Unreachable { node };
+                    self.put(&asker, delivery.from_addr, what, latency);
+                }
+            }
             return Ok(());
         };
         if self.parted.contains(&(delivery.from.clone(), to.clone())) {
@@ -572,6 +673,14 @@ impl World {
                 self.connect_send(&to, &from, What::ConnectionAck { seq });
             }
             What::ConnectionAck { seq } => state.core.handle_connection_ack(now, &from, seq),
+            What::HealthPing => self.connect_send(&to, &from, What::HealthAck { at: now }),
+            What::HealthAck { at } => {
+                state.core.handle_peer_answered(now, &from, at);
+                self.missed.remove(&(to.clone(), from));
+            }
+            What::Unreachable { node } => {
+                state.core.handle_peer_doubted(now, &node, Doubt::Refused);
+            }
         }
         self.drain(&to)
     }
@@ -728,6 +837,10 @@ impl World {
             "probes_failed" => counters.probes_failed,
             "probes_indirect" => counters.probes_indirect,
             "probes_connection" => counters.probes_connection,
+            "probes_by_evidence" => counters.probes_by_evidence,
+            "doubts" => counters.doubts,
+            "vetoes" => counters.vetoes,
+            "fast_deaths" => counters.fast_deaths,
             "stale" => counters.stale,
             "unknown_members" => counters.unknown_members,
             "implausible" => counters.implausible,
