@@ -299,11 +299,39 @@ impl Cluster {
     /// A connection or dial has ended.
     pub fn handle_down(&mut self, now: Instant, connection: ConnectionId, reason: &CloseReason) {
         self.asked.remove(&connection);
-        if let Some(peer) = self.peers.remove(&connection) {
-            self.on_lost_while_leaving(now, connection, &peer, reason);
+        let peer = self.peers.remove(&connection);
+        if let Some(peer) = &peer {
+            self.on_lost_while_leaving(now, connection, peer, reason);
         }
+        let dialled = self.mesh.dial_target(connection).cloned();
         self.mesh.handle_down(now, connection, reason);
         self.settle(now);
+        if let Some(doubt) = doubt_after(reason)
+            && let Some(node) = peer.or(dialled)
+            // Another connection to it knows better.
+            && self.links_to(now, &node).is_empty()
+        {
+            self.swim.handle_peer_doubted(now, &node, doubt);
+            self.settle(now);
+        }
+    }
+
+    /// The reactor of the peer at the other end was alive at `at`.
+    pub fn handle_answered(&mut self, now: Instant, connection: ConnectionId, at: Instant) {
+        if let Some(peer) = self.peers.get(&connection) {
+            self.swim.handle_peer_answered(now, peer, at);
+            self.settle(now);
+        }
+    }
+
+    /// The connection raised a doubt about the peer at its other end.
+    pub fn handle_doubted(&mut self, now: Instant, connection: ConnectionId, doubt: swim::Doubt) {
+        if let Some(peer) = self.peers.get(&connection).cloned()
+            && self.link_to(now, &peer) == Some(connection)
+        {
+            self.swim.handle_peer_doubted(now, &peer, doubt);
+            self.settle(now);
+        }
     }
 
     fn on_lost_while_leaving(
@@ -664,6 +692,7 @@ impl Cluster {
             swim::Event::Suspect { .. }
             | swim::Event::Alive { .. }
             | swim::Event::NameConflict { .. }
+            | swim::Event::AddressConflict { .. }
             | swim::Event::User(_) => {}
         }
     }
@@ -692,7 +721,11 @@ impl Cluster {
     /// Takes from `peer` a record that is not its own live word, as a sync would bring it.
     fn hear_of(&mut self, now: Instant, peer: &NodeId, record: Arc<VerifiedRecord>) {
         let status = MemberStatus::Alive;
-        let entry = swim::SyncEntry { record, status };
+        let entry = swim::SyncEntry {
+            record,
+            status,
+            forced: None,
+        };
         self.swim.handle_sync(now, peer, vec![entry]);
     }
 
@@ -736,5 +769,22 @@ impl Cluster {
         self.asked.insert(connection, asked);
         self.tell_events(now, connection);
         self.actions.push_back(Action::StartSync { connection });
+    }
+}
+
+/// What the end of a connection or dial says of the peer's life. Both ends close on purpose too, and
+/// that says nothing, nor does trouble of
+/// this node's own system.
+fn doubt_after(reason: &CloseReason) -> Option<swim::Doubt> {
+    match reason {
+        CloseReason::Refused | CloseReason::Reset => Some(swim::Doubt::Refused),
+        CloseReason::Idle | CloseReason::HandshakeTimeout(_) | CloseReason::Transport { .. } => {
+            Some(swim::Doubt::Lost)
+        }
+        CloseReason::Local(_)
+        | CloseReason::Peer(_)
+        | CloseReason::Io(_)
+        | CloseReason::Tls { .. }
+        | CloseReason::WrongIdentity(_) => None,
     }
 }

@@ -34,8 +34,8 @@ use crate::{
     record::{MAX_TAG_BYTES, PROTOCOL_VERSIONS, Record, tag_bytes},
     snapshot::{Ready, Snapshot, Stage},
     stats::{
-        ConnectionCounts, ConnectionInfo, ConnectionState, MemberCounts, MemberInfo, MemberStatus,
-        PeerInfo, Status,
+        ConnectionCounts, ConnectionInfo, ConnectionState, EventCounts, MemberCounts, MemberInfo,
+        MemberStatus, PeerInfo, RefusedCounts, Status,
     },
     subscribers::{Events, Subscribers},
     swim, thread,
@@ -570,6 +570,41 @@ impl Node {
             connections,
             health_score: handle.snapshot.health_score(),
             threads: usize::from(runs) + handle.snapshot.links().len() + handle.workers.count(),
+            refused: self.refused(),
+            events: self.event_counts(),
+        }
+    }
+
+    fn event_counts(&self) -> EventCounts {
+        let swim = self.handle.snapshot.swim_counters();
+        let queries = &self.handle.queries.counters;
+        EventCounts {
+            emitted: swim.events_emitted,
+            received: swim.events_received,
+            copies: swim.events_copies,
+            dropped: swim.events_dropped,
+            unanswered: queries.unanswered.load(Relaxed),
+            answers_lost: queries.answers_lost.load(Relaxed),
+        }
+    }
+
+    fn refused(&self) -> RefusedCounts {
+        let (counters, swim) = (&self.handle.counters, self.handle.snapshot.swim_counters());
+        RefusedCounts {
+            gossip: counters.gossip_refused.load(Relaxed),
+            quic: self.handle.context.counters.refused_datagrams.load(Relaxed),
+            records: counters.records_refused.load(Relaxed),
+            unproven_records: counters.records_unproven.load(Relaxed),
+            statements: counters.statements_refused.load(Relaxed),
+            events: counters.events_refused.load(Relaxed),
+            stale_events: swim.events_stale + swim.events_strangers,
+            keyrings: counters.keyrings_refused.load(Relaxed),
+            syncs: counters.syncs_refused.load(Relaxed)
+                + self.handle.context.counters.sync_floods.load(Relaxed),
+            implausible: swim.implausible,
+            conflicting: swim.conflicting_records,
+            stale: swim.stale,
+            stray: swim.stray_answers + swim.misdirected,
         }
     }
 

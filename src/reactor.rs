@@ -46,7 +46,7 @@ use crate::{
     subscribers::Subscribers,
     swim,
     thread::panic_message,
-    transport::{Command as WorkerCommand, Context, Datagram, Endpoint, Notice, millis},
+    transport::{Command as WorkerCommand, Context, Datagram, Endpoint, Notice, Sign, millis},
     trust::{
         Header, Identity, KeyId, Keyring, KeyringOffer, OpenError, Opener, Sealer, Verdict,
         Verifier,
@@ -152,6 +152,12 @@ pub(crate) struct Counters {
     pub(crate) gossip_refused: AtomicU64,
     pub(crate) gossip_unsent: AtomicU64,
     pub(crate) records_refused: AtomicU64,
+    pub(crate) records_unproven: AtomicU64,
+    pub(crate) statements_refused: AtomicU64,
+    /// Events of applications that were malformed or not signed by their origin.
+    pub(crate) events_refused: AtomicU64,
+    pub(crate) keyrings_refused: AtomicU64,
+    pub(crate) syncs_refused: AtomicU64,
     pub(crate) syncs: AtomicU64,
 }
 
@@ -189,7 +195,12 @@ impl Incoming {
     fn push(&mut self, record: Arc<VerifiedRecord>, status: MemberStatus) -> usize {
         let signed = &record.signed;
         let bytes = (signed.payload.len() + signed.signature.len()) * 2 + SYNC_ENTRY_OVERHEAD;
-        self.entries.push(swim::SyncEntry { record, status });
+        let forced = None;
+        self.entries.push(swim::SyncEntry {
+            record,
+            status,
+            forced,
+        });
         self.bytes += bytes;
         bytes
     }
@@ -267,7 +278,7 @@ impl Reactor {
             verifier: Verifier::new(&parts.identity),
             keyring: Keyring::new(),
             sealer: Sealer::new(&context.cluster, &context.node, context.boot),
-            opener: Opener::new(&context.cluster),
+            opener: Opener::new(&context.cluster, &context.node, context.boot),
             random: ring::rand::SystemRandom::new(),
             waker,
             first_round: None,
@@ -391,7 +402,7 @@ impl Reactor {
                     if is_signed {
                         self.parts.cluster.handle_forced_leave(now, leave);
                     } else {
-                        self.parts.counters.records_refused.fetch_add(1, Relaxed);
+                        self.parts.counters.statements_refused.fetch_add(1, Relaxed);
                     }
                 }
                 for event in events {
@@ -429,7 +440,7 @@ impl Reactor {
             }
             Err(error) => error.to_string(),
         };
-        self.parts.counters.records_refused.fetch_add(1, Relaxed);
+        self.parts.counters.events_refused.fetch_add(1, Relaxed);
         log::debug!(target: "swim", error = refusal.as_str(); "event refused");
     }
 
@@ -502,6 +513,7 @@ impl Reactor {
             match self.verifier.verify(signed) {
                 Verdict::Verified(record) => verified.push(record),
                 Verdict::Waiting(record) => {
+                    self.parts.counters.records_unproven.fetch_add(1, Relaxed);
                     if !record.left {
                         self.parts
                             .cluster
@@ -602,6 +614,21 @@ impl Reactor {
                 }
             }
             Notice::Used { connection } => self.parts.cluster.handle_used(now, connection),
+            Notice::Answered { connection, at } => {
+                self.parts.cluster.handle_answered(now, connection, at);
+            }
+            Notice::Doubted { connection, sign } => {
+                let doubt = match sign {
+                    Sign::Refused => swim::Doubt::Refused,
+                    Sign::Stalled => swim::Doubt::Stalled,
+                    Sign::Unanswered => swim::Doubt::Unanswered,
+                };
+                self.parts.cluster.handle_doubted(now, connection, doubt);
+            }
+            Notice::Pinged { connection, id } => {
+                let reactor_age_ms = 0;
+                self.tell(connection, Control::Pong { id, reactor_age_ms });
+            }
             Notice::Control { connection, frame } => self.handle_control(now, connection, frame),
             Notice::Sync {
                 connection,
@@ -806,6 +833,7 @@ impl Reactor {
 
     fn merge_keyring(&mut self, now: Instant, peer: &NodeId, bytes: &[u8]) {
         let Ok(offer) = KeyringOffer::decode(bytes) else {
+            self.parts.counters.keyrings_refused.fetch_add(1, Relaxed);
             log::debug!(target: "swim", peer:%; "malformed keyring");
             return;
         };
@@ -821,6 +849,7 @@ impl Reactor {
                     self.select_key(now);
                 }
                 if merged.ahead {
+                    self.parts.counters.keyrings_refused.fetch_add(1, Relaxed);
                     self.sync_for_key(now, peer);
                 }
             }
@@ -887,7 +916,7 @@ impl Reactor {
 
     fn sync_frames(&self, connection: ConnectionId) -> Vec<Vec<u8>> {
         let mut frames = vec![SyncFrame::Keyring(self.keyring.encode()).encode()];
-        for swim::SyncEntry { record, status } in self.parts.cluster.sync_entries(connection) {
+        for swim::SyncEntry { record, status, .. } in self.parts.cluster.sync_entries(connection) {
             let certificates = self.verifier.certificates();
             let certificate = certificates
                 .der(&record.record.certificate)
@@ -991,6 +1020,7 @@ impl Reactor {
 
     fn close_overloading(&mut self, connection: ConnectionId, peer: &NodeId) {
         log::warn!(target: "swim", peer:%, connection:%; "too much in syncs; closing");
+        self.parts.counters.syncs_refused.fetch_add(1, Relaxed);
         self.drop_syncs_of(connection);
         self.overloading.insert(connection);
         self.parts
@@ -1268,7 +1298,13 @@ impl Reactor {
             self.parts.counters.gossip_unsent.fetch_add(1, Relaxed);
             return;
         };
-        let datagram = self.sealer.seal(key, &transmit.payload);
+        // A member can be forgotten between a request for a probe and the answer to it.
+        let Some(member) = self.parts.cluster.swim().member(&transmit.to) else {
+            self.parts.counters.gossip_unsent.fetch_add(1, Relaxed);
+            return;
+        };
+        let to = (&transmit.to, member.record.record.boot);
+        let datagram = self.sealer.seal(key, to, &transmit.payload);
         match self.parts.gossip.send_to(&datagram, transmit.destination) {
             Ok(_) => {
                 self.parts.counters.gossip_sent.fetch_add(1, Relaxed);
@@ -1388,6 +1424,10 @@ impl Reactor {
             swim::Event::NameConflict { node, boot, addr } => {
                 log::warn!(target: "swim", node:%, boot:%, addr:%;
                     "two processes use one node name");
+            }
+            swim::Event::AddressConflict { node, other, addr } => {
+                log::warn!(target: "swim", node:%, other:%, addr:%;
+                    "two members give the same gossip address");
             }
             swim::Event::User(event) => self.on_user_event(now, &event),
         }
@@ -1596,6 +1636,8 @@ impl Reactor {
     }
 
     fn publish(&mut self, now: Instant) {
+        let counters = *self.parts.cluster.swim().counters();
+        self.parts.snapshot.publish_swim_counters(counters);
         if self.links_dirty {
             self.links_dirty = false;
             let links = self.parts.endpoint.connections().cloned().collect();

@@ -15,6 +15,7 @@ use crate::{
     error::NotReady,
     node_id::{ConnectionId, NodeId},
     stats::{ConnectionInfo, MemberInfo, MemberStatus},
+    swim,
     transport::Connection,
 };
 
@@ -75,6 +76,7 @@ pub(crate) struct Snapshot {
     /// The connection in use to each peer.
     peers: RwLock<BTreeMap<NodeId, Arc<Connection>>>,
     health_score: std::sync::atomic::AtomicU32,
+    swim_counters: Mutex<swim::Counters>,
 }
 
 impl Snapshot {
@@ -92,6 +94,7 @@ impl Snapshot {
             links: RwLock::default(),
             peers: RwLock::default(),
             health_score: std::sync::atomic::AtomicU32::new(0),
+            swim_counters: Mutex::default(),
         }
     }
 
@@ -118,6 +121,10 @@ impl Snapshot {
             .store(health_score, std::sync::atomic::Ordering::Relaxed);
         self.readiness.lock().alive = alive;
         self.recount();
+    }
+
+    pub(crate) fn publish_swim_counters(&self, counters: swim::Counters) {
+        *self.swim_counters.lock() = counters;
     }
 
     pub(crate) fn publish_links(&self, links: Vec<Arc<Connection>>) {
@@ -190,6 +197,10 @@ impl Snapshot {
 
     pub(crate) fn health_score(&self) -> u32 {
         self.health_score.load(std::sync::atomic::Ordering::Relaxed)
+    }
+
+    pub(crate) fn swim_counters(&self) -> swim::Counters {
+        *self.swim_counters.lock()
     }
 
     pub(crate) fn peer(&self, node: &NodeId) -> Option<Arc<Connection>> {

@@ -57,6 +57,8 @@ stories! {
     an_answer_over_the_connection_outweighs_a_foreign_verdict
     connections_alone_keep_a_silent_path_from_killing
     a_forged_refusal_costs_a_probe
+    a_forced_leave_reaches_those_who_were_away
+    a_new_name_at_an_old_address_is_another_member
     the_model_of_memberlist_takes_a_verdict_over
     the_model_without_lifeguard_still_finds_a_crash
 }

@@ -33,7 +33,8 @@
 //! when gossip calls a connected peer dead: a partition that was longer than the failure detector's
 //! patience and shorter than a connection's leaves both sides connected and dead for each other,
 //! and nobody probes the dead. A new handshake makes both sides compare what they know. Until the
-//! peer is alive again, that is repeated at the pace of the dead.
+//! peer is alive again, that is repeated at the pace of the dead: after one to two seconds, then
+//! twice as long each time up to half a minute.
 //!
 //! **What it refuses to know:** sockets, threads, clocks, certificates, and why a member is alive.
 //! Membership says who there is, the transport says what connected and ended; this decides.
@@ -74,9 +75,12 @@ const HINT_DIALS: u32 = 3;
 /// The most that a redial after an address change waits.
 const SOON: Duration = Duration::from_millis(200);
 
-/// The least that the first dial of a peer waits that died while connected; up to twice as much as
-/// jitter, for both sides of a healed partition start at the same time.
+/// The least that the first dial of a dead peer waits, and each later one waits twice as long; up to
+/// as much again as jitter, for both sides of a healed partition start at the same time.
 const VERIFY: Duration = Duration::from_secs(1);
+
+/// Where the doubling stops at the latest, whatever [`Config::dead_retry`] says.
+const MAX_DOUBLINGS: u32 = 20;
 
 /// Failures from which on a peer may use only half of the dial slots. The first one is ordinary:
 /// the peer is just starting.
@@ -98,7 +102,7 @@ pub struct Config {
     /// Dials of members in flight at the same time. When all are taken, the others wait in the
     /// order in which they are due.
     pub max_dials: usize,
-    /// The pace of dials to a dead member.
+    /// The pace of dials to a member that has been dead for a while.
     pub dead_retry: Duration,
     /// The pace of tries of a seed while other peers are connected.
     pub seed_retry: Duration,
@@ -286,6 +290,8 @@ struct Peer {
     /// It said that it shuts down; dial slowly until membership confirms that it is alive.
     quiet: bool,
     failures: u32,
+    /// Dials since it died.
+    dead_dials: u32,
     dials: u64,
     last_error: Option<String>,
     /// When to dial. Set only through `Mesh::set_due`, which keeps the index.
@@ -309,6 +315,7 @@ impl Peer {
             verify: false,
             quiet: false,
             failures: 0,
+            dead_dials: 0,
             dials: 0,
             last_error: None,
             due: None,
@@ -370,8 +377,6 @@ enum Slot {
 enum Pace {
     /// Within [`SOON`], without the grace.
     Soon,
-    /// After [`VERIFY`], also when it is dead.
-    Verify,
     Backoff,
     Slow,
 }
@@ -391,10 +396,11 @@ fn pace_after(reason: &CloseReason) -> Pace {
             | CloseCode::Unknown(_) => Pace::Backoff,
         },
         CloseReason::Tls { .. } | CloseReason::WrongIdentity(_) => Pace::Slow,
+        // Another process is there already, and it may know nobody whom it could dial.
+        CloseReason::Reset => Pace::Soon,
         CloseReason::Idle
         | CloseReason::HandshakeTimeout(_)
         | CloseReason::Refused
-        | CloseReason::Reset
         | CloseReason::Transport { .. }
         | CloseReason::Io(_) => Pace::Backoff,
     }
@@ -567,8 +573,8 @@ impl Mesh {
         self.start_dials(now);
     }
 
-    /// A member is dead. It is dialled slowly for as long as it is known; should it be connected, a
-    /// first time within seconds.
+    /// A member is dead. It is dialled for as long as it is known, first within seconds, since it may
+    /// have been restarted or the network may have healed, and ever more slowly.
     pub fn member_dead(&mut self, now: Instant, node: &NodeId) {
         let Some(peer) = self.peers.get_mut(node) else {
             return;
@@ -578,7 +584,8 @@ impl Mesh {
         }
         peer.standing = Standing::Dead;
         peer.verify = !peer.links.is_empty();
-        self.schedule(now, node, Pace::Verify);
+        peer.dead_dials = 0;
+        self.schedule(now, node, Pace::Backoff);
     }
 
     /// A member left. It is not dialled before it is up again.
@@ -868,6 +875,14 @@ impl Mesh {
     /// The connection in use to a peer.
     pub fn current(&self, node: &NodeId) -> Option<ConnectionId> {
         self.peers.get(node)?.current
+    }
+
+    /// Whom a dial in flight is meant for, unless it is a seed's.
+    pub fn dial_target(&self, connection: ConnectionId) -> Option<&NodeId> {
+        match self.connections.get(&connection)? {
+            Phase::Dialing { node, .. } => node.as_ref(),
+            Phase::Up { .. } | Phase::Draining | Phase::Closing => None,
+        }
     }
 
     /// Connections and refusals, counted.
@@ -1224,15 +1239,19 @@ impl Mesh {
         if pace == Pace::Soon {
             peer.grace_until = None;
         }
-        let (standing, verify) = (peer.standing, peer.verify);
+        let standing = peer.standing;
         let (quiet, failures) = (peer.quiet, peer.failures);
         let grace_until = peer.grace_until;
         let config = &self.config;
-        let delay = if pace == Pace::Verify && verify {
-            self.rng.between(VERIFY, 3 * VERIFY)
-        } else if standing == Standing::Dead {
-            self.rng
-                .between(config.dead_retry, config.dead_retry + config.dead_retry / 4)
+        let delay = if standing == Standing::Dead {
+            let bound = VERIFY.saturating_mul(1 << peer.dead_dials.min(MAX_DOUBLINGS));
+            peer.dead_dials = peer.dead_dials.saturating_add(1);
+            if bound < config.dead_retry {
+                self.rng.between(bound, 2 * bound)
+            } else {
+                self.rng
+                    .between(config.dead_retry, config.dead_retry + config.dead_retry / 4)
+            }
         } else if quiet {
             self.rng.between(
                 config.shutdown_pause,
@@ -1241,7 +1260,7 @@ impl Mesh {
         } else {
             match pace {
                 Pace::Soon => self.rng.between(Duration::ZERO, SOON),
-                Pace::Backoff | Pace::Verify => self.draw_backoff(failures),
+                Pace::Backoff => self.draw_backoff(failures),
                 Pace::Slow => self.rng.between(
                     config.backoff_max,
                     config.backoff_max + config.backoff_max / 4,

@@ -303,6 +303,19 @@ mod tests {
     }
 
     #[test]
+    fn the_floor_and_the_hasty_probe_stay_within_what_they_shorten() {
+        for config in [Config::lan(), Config::wan(), Config::local()] {
+            for n in [1, 2, 3, 100, 10_000] {
+                assert!(config.suspicion_floor(n) <= config.suspicion_min(n));
+            }
+            assert!(config.hasty_probe() <= config.probe_interval);
+            assert!(config.hasty_probe() >= config.probe_timeout);
+        }
+        assert_eq!(Config::lan().suspicion_floor(100), Duration::from_secs(1));
+        assert_eq!(Config::lan().hasty_probe(), Duration::from_millis(500));
+    }
+
+    #[test]
     fn small_clusters_wait_for_no_confirmation() {
         let config = Config::lan();
         let wanted: Vec<usize> = (1..=5).map(|n| config.confirmations(n)).collect();
@@ -336,6 +349,9 @@ mod tests {
             (64, 2),
             (65, 3),
             (128, 3),
+            (10, 1),
+            (100, 3),
+            (1_000, 6),
             (10_000, 10),
         ] {
             assert_eq!(config.sync_every(n), Duration::from_secs(secs), "n = {n}");

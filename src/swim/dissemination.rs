@@ -1,21 +1,27 @@
 //! News on its way: what to append to outgoing datagrams, and when it has been said often enough.
 //!
 //! There is at most one record and one statement about each member, and a newer one replaces the
-//! older, so the queue is bounded by twice the member table. Each piece is sent a limited number
-//! of times; what was sent least goes first, then what is largest, then what is newest.
+//! older. Each piece is sent a limited number of times; what was sent least goes first, then what
+//! is largest, then what is newest. When thousands of members come at once there is more news than
+//! gossip can carry; then what was sent most is given up, and the syncs bring the rest. A record is
+//! kept as the shared bytes that came in, and encoded when it goes out.
 
 use std::{
     cmp::Reverse,
     collections::{BTreeMap, BTreeSet},
 };
 
-use crate::node_id::NodeId;
+use crate::{node_id::NodeId, record::SignedRecord};
 
-use super::message::{MAX_RECORDS, MAX_STATEMENTS};
+use super::message::{self, MAX_RECORDS, MAX_STATEMENTS};
 
 /// How many pieces that do not fit are passed over to fill one datagram. Without a limit a queue of
 /// thousands of large records would be walked for every small answer.
 const MAX_PASSED_OVER: usize = 32;
+
+/// Pieces of news on their way at once. A node sends about 250 records a second, so this is a minute
+/// and more of them at three or four times each; whatever is beyond that a sync has told sooner.
+pub(super) const MAX_PIECES: usize = 4_096;
 
 /// Which of the two pieces of news about a member.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -25,12 +31,37 @@ pub(super) enum Kind {
 }
 
 type Key = (NodeId, Kind);
-type Rank = (u32, Reverse<usize>, Reverse<u64>);
+type Rank = (u32, Reverse<u32>, Reverse<u64>);
+
+/// A piece of news.
+#[derive(Debug, Clone)]
+pub(super) enum News {
+    /// Already encoded as a field of a message.
+    Encoded(Box<[u8]>),
+    Record(SignedRecord),
+}
+
+impl News {
+    /// How many bytes it takes in a message.
+    pub(super) fn len(&self) -> usize {
+        match self {
+            Self::Encoded(bytes) => bytes.len(),
+            Self::Record(record) => message::encoded_record_len(record),
+        }
+    }
+
+    fn append_to(&self, out: &mut Vec<u8>) {
+        match self {
+            Self::Encoded(bytes) => out.extend_from_slice(bytes),
+            Self::Record(record) => out.extend(message::encode_record(record)),
+        }
+    }
+}
 
 #[derive(Debug)]
 struct Piece {
     rank: Rank,
-    encoded: Vec<u8>,
+    news: News,
 }
 
 /// The pieces of news that still have to be sent.
@@ -42,12 +73,19 @@ pub(super) struct Queue {
 }
 
 impl Queue {
-    /// Adds a piece of news, in place of the last one of its kind about that member.
-    pub(super) fn push(&mut self, node: NodeId, kind: Kind, encoded: Vec<u8>) {
+    /// Adds a piece of news, in place of the last one of its kind about that member. True when
+    /// another had to be given up for it.
+    pub(super) fn push(&mut self, node: NodeId, kind: Kind, news: News) -> bool {
         self.remove(&node, kind);
+        let is_full = self.pieces.len() >= MAX_PIECES;
+        if is_full && let Some((_, key)) = self.order.pop_last() {
+            self.pieces.remove(&key);
+        }
         self.serial += 1;
-        let rank = (0, Reverse(encoded.len()), Reverse(self.serial));
-        self.insert((node, kind), Piece { rank, encoded });
+        let len = u32::try_from(news.len()).unwrap_or(u32::MAX);
+        let rank = (0, Reverse(len), Reverse(self.serial));
+        self.insert((node, kind), Piece { rank, news });
+        is_full
     }
 
     pub(super) fn remove(&mut self, node: &NodeId, kind: Kind) {
@@ -64,7 +102,7 @@ impl Queue {
     /// How many bytes a piece of news takes, if it is on its way.
     pub(super) fn size_of(&self, node: &NodeId, kind: Kind) -> Option<usize> {
         let piece = self.pieces.get(&(node.clone(), kind))?;
-        Some(piece.encoded.len())
+        Some(piece.news.len())
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -101,7 +139,8 @@ impl Queue {
                 Kind::Record => (&mut records, MAX_RECORDS),
                 Kind::Statement => (&mut statements, MAX_STATEMENTS),
             };
-            if out.len() + piece.encoded.len() > max_bytes || *count == max {
+            let Reverse(len) = piece.rank.1;
+            if out.len() + len as usize > max_bytes || *count == max {
                 passed_over += 1;
                 if passed_over == MAX_PASSED_OVER {
                     break;
@@ -109,7 +148,7 @@ impl Queue {
                 continue;
             }
             *count += 1;
-            out.extend_from_slice(&piece.encoded);
+            piece.news.append_to(out);
             taken.push(key.clone());
         }
         let appended = taken.len();
@@ -144,6 +183,10 @@ mod tests {
         name.parse().unwrap()
     }
 
+    fn news(bytes: Vec<u8>) -> News {
+        News::Encoded(bytes.into())
+    }
+
     fn filled(queue: &mut Queue, max_bytes: usize) -> Vec<u8> {
         let mut out = Vec::new();
         queue.fill(&mut out, max_bytes, 3);
@@ -153,20 +196,20 @@ mod tests {
     #[test]
     fn what_was_sent_least_goes_first_then_what_is_largest_then_what_is_newest() {
         let mut queue = Queue::default();
-        queue.push(id("a"), Kind::Record, vec![1]);
+        queue.push(id("a"), Kind::Record, news(vec![1]));
         assert_eq!(filled(&mut queue, 9), [1]);
-        queue.push(id("b"), Kind::Record, vec![2]);
-        queue.push(id("c"), Kind::Record, vec![3]);
-        queue.push(id("d"), Kind::Record, vec![4, 4]);
+        queue.push(id("b"), Kind::Record, news(vec![2]));
+        queue.push(id("c"), Kind::Record, news(vec![3]));
+        queue.push(id("d"), Kind::Record, news(vec![4, 4]));
         assert_eq!(filled(&mut queue, 9), [4, 4, 3, 2, 1]);
     }
 
     #[test]
     fn a_datagram_is_never_overfilled_and_smaller_news_takes_the_room_left() {
         let mut queue = Queue::default();
-        queue.push(id("a"), Kind::Record, vec![1; 5]);
-        queue.push(id("b"), Kind::Statement, vec![2; 4]);
-        queue.push(id("c"), Kind::Statement, vec![3; 2]);
+        queue.push(id("a"), Kind::Record, news(vec![1; 5]));
+        queue.push(id("b"), Kind::Statement, news(vec![2; 4]));
+        queue.push(id("c"), Kind::Statement, news(vec![3; 2]));
         assert_eq!(filled(&mut queue, 7), [1, 1, 1, 1, 1, 3, 3]);
         assert_eq!(filled(&mut queue, 7), [2, 2, 2, 2, 3, 3]);
     }
@@ -174,7 +217,7 @@ mod tests {
     #[test]
     fn news_is_sent_a_limited_number_of_times() {
         let mut queue = Queue::default();
-        queue.push(id("a"), Kind::Record, vec![1]);
+        queue.push(id("a"), Kind::Record, news(vec![1]));
         for _ in 0..3 {
             assert_eq!(filled(&mut queue, 9), [1]);
         }
@@ -185,9 +228,9 @@ mod tests {
     #[test]
     fn newer_news_replaces_older_news_of_its_kind_about_the_same_member() {
         let mut queue = Queue::default();
-        queue.push(id("a"), Kind::Record, vec![1]);
-        queue.push(id("a"), Kind::Statement, vec![2, 2]);
-        queue.push(id("a"), Kind::Record, vec![3]);
+        queue.push(id("a"), Kind::Record, news(vec![1]));
+        queue.push(id("a"), Kind::Statement, news(vec![2, 2]));
+        queue.push(id("a"), Kind::Record, news(vec![3]));
         assert_eq!(queue.len(), 2);
         assert!(queue.has_unsent());
         assert_eq!(filled(&mut queue, 9), [2, 2, 3]);
@@ -198,8 +241,25 @@ mod tests {
     fn a_message_never_has_more_news_than_a_reader_accepts() {
         let mut queue = Queue::default();
         for i in 0..200 {
-            queue.push(id(&format!("n{i}")), Kind::Statement, vec![1]);
+            queue.push(id(&format!("n{i}")), Kind::Statement, news(vec![1]));
         }
         assert_eq!(queue.fill(&mut Vec::new(), 100_000, 3), MAX_STATEMENTS - 1);
+    }
+
+    #[test]
+    fn too_much_news_gives_up_what_was_sent_most() {
+        let mut queue = Queue::default();
+        assert!(!queue.push(id("sent"), Kind::Record, news(vec![1; 4])));
+        assert_eq!(filled(&mut queue, 9), [1; 4]);
+        for i in 1..MAX_PIECES {
+            assert!(!queue.push(id(&format!("n{i}")), Kind::Record, news(vec![2])));
+        }
+        assert!(queue.push(id("last"), Kind::Statement, news(vec![3])));
+        assert_eq!(queue.len(), MAX_PIECES);
+        assert!(!queue.contains(&id("sent"), Kind::Record));
+        assert!(
+            !queue.push(id("last"), Kind::Statement, news(vec![4])),
+            "replaced"
+        );
     }
 }

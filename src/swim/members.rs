@@ -2,8 +2,8 @@
 //!
 //! Members stand in a list of slots, which their ids lead to; everything else names a member by its
 //! slot. What few members have (a suspicion, a forced leave, doubts, an earlier life) is boxed, so
-//! that an ordinary one takes less than a hundred bytes in all: a table of ten thousand is a
-//! megabyte.
+//! that an ordinary one takes about a hundred bytes in all: a table of ten thousand is a megabyte
+//! or little more.
 //!
 //! The order is a shuffled list that is walked from end to end and then shuffled again (SWIM §4.3),
 //! so that every member is probed at least once in any two passes. A member that joins takes a
@@ -12,13 +12,14 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use crate::{
     node_id::{BootId, NodeId},
-    record::VerifiedRecord,
+    record::{VerifiedRecord, encode_addr},
     rng::Rng,
     stats::MemberStatus,
 };
@@ -62,7 +63,9 @@ pub(super) struct Rare {
     doubts: [Option<Instant>; Doubt::ALL.len()],
     /// When a doubt made this node ask at once last.
     pub(super) hastened: Option<Instant>,
-    /// A doubt that no answer has settled.
+    /// Another member says that it lives at this one's address.
+    pub(super) contested_by: Option<NodeId>,
+    /// Something makes it doubtful that no answer has settled.
     pub(super) unsettled: bool,
     /// Its ports said that nobody is there, and no answer has said otherwise.
     pub(super) refused: bool,
@@ -139,6 +142,10 @@ impl Member {
         }
     }
 
+    pub(super) fn take_contested(&mut self) -> Option<NodeId> {
+        self.rare.as_mut()?.contested_by.take()
+    }
+
     pub(super) fn superseded(&self) -> Option<BootId> {
         self.rare()?.superseded
     }
@@ -154,7 +161,7 @@ impl Member {
     }
 
     /// Takes a newer record. The proof stays with the life that it was given for.
-    pub(super) fn replace_record(&mut self, record: Arc<VerifiedRecord>) {
+    fn replace_record(&mut self, record: Arc<VerifiedRecord>) {
         let (old, new) = (self.record.record.boot, record.record.boot);
         if old != new {
             let was_proven = std::mem::replace(&mut self.is_proven, false);
@@ -224,6 +231,8 @@ impl Member {
 pub(super) struct Members {
     index: BTreeMap<NodeId, u32>,
     slots: Vec<Option<Member>>,
+    /// The gossip addresses, hashed to save room, and who is there.
+    addrs: BTreeSet<(u32, u32)>,
     free: Vec<u32>,
     /// The slots of everyone but this node.
     order: Vec<u32>,
@@ -241,6 +250,33 @@ impl Members {
     pub(super) fn get_mut(&mut self, node: &NodeId) -> Option<&mut Member> {
         let slot = *self.index.get(node)?;
         self.slots.get_mut(slot as usize)?.as_mut()
+    }
+
+    /// Takes a newer record of a member.
+    pub(super) fn replace_record(&mut self, node: &NodeId, record: Arc<VerifiedRecord>) {
+        let Some(slot) = self.index.get(node).copied() else {
+            return;
+        };
+        let Some(Some(member)) = self.slots.get_mut(slot as usize) else {
+            return;
+        };
+        self.addrs
+            .remove(&(addr_hash(member.record.record.gossip_addr), slot));
+        self.addrs
+            .insert((addr_hash(record.record.gossip_addr), slot));
+        member.replace_record(record);
+    }
+
+    /// A member other than `except` whose record names this gossip address, a live one if there is
+    /// one.
+    pub(super) fn at_addr(&self, addr: SocketAddr, except: &NodeId) -> Option<&NodeId> {
+        let hash = addr_hash(addr);
+        let there = self.addrs.range((hash, 0)..=(hash, u32::MAX));
+        there
+            .filter_map(|(_, slot)| self.at(*slot))
+            .filter(|m| m.record.record.gossip_addr == addr && m.record.record.node != *except)
+            .max_by_key(|m| m.is_live())
+            .map(|m| &m.record.record.node)
     }
 
     fn at(&self, slot: u32) -> Option<&Member> {
@@ -286,6 +322,7 @@ impl Members {
     fn take_in(&mut self, member: Member) -> u32 {
         self.count(&member.standing, 1);
         let node = member.record.record.node.clone();
+        let addr = addr_hash(member.record.record.gossip_addr);
         let slot = self.free.pop().unwrap_or_else(|| {
             if self.slots.len() == self.slots.capacity() {
                 // Doubling would leave half of a large table empty.
@@ -296,6 +333,7 @@ impl Members {
         });
         self.slots[slot as usize] = Some(member);
         self.index.insert(node, slot);
+        self.addrs.insert((addr, slot));
         slot
     }
 
@@ -337,6 +375,8 @@ impl Members {
             return;
         };
         self.free.push(slot);
+        let addr = addr_hash(member.record.record.gossip_addr);
+        self.addrs.remove(&(addr, slot));
         self.count(&member.standing, -1);
         let mut place = member.place as usize;
         if self.order.get(place) != Some(&slot) {
@@ -409,5 +449,169 @@ impl Members {
         rng.shuffle(&mut chosen);
         chosen.truncate(count);
         chosen.into_iter().cloned().collect()
+    }
+}
+
+/// FNV-1a over an address: the same in every run, and good enough to find a few candidates.
+fn addr_hash(addr: SocketAddr) -> u32 {
+    let bytes = encode_addr(addr);
+    bytes.iter().fold(0x811c_9dc5, |hash: u32, byte| {
+        (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::mem::size_of;
+
+    use super::*;
+    use crate::record::{Record, SignedRecord};
+
+    fn id(name: &str) -> NodeId {
+        name.parse().unwrap()
+    }
+
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "a starting point in time; nothing is measured"
+    )]
+    fn member(name: &str, standing: Standing) -> Member {
+        let addr = "127.0.0.1:9".parse().unwrap();
+        let record = Record {
+            cluster: "test".parse().unwrap(),
+            node: id(name),
+            incarnation: 1,
+            boot: BootId([1; 16]),
+            quic_addr: addr,
+            gossip_addr: addr,
+            tags: BTreeMap::new(),
+            left: false,
+            protocol: (1, 1),
+            version: "0".into(),
+            certificate: [0; 32],
+        };
+        let signed = SignedRecord {
+            payload: Arc::from(Vec::new()),
+            signature: Arc::from(Vec::new()),
+        };
+        Member::new(
+            Arc::new(VerifiedRecord { record, signed }),
+            standing,
+            Instant::now(),
+        )
+    }
+
+    fn table(names: impl Iterator<Item = String>, rng: &mut Rng) -> Members {
+        let mut members = Members::default();
+        members.insert_self(member("me", Standing::Alive));
+        names.for_each(|name| members.insert(member(&name, Standing::Alive), rng));
+        members
+    }
+
+    #[test]
+    fn an_ordinary_member_takes_about_a_hundred_bytes() {
+        let slot = size_of::<Option<Member>>();
+        let index = size_of::<NodeId>() + size_of::<u32>() + size_of::<(u32, u32)>();
+        let order = size_of::<u32>();
+        assert!(slot + index + order <= 104, "{slot} + {index} + {order}");
+    }
+
+    #[test]
+    fn every_member_is_probed_once_in_a_pass_though_others_are_removed() {
+        let mut rng = Rng::new(3);
+        for seed in 0..50 {
+            let mut members = table((0..20).map(|i| format!("n{i}")), &mut rng);
+            let mut seen = BTreeSet::new();
+            for turn in 0..10 + seed % 5 {
+                seen.insert(members.next_to_probe(&mut rng, |_, _| true).unwrap());
+                if turn % 3 == 0 {
+                    let gone = id(&format!("n{}", rng.index(20)));
+                    members.remove(&gone);
+                    seen.remove(&gone);
+                }
+            }
+            let left = members.order.len() - seen.len();
+            for _ in 0..left {
+                let node = members.next_to_probe(&mut rng, |_, _| true).unwrap();
+                assert!(seen.insert(node), "probed twice in a pass");
+            }
+            for (place, slot) in members.order.iter().enumerate() {
+                assert_eq!(members.at(*slot).unwrap().place as usize, place);
+            }
+        }
+    }
+
+    #[test]
+    fn counts_follow_the_standings_and_slots_are_used_again() {
+        let mut rng = Rng::new(4);
+        let mut members = table(["a", "b", "c"].map(str::to_owned).into_iter(), &mut rng);
+        let now = members.get(&id("a")).unwrap().since;
+        assert_eq!((members.live(), members.alive()), (4, 4));
+        members.set_standing(&id("a"), Standing::dead(id("b")), now);
+        members.set_standing(&id("x"), Standing::Left, now);
+        assert_eq!((members.live(), members.alive(), members.len()), (3, 3, 4));
+        members.remove(&id("a"));
+        members.remove(&id("b"));
+        assert_eq!((members.live(), members.alive(), members.len()), (2, 2, 2));
+        members.insert(member("d", Standing::Left), &mut rng);
+        assert_eq!(members.slots.len(), 4);
+        assert_eq!((members.live(), members.alive(), members.len()), (2, 2, 3));
+        let names: Vec<&str> = members.iter().map(|(node, _)| node.as_str()).collect();
+        assert_eq!(names, ["c", "d", "me"]);
+    }
+
+    #[test]
+    fn a_few_that_fit_are_found_in_a_large_table_as_in_a_small_one() {
+        let mut rng = Rng::new(5);
+        for size in [3, 60, 900] {
+            let members = table((0..size).map(|i| format!("n{i}")), &mut rng);
+            let wanted = [id("n0"), id("n1"), id("n2")];
+            let fits = |node: &NodeId, _: &Member| wanted.contains(node);
+            let mut chosen = members.choose(5, &mut rng, fits);
+            chosen.sort();
+            assert_eq!(chosen, wanted);
+            assert_eq!(members.choose(2, &mut rng, fits).len(), 2);
+        }
+        let members = table(std::iter::empty(), &mut rng);
+        assert!(members.choose(3, &mut rng, |_, _| true).is_empty());
+    }
+
+    #[test]
+    fn who_is_at_an_address_is_found_until_it_moves_or_goes() {
+        let mut rng = Rng::new(6);
+        let mut members = table(std::iter::once("a".to_owned()), &mut rng);
+        let addr = member("x", Standing::Left).record.record.gossip_addr;
+        assert_eq!(members.at_addr(addr, &id("me")), Some(&id("a")));
+        let mut moved = (*member("me", Standing::Alive).record).clone();
+        moved.record.gossip_addr = "127.0.0.1:10".parse().unwrap();
+        let elsewhere = moved.record.gossip_addr;
+        members.replace_record(&id("me"), Arc::new(moved));
+        assert_eq!(members.at_addr(addr, &id("a")), None);
+        assert_eq!(members.at_addr(elsewhere, &id("a")), Some(&id("me")));
+        members.insert(member("b", Standing::Left), &mut rng);
+        let found = members.at_addr(addr, &id("me"));
+        assert_eq!(found, Some(&id("a")), "the live one is preferred");
+        members.remove(&id("a"));
+        members.remove(&id("b"));
+        assert_eq!(members.at_addr(addr, &id("me")), None);
+        assert_eq!(members.addrs.len(), 1);
+    }
+
+    #[test]
+    fn a_proof_stays_with_the_life_it_was_given_for() {
+        let mut first = member("a", Standing::Alive);
+        let record = |boot: u8| {
+            let mut record = (*first.record).clone();
+            record.record.boot = BootId([boot; 16]);
+            Arc::new(record)
+        };
+        let (one, two, three) = (record(1), record(2), record(3));
+        first.prove();
+        first.replace_record(two);
+        assert!(!first.is_proven());
+        first.replace_record(three);
+        assert!(!first.is_proven());
+        first.replace_record(one);
+        assert!(first.is_proven());
     }
 }

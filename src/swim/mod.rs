@@ -24,6 +24,14 @@
 //! does nothing more: no verdict is ever taken over, so a member that one node cannot reach is not
 //! dead for those who can, and one liar cannot kill anybody who answers.
 //!
+//! **Evidence.** What a member's connection shows is told from outside. An answer of its reactor,
+//! stamped within the last interval, is worth a probe that succeeded: it ends the probe that asked
+//! before it, and while it is fresh a foreign "dead" does not shorten the wait. The pings by datagram
+//! go on regardless, since gossip needs their path. A doubt (refused, lost, stalled, unanswered)
+//! outdates the answers before it and starts a probe out of turn that asks directly, through others
+//! and over the connection at once. It proves nothing: whoever forges one has made a node ask, once
+//! an interval. Only *refused*, the word of the host that nobody is there, does more, see below.
+//!
 //! **Refutation.** Whoever pings or answers a doubted member tells it so in the same datagram
 //! (Lifeguard's buddy). The accused has a record with a higher incarnation signed, which ends every
 //! doubt about the older ones. Unsigned statements hold for exactly the incarnation that is stored,
@@ -63,6 +71,30 @@
 //! are possible (`n − 2 < mult − 2`) or when they arrive, and `S_max` at the very worst. With three
 //! members and the `lan` profile that is 4 s + 4 s + `D`, where `D` is below half a second without
 //! loss: 8.5 s; 6 s are expected. The `local` profile takes a second less, `wan` 20 s + 30 s.
+//!
+//! # How long with evidence, when the ports refuse
+//!
+//! Every member with a connection to the crashed process pings over it once in `H` (1 s up to 100
+//! peers), and the host of the process answers that the port is closed. So, from the crash on:
+//!
+//! - after at most `H` and a round trip everybody's connection is refused, whatever `n`, and
+//!   everybody probes at once, in all ways together;
+//! - that probe ends after `Q = max(timeout, P − timeout)`, so that each way has the time that it
+//!   has in an ordinary probe: if the refusal was false, the answer has to find its way;
+//! - everybody accuses, in datagrams of its own, where a confirmation counts. With everybody's news
+//!   going to a few others five times a second, the two that are wanted are there after two or
+//!   three rounds of gossip, while the wait runs;
+//! - a refusal, a failed probe of one's own and those confirmations make three members that asked
+//!   in vain. Then the wait is a floor of one `P` since the suspicion began: time for a refutation
+//!   that was on its way, and for a process that starts again at once. A dead one has none to make.
+//!
+//! In all `H + Q + P`, with `lan` 1 s + 0.5 s + 1 s = 2.5 s at worst and 2 s as a rule, for 4 members
+//! and for 100. A process that is stopped or starved keeps its ports, so nothing refuses and it has
+//! its whole `S_min` to `S_max`; so has one whose host is gone. Where nobody is left to confirm
+//! (three members or fewer) a second failed probe of one's own, right after the first, stands in
+//! for the others: one lost exchange together with a forged refusal kills nobody. That takes half a
+//! second to a second more. The refusal must have been seen *here*: hearsay of one would let a liar
+//! shorten the waits of others.
 
 mod awareness;
 mod config;
@@ -91,7 +123,7 @@ use crate::{
 
 use self::{
     awareness::Awareness,
-    dissemination::{Kind, Queue},
+    dissemination::{Kind, News, Queue},
     explain::Cases,
     members::{Member, Members, Standing},
     probe::{MAX_CHECKS, MAX_RELAYS, Probe, Probes, Purpose, Relay, Way},
@@ -218,6 +250,16 @@ pub enum Event {
         /// Where it says it can be reached.
         addr: SocketAddr,
     },
+    /// Two members that both live say that they receive gossip at one address: one of them is
+    /// configured wrongly, and what is meant for it reaches the other.
+    AddressConflict {
+        /// The member that was at the address before, and still answers.
+        node: NodeId,
+        /// The member that says so now.
+        other: NodeId,
+        /// The address.
+        addr: SocketAddr,
+    },
     /// An application, maybe our own, told everybody something.
     User(Arc<UserEvent>),
 }
@@ -252,6 +294,10 @@ pub struct SyncEntry {
     pub record: Arc<VerifiedRecord>,
     /// What the teller believes of it.
     pub status: MemberStatus,
+    /// If it was forced out, the statement that did it. The core takes no notice of it here: whoever
+    /// receives the sync verifies it and calls [`Swim::handle_forced_leave`] after
+    /// [`Swim::handle_sync`].
+    pub forced: Option<Box<ForcedLeave>>,
 }
 
 /// A member as this node sees it.
@@ -337,6 +383,8 @@ pub struct Counters {
     pub received: MessageCounts,
     /// Messages of senders that are not in the table.
     pub unknown_senders: u64,
+    /// Messages from another address than the sender's record names; answers go to the latter.
+    pub foreign_addrs: u64,
     /// Pings meant for somebody else.
     pub misdirected: u64,
     /// Answers to no probe, or from nobody who was asked.
@@ -349,12 +397,16 @@ pub struct Counters {
     pub implausible: u64,
     /// Records that contradict another of the same incarnation, or come from a life that ended.
     pub conflicting_records: u64,
+    /// Times that two live members claimed one address.
+    pub address_conflicts: u64,
     /// Members refused because the table is full.
     pub table_full: u64,
     /// Probes for others refused because there are too many.
     pub relays_refused: u64,
     /// News too large for a datagram; it spreads by sync alone.
     pub oversized_news: u64,
+    /// News given up because there was too much at once; what was told most often went first.
+    pub dropped_news: u64,
     /// Events of applications: this node's own.
     pub events_emitted: u64,
     /// Events of others that were new here.
@@ -513,6 +565,10 @@ impl Swim {
         };
         // Who is dead here has to refute before it may accuse others.
         let credible = sender.is_live();
+        // Answers go where the sender's own record says, wherever the question came from: whoever
+        // holds a gossip key could otherwise have them sent to strangers.
+        let reply_to = sender.record.record.gossip_addr;
+        self.counters.foreign_addrs += u64::from(from_addr != reply_to);
         for statement in &message.statements {
             match statement {
                 Statement::Suspect(accusation) | Statement::Dead(accusation) => {
@@ -522,7 +578,7 @@ impl Swim {
                 Statement::ForcedLeave(_) => {}
             }
         }
-        self.on_body(now, from, from_addr, message.body);
+        self.on_body(now, from, reply_to, message.body);
     }
 
     /// Takes a peer's own record, learnt over an authenticated connection to it. This is the only
@@ -534,7 +590,7 @@ impl Swim {
     /// Merges what another member knows. "Dead" and "suspect" raise a suspicion here; "left" is
     /// believed when the record says so itself.
     pub fn handle_sync(&mut self, now: Instant, from: &NodeId, entries: Vec<SyncEntry>) {
-        for SyncEntry { record, status } in entries {
+        for SyncEntry { record, status, .. } in entries {
             let doubted = match status {
                 MemberStatus::Alive => false,
                 MemberStatus::Suspect | MemberStatus::Dead => !record.record.left,
@@ -598,9 +654,7 @@ impl Swim {
             return;
         }
         let was_left = self.own.record.left;
-        if let Some(member) = self.members.get_mut(&self.id) {
-            member.replace_record(Arc::clone(&me));
-        }
+        self.members.replace_record(&self.id, Arc::clone(&me));
         self.own = me;
         if self.desired.incarnation > self.own.record.incarnation
             || (self.desired.left && !self.own.record.left)
@@ -658,7 +712,9 @@ impl Swim {
         {
             self.on_vindicated(now, node);
         }
-        // What was said before the question was put does not answer it; its end looks again.
+        // What was said before the question was put does not answer it. A probe lasts at least as
+        // long as an answer is fresh, or a doubt has outdated what came before it; so whatever is
+        // still fresh when a probe would fail has ended it here.
         if let Some(seq) = self.probes.of(node)
             && self.probes.own.get(&seq).is_some_and(|p| p.started <= at)
         {
@@ -827,6 +883,10 @@ impl Swim {
             .map(|(_, member)| SyncEntry {
                 record: Arc::clone(&member.record),
                 status: member.status(),
+                forced: match member.standing {
+                    Standing::Left => member.forced().cloned().map(Box::new),
+                    Standing::Alive | Standing::Suspect(_) | Standing::Dead { .. } => None,
+                },
             })
             .collect()
     }
@@ -870,13 +930,13 @@ impl Swim {
 
     // ---- the acts of the failure detector
 
-    fn on_body(&mut self, now: Instant, from: &NodeId, from_addr: SocketAddr, body: Body) {
+    fn on_body(&mut self, now: Instant, from: &NodeId, reply_to: SocketAddr, body: Body) {
         match body {
             Body::Ping { seq, target } if target == self.id => {
-                self.send(from, from_addr, &Body::Ack { seq });
+                self.send(from, reply_to, &Body::Ack { seq });
             }
             Body::Ping { .. } => self.counters.misdirected += 1,
-            Body::PingReq { seq, target } => self.on_ping_req(now, from, from_addr, seq, target),
+            Body::PingReq { seq, target } => self.on_ping_req(now, from, reply_to, seq, target),
             Body::Ack { seq } => self.on_ack(now, from, seq),
             Body::Nack { seq } => {
                 if !self.probes.nack(seq, from) {
@@ -891,12 +951,12 @@ impl Swim {
         &mut self,
         now: Instant,
         from: &NodeId,
-        from_addr: SocketAddr,
+        reply_to: SocketAddr,
         seq: u32,
         target: NodeId,
     ) {
         if target == self.id {
-            self.send(from, from_addr, &Body::Ack { seq });
+            self.send(from, reply_to, &Body::Ack { seq });
             return;
         }
         let addr = self
@@ -908,7 +968,7 @@ impl Swim {
         let Some(addr) = addr.filter(|_| !full) else {
             // We cannot try, yet we are well, and that is what a nack says.
             if self.config.rules.nacks {
-                self.send(from, from_addr, &Body::Nack { seq });
+                self.send(from, reply_to, &Body::Nack { seq });
             }
             return;
         };
@@ -916,7 +976,7 @@ impl Swim {
         let relay = Relay {
             target: target.clone(),
             requester: from.clone(),
-            requester_addr: from_addr,
+            requester_addr: reply_to,
             seq,
         };
         self.probes.relays.insert(own_seq, relay);
@@ -1140,10 +1200,10 @@ impl Swim {
         };
         self.awareness.improve();
         self.report(now, &probe, true);
-        let Some(member) = self.members.get_mut(&probe.target) else {
+        self.settle(&probe.target);
+        let Some(member) = self.members.get(&probe.target) else {
             return;
         };
-        member.settle();
         match &member.standing {
             Standing::Suspect(_) => self.on_vindicated(now, &probe.target),
             Standing::Dead { .. } if member.hearsay => self.on_back(now, &probe.target),
@@ -1167,17 +1227,6 @@ impl Swim {
             let interval = self.config.probe_interval;
             let again = self.rng.between(interval * 2, interval * 4);
             self.timers.set(Timer::Check(node.clone()), now + again);
-        }
-    }
-
-    fn on_probe_over(&mut self, now: Instant, seq: u32) {
-        let target = self.probes.own.get(&seq).map(|probe| &probe.target);
-        let member = target.and_then(|target| self.members.get(target));
-        if member.is_some_and(|m| m.is_fresh(now, self.config.probe_interval)) {
-            self.counters.probes_by_evidence += 1;
-            self.on_answered(now, seq);
-        } else {
-            self.on_probe_failed(now, seq);
         }
     }
 
@@ -1300,7 +1349,7 @@ impl Swim {
         let first_hand = from == accuser;
         let relay = match &member.standing {
             Standing::Alive => {
-                self.suspect(now, node, accuser.clone(), false);
+                self.suspect(now, node, accuser.clone(), first_hand);
                 if condemned {
                     self.condemn(now, node, accuser);
                 }
@@ -1413,9 +1462,9 @@ impl Swim {
         shortened
     }
 
-    /// Begins to doubt a member that is alive. `own_probe_failed` says that it is this node's own
-    /// doubt, or else who will have to look for itself.
-    fn suspect(&mut self, now: Instant, node: &NodeId, by: NodeId, own_probe_failed: bool) {
+    /// Begins to doubt a member that is alive. Unless the doubt is its own, this node has to look
+    /// for itself.
+    fn suspect(&mut self, now: Instant, node: &NodeId, by: NodeId, first_hand: bool) {
         let Some(member) = self.members.get(node) else {
             return;
         };
@@ -1446,7 +1495,7 @@ impl Swim {
             accusations: vec![Accused {
                 by: by.clone(),
                 at: now,
-                first_hand: own_probe_failed,
+                first_hand,
                 dead: false,
                 counted: false,
             }],
@@ -1463,7 +1512,7 @@ impl Swim {
         }
         self.timers
             .set(Timer::Suspicion(node.clone()), suspicion.deadline());
-        if self.config.rules.check_suspects && !own_probe_failed {
+        if self.config.rules.check_suspects && by != self.id {
             let check = now + self.rng.between(Duration::ZERO, min / 2);
             self.check_by(check, node);
         }
@@ -1722,6 +1771,7 @@ impl Swim {
         };
         let mut member = Member::new(Arc::clone(&record), standing, now);
         let live = member.is_live();
+        let addr = record.record.gossip_addr;
         member.hearsay = !live;
         if source.is_owner() {
             member.prove();
@@ -1730,10 +1780,50 @@ impl Swim {
         if live {
             log::debug!(target: "swim", node:% = node; "member is up");
             self.spread_record(now, &record);
+            self.on_address_taken(now, &node, addr);
             self.tell_up(now, node);
         } else {
             self.timers
                 .set(Timer::Reap(node), now + self.config.tombstone);
+        }
+    }
+
+    /// `by` lives at a gossip address; if somebody else was there, it has probably gone. Records are
+    /// kept by name, so nothing is overwritten; but who was there is asked at once.
+    fn on_address_taken(&mut self, now: Instant, by: &NodeId, addr: SocketAddr) {
+        let Some(holder) = self.members.at_addr(addr, by).filter(|n| **n != self.id) else {
+            return;
+        };
+        let holder = holder.clone();
+        let Some(member) = self.members.get_mut(&holder).filter(|m| m.is_live()) else {
+            return;
+        };
+        let rare = member.rare_mut();
+        rare.contested_by = Some(by.clone());
+        rare.unsettled = true;
+        let pause = self.config.probe_interval;
+        let free_at = rare.hastened.map(|at| at + pause);
+        self.check_by(free_at.map_or(now, |at| at.max(now)), &holder);
+    }
+
+    /// A member answered; if another claims its address, both live.
+    fn settle(&mut self, node: &NodeId) {
+        let Some(member) = self.members.get_mut(node) else {
+            return;
+        };
+        member.settle();
+        let addr = member.record.record.gossip_addr;
+        let Some(other) = member.take_contested() else {
+            return;
+        };
+        let claims = |m: &Member| m.is_live() && m.record.record.gossip_addr == addr;
+        if self.members.get(&other).is_some_and(claims) {
+            self.counters.address_conflicts += 1;
+            self.events.push_back(Event::AddressConflict {
+                node: node.clone(),
+                other,
+                addr,
+            });
         }
     }
 
@@ -1794,6 +1884,7 @@ impl Swim {
             ..stored.clone()
         } != *claim;
         let is_proven = source.is_owner();
+        let gossip_addr = claim.gossip_addr;
         if boot_changed {
             // After two restarts at once, what others still tell of the life before must not end
             // the one whose handshake was seen here.
@@ -1805,7 +1896,10 @@ impl Swim {
             }
             rare.conflict_told = false;
         }
-        member.replace_record(Arc::clone(&record));
+        self.members.replace_record(&node, Arc::clone(&record));
+        let Some(member) = self.members.get_mut(&node) else {
+            return;
+        };
         if is_proven {
             member.prove();
         }
@@ -1833,6 +1927,9 @@ impl Swim {
         self.timers.cancel(&Timer::Reap(node.clone()));
         if before != MemberStatus::Alive {
             self.members.set_standing(&node, Standing::Alive, now);
+        }
+        if addr_changed {
+            self.on_address_taken(now, &node, gossip_addr);
         }
         match before {
             MemberStatus::Dead | MemberStatus::Left => {
@@ -1923,8 +2020,8 @@ impl Swim {
             // Gone on both sides: nothing to doubt, but the newer record makes the better grave.
             let newer = incarnation > member.incarnation()
                 && self.is_acceptable(&record, Source::Member(from));
-            if let Some(member) = self.members.get_mut(&node).filter(|_| newer) {
-                member.replace_record(record);
+            if newer {
+                self.members.replace_record(&node, record);
             }
             return;
         }
@@ -1948,7 +2045,7 @@ impl Swim {
             return;
         }
         if matches!(member.standing, Standing::Alive) {
-            self.suspect(now, node, by.clone(), false);
+            self.suspect(now, node, by.clone(), true);
         }
         // A model without own probes asks first too, or one stale member would kill in a sync.
         if condemned && self.config.rules.own_probe {
@@ -2055,22 +2152,25 @@ impl Swim {
     }
 
     fn spread_record(&mut self, now: Instant, record: &VerifiedRecord) {
-        let encoded = message::encode_record(&record.signed);
-        self.spread(now, record.record.node.clone(), Kind::Record, encoded);
+        let node = record.record.node.clone();
+        let record = News::Record(record.signed.clone());
+        self.spread(now, node, Kind::Record, record);
     }
 
     fn spread_statement(&mut self, now: Instant, node: &NodeId, statement: &Statement) {
-        let encoded = message::encode_statement(statement);
+        let encoded = News::Encoded(message::encode_statement(statement).into());
         self.spread(now, node.clone(), Kind::Statement, encoded);
     }
 
-    fn spread(&mut self, now: Instant, node: NodeId, kind: Kind, encoded: Vec<u8>) {
-        if encoded.len() > self.config.max_payload_bytes {
+    fn spread(&mut self, now: Instant, node: NodeId, kind: Kind, news: News) {
+        if news.len() > self.config.max_payload_bytes {
             self.counters.oversized_news += 1;
             self.queue.remove(&node, kind);
             return;
         }
-        self.queue.push(node, kind, encoded);
+        if self.queue.push(node, kind, news) {
+            self.counters.dropped_news += 1;
+        }
         if !self.timers.is_set(&Timer::Gossip) {
             let wait = self
                 .rng
@@ -2177,7 +2277,7 @@ impl Swim {
 
     fn on_timer(&mut self, now: Instant, timer: Timer) {
         match timer {
-            Timer::ProbeEnd(seq) => self.on_probe_over(now, seq),
+            Timer::ProbeEnd(seq) => self.on_probe_failed(now, seq),
             Timer::ProbeDirect(seq) => self.ask_others(seq),
             Timer::RelayNack(seq) => {
                 if let Some(relay) = self.probes.relays.get(&seq) {

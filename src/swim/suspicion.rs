@@ -170,6 +170,7 @@ fn timeout(confirmations: usize, wanted: usize, min: Duration, max: Duration) ->
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::swim::Config;
 
     const MIN: Duration = Duration::from_secs(4);
 
@@ -209,12 +210,29 @@ mod tests {
     }
 
     #[test]
-    fn the_lan_profile_with_ten_members_waits_24_then_11_then_4_seconds() {
-        let (min, max) = (Duration::from_secs(4), Duration::from_secs(24));
-        let waits: Vec<u128> = (0..3)
-            .map(|c| timeout(c, 2, min, max).as_millis())
-            .collect();
-        assert_eq!(waits, [24_000, 11_381, 4_000]);
+    fn the_profiles_wait_as_long_as_memberlist_with_each_confirmation() {
+        // Members, then seconds with 0, 1 and 2 confirmations under `lan`.
+        let table = [
+            (10, [24.0, 11.4, 4.0]),
+            (50, [40.8, 19.3, 6.8]),
+            (100, [48.0, 22.8, 8.0]),
+            (1_000, [72.0, 34.1, 12.0]),
+            (10_000, [96.0, 45.5, 16.0]),
+        ];
+        let wait = |config: &Config, n, confirmations| {
+            let (min, max) = (config.suspicion_min(n), config.suspicion_max(n));
+            let wanted = config.confirmations(n);
+            timeout(confirmations, wanted, min, max).as_secs_f64()
+        };
+        let lan = Config::lan();
+        for (n, waits) in table {
+            for (confirmations, seconds) in waits.into_iter().enumerate() {
+                let found = wait(&lan, n, confirmations);
+                assert!((found - seconds).abs() < 0.06, "{n}: {found}");
+            }
+        }
+        let wan = Config::wan();
+        assert_eq!((wait(&wan, 100, 0), wait(&wan, 100, 4)), (360.0, 60.0));
     }
 
     #[test]

@@ -442,6 +442,7 @@ fn an_equal_incarnation_with_other_content_is_refuted() {
     let entry = |record: Record| SyncEntry {
         record: signed(record),
         status: MemberStatus::Alive,
+        forced: None,
     };
     // The same record is no news.
     bench
@@ -464,6 +465,7 @@ fn a_trace_of_an_earlier_life_is_outbid_and_the_teller_told() {
     let entry = SyncEntry {
         record: signed(record("me", 41, 9)),
         status: MemberStatus::Dead,
+        forced: None,
     };
     bench.core.handle_sync(bench.now, &id("a"), vec![entry]);
     let refutation = bench.signs();
@@ -484,6 +486,7 @@ fn a_rival_with_our_name_is_told_of_and_does_not_start_a_flood() {
         let entry = SyncEntry {
             record: signed(record("me", above, 9)),
             status: MemberStatus::Alive,
+            forced: None,
         };
         bench.core.handle_sync(bench.now, &id("a"), vec![entry]);
         for action in bench.actions() {
@@ -533,6 +536,7 @@ fn what_others_tell_of_an_earlier_life_does_not_end_the_one_that_was_met() {
         let entry = |incarnation, boot| SyncEntry {
             record: signed(record("a", incarnation, boot)),
             status: MemberStatus::Alive,
+            forced: None,
         };
         bench
             .core
@@ -566,6 +570,7 @@ fn a_handshake_weighs_more_than_a_later_life_by_hearsay() {
         let entry = SyncEntry {
             record: signed(record("a", incarnation, boot)),
             status: MemberStatus::Alive,
+            forced: None,
         };
         bench.core.handle_sync(bench.now, &id("b"), vec![entry]);
     }
@@ -584,6 +589,7 @@ fn a_tombstone_by_hearsay_is_told_to_the_dead_alone() {
     let entry = SyncEntry {
         record: signed(record("a", 5, 1)),
         status: MemberStatus::Dead,
+        forced: None,
     };
     bench.core.handle_sync(bench.now, &id("b"), vec![entry]);
     let is_told = |with: Option<&NodeId>| {
@@ -781,4 +787,299 @@ fn random_messages_of_a_member_never_panic_and_accuse_nobody_unknown() {
         assert!(bench.core.pending_news() <= 8);
     }
     assert!(bench.core.me().record.incarnation < 1 << 40);
+}
+
+fn probe_of(bench: &mut Bench, node: &str) -> u32 {
+    loop {
+        let pings = bench.tick_until(|body| matches!(body, Body::Ping { .. }));
+        for (_, body) in pings {
+            if let Body::Ping { seq, target } = body
+                && target == id(node)
+            {
+                return seq;
+            }
+        }
+    }
+}
+
+#[test]
+fn only_an_answer_after_the_question_ends_a_probe_and_a_fresh_one_overrules_its_silence() {
+    let mut bench = Bench::new(Config::lan(), &["a"]);
+    probe_of(&mut bench, "a");
+    let (asked, a) = (bench.now, id("a"));
+    bench
+        .core
+        .handle_peer_answered(asked, &a, asked - Duration::from_millis(1));
+    assert_eq!(bench.core.counters().probes_by_evidence, 0);
+    bench.core.handle_peer_answered(asked, &a, asked);
+    assert_eq!(bench.core.counters().probes_by_evidence, 1);
+
+    // This one runs out; what came in before its time-out is fresh when it ends.
+    probe_of(&mut bench, "a");
+    let answered = bench.now - Duration::from_millis(1);
+    let end = bench.now + bench.core.config().probe_interval;
+    bench.core.handle_timeout(end - Duration::from_millis(500));
+    bench.core.handle_peer_answered(bench.now, &a, answered);
+    bench.now = end - Duration::from_millis(100);
+    let fresh = bench.now - Duration::from_millis(800);
+    bench.core.handle_peer_answered(bench.now, &a, fresh);
+    assert_eq!(bench.core.counters().probes_by_evidence, 2);
+    assert_eq!(bench.core.counters().probes_failed, 0);
+}
+
+#[test]
+fn a_doubt_asks_in_every_way_at_once_and_a_flood_of_doubts_once_an_interval() {
+    let mut bench = Bench::new(Config::lan(), &["a", "b", "c", "d", "e"]);
+    bench.sent();
+    for _ in 0..100 {
+        bench
+            .core
+            .handle_peer_doubted(bench.now, &id("a"), Doubt::Stalled);
+    }
+    let sent = bench.sent();
+    let pings = sent
+        .iter()
+        .filter(|(_, m)| matches!(m.body, Body::Ping { .. }));
+    let requests = sent
+        .iter()
+        .filter(|(_, m)| matches!(m.body, Body::PingReq { .. }));
+    assert_eq!((pings.count(), requests.count()), (1, 3));
+    let seq = bench
+        .actions()
+        .into_iter()
+        .find_map(|action| match action {
+            Action::PingOverConnection { seq, .. } => Some(seq),
+            Action::Sign(_) | Action::SignForcedLeave(_) | Action::Sync { .. } => None,
+        })
+        .unwrap();
+    bench.receive("a", Body::Ack { seq });
+    assert_eq!(bench.core.counters().doubts, 100);
+    // The doubt after an answer is remembered, and its question comes when the pause is over.
+    let started = bench.now;
+    bench
+        .core
+        .handle_peer_doubted(bench.now, &id("a"), Doubt::Refused);
+    assert_eq!(bench.sent(), []);
+    loop {
+        bench.tick();
+        let actions = bench.actions();
+        if actions
+            .iter()
+            .any(|a| matches!(a, Action::PingOverConnection { node, .. } if *node == id("a")))
+        {
+            break;
+        }
+    }
+    assert_eq!(bench.now, started + bench.core.config().probe_interval);
+    // Of strangers, of the dead, and of ourselves nothing is asked.
+    for node in ["x", "me"] {
+        bench
+            .core
+            .handle_peer_doubted(bench.now, &id(node), Doubt::Refused);
+    }
+    assert_eq!(bench.core.counters().doubts, 101);
+}
+
+#[test]
+fn a_doubt_outdates_the_answers_before_it() {
+    let mut bench = Bench::new(Config::lan(), &["a"]);
+    let a = id("a");
+    bench.core.handle_peer_answered(bench.now, &a, bench.now);
+    bench
+        .core
+        .handle_peer_doubted(bench.now, &a, Doubt::Refused);
+    while bench.core.counters().probes_failed == 0 {
+        bench.tick();
+    }
+    assert_eq!(bench.core.counters().probes_by_evidence, 0);
+    assert_eq!(bench.core.member(&a).unwrap().status, MemberStatus::Suspect);
+    // A second probe follows at once, since nobody else can confirm; both failed, the floor holds.
+    let began = bench.now;
+    while bench.core.member(&a).unwrap().status == MemberStatus::Suspect {
+        bench.tick();
+    }
+    assert!(bench.now - began <= Duration::from_secs(1));
+    assert_eq!(bench.core.counters().fast_deaths, 1);
+}
+
+#[test]
+fn doubts_about_everybody_at_once_are_looked_at_in_batches() {
+    let names: Vec<String> = (0..200).map(|i| format!("n{i}")).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let mut bench = Bench::new(Config::lan(), &names);
+    bench.sent();
+    for name in names {
+        bench
+            .core
+            .handle_peer_doubted(bench.now, &id(name), Doubt::Lost);
+    }
+    assert_eq!(bench.core.probes.count(Purpose::Check), MAX_CHECKS);
+}
+
+#[test]
+fn a_death_can_be_explained_until_it_is_forgotten() {
+    let mut bench = Bench::new(Config::lan(), &["a", "b", "c", "d"]);
+    let a = id("a");
+    assert_eq!(bench.core.explain(&id("x")), None);
+    let explanation = bench.core.explain(&a).unwrap();
+    assert_eq!((explanation.case, explanation.last_death), (None, None));
+    let accuse = |by: &str| {
+        vec![Statement::Suspect(Accusation {
+            node: id("a"),
+            incarnation: 1,
+            accuser: id(by),
+        })]
+    };
+    let answered = bench.now;
+    bench.core.handle_peer_answered(bench.now, &a, answered);
+    bench.now += Duration::from_millis(1);
+    bench
+        .core
+        .handle_peer_doubted(bench.now, &a, Doubt::Refused);
+    bench.tell("b", Body::Gossip, accuse("b"));
+    bench.tell("b", Body::Gossip, accuse("c"));
+    bench.tell("d", Body::Gossip, accuse("d"));
+    while bench.core.member(&a).unwrap().status != MemberStatus::Dead {
+        bench.tick();
+    }
+    let case = bench.core.explain(&a).unwrap().case.unwrap();
+    let accusations: Vec<(&str, bool, bool)> = case
+        .accusations
+        .iter()
+        .map(|accused| (accused.by.as_str(), accused.first_hand, accused.counted))
+        .collect();
+    assert_eq!(
+        accusations,
+        [
+            ("b", true, false),
+            ("c", false, false),
+            ("d", true, true),
+            ("me", true, true)
+        ]
+    );
+    assert_eq!((case.members, case.wanted, case.incarnation), (5, 2, 1));
+    assert_eq!(case.probes.len(), 1);
+    assert!(case.probes[0].over_connection && !case.probes[0].answered);
+    assert_eq!(case.probes[0].helpers, 3);
+    let verdict = case.verdict.unwrap();
+    assert_eq!(verdict.ending, Ending::Dead { fast: true });
+    assert_eq!(verdict.evidence.last_answer, Some(answered));
+    assert_eq!(verdict.evidence.doubts[0].0, Doubt::Refused);
+    assert_eq!(
+        verdict.at,
+        case.began + bench.core.config().suspicion_floor(5)
+    );
+
+    bench
+        .core
+        .handle_record(bench.now, signed(record("a", 2, 1)));
+    let explanation = bench.core.explain(&a).unwrap();
+    assert_eq!(explanation.status, MemberStatus::Alive);
+    assert!(explanation.case.is_some(), "it is back, and was dead");
+    bench.tell(
+        "b",
+        Body::Gossip,
+        vec![Statement::Suspect(Accusation {
+            node: a.clone(),
+            incarnation: 2,
+            accuser: id("b"),
+        })],
+    );
+    bench
+        .core
+        .handle_record(bench.now, signed(record("a", 3, 1)));
+    let explanation = bench.core.explain(&a).unwrap();
+    let ending = explanation.case.unwrap().verdict.unwrap().ending;
+    assert_eq!(ending, Ending::Refuted);
+    assert!(explanation.last_death.is_some());
+}
+
+#[test]
+fn who_was_at_an_address_before_is_asked_at_once_and_told_of_if_both_live() {
+    let mut bench = Bench::new(Config::lan(), &["a", "b"]);
+    let addr = bench
+        .core
+        .member(&id("a"))
+        .unwrap()
+        .record
+        .record
+        .gossip_addr;
+    let mut newcomer = record("z", 1, 1);
+    newcomer.gossip_addr = addr;
+    bench
+        .core
+        .handle_record(bench.now, signed(newcomer.clone()));
+    bench.events();
+    bench.actions();
+    bench.sent();
+    bench.core.handle_timeout(bench.now);
+    let seq = bench
+        .sent()
+        .into_iter()
+        .find_map(|(to, message)| match message.body {
+            Body::Ping { seq, .. } if to == id("a") => Some(seq),
+            Body::Ping { .. }
+            | Body::PingReq { .. }
+            | Body::Ack { .. }
+            | Body::Nack { .. }
+            | Body::Gossip => None,
+        });
+    bench.receive("a", Body::Ack { seq: seq.unwrap() });
+    let conflict = Event::AddressConflict {
+        node: id("a"),
+        other: id("z"),
+        addr,
+    };
+    assert_eq!(bench.events(), [conflict]);
+    assert_eq!(bench.core.counters().address_conflicts, 1);
+    // Both keep their places, and whoever moves away is not told of.
+    assert_eq!(bench.core.alive_count(), 4);
+    newcomer.incarnation = 2;
+    newcomer.gossip_addr = NOBODY.parse().unwrap();
+    bench.core.handle_record(bench.now, signed(newcomer));
+    bench.tick();
+    let kinds = bench.events();
+    assert!(matches!(kinds[..], [Event::Updated { .. }]), "{kinds:?}");
+}
+
+#[test]
+fn a_sync_carries_what_forced_a_member_out() {
+    let mut bench = Bench::new(Config::lan(), &["a"]);
+    while bench.core.member(&id("a")).unwrap().status != MemberStatus::Dead {
+        bench.tick();
+    }
+    let forced = ForcedLeave {
+        node: id("a"),
+        incarnation: 1,
+        issuer: id("me"),
+        signature: vec![1],
+    };
+    bench.core.handle_forced_leave(bench.now, forced.clone());
+    let entries = bench.core.sync_entries(None);
+    let carried: Vec<_> = entries.iter().filter_map(|e| e.forced.as_deref()).collect();
+    assert_eq!(carried, [&forced]);
+}
+
+#[test]
+fn without_own_probes_a_foreign_verdict_is_taken_over_and_explained() {
+    let config = Config {
+        rules: Rules::memberlist(),
+        ..Config::lan()
+    };
+    let mut bench = Bench::new(config, &["a", "b", "c"]);
+    let dead = vec![Statement::Dead(Accusation {
+        node: id("a"),
+        incarnation: 1,
+        accuser: id("c"),
+    })];
+    bench.tell("b", Body::Gossip, dead);
+    let explanation = bench.core.explain(&id("a")).unwrap();
+    assert_eq!(explanation.status, MemberStatus::Dead);
+    let ending = explanation.case.unwrap().verdict.unwrap().ending;
+    assert_eq!(ending, Ending::TakenOver { from: id("c") });
+    // And evidence is not listened to.
+    bench
+        .core
+        .handle_peer_doubted(bench.now, &id("b"), Doubt::Refused);
+    assert_eq!(bench.core.counters().doubts, 0);
 }

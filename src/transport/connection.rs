@@ -41,7 +41,7 @@ use crate::{
     stats::{ConnectionInfo, ConnectionState, Side},
     thread::panic_message,
     transport::{
-        Command, Context, Datagram, Notice,
+        Command, Context, Datagram, Notice, Sign,
         framing::{self, FramingError, Preamble, ReplyStatus, StreamKind},
         streams::{CONTROL, Incoming, Streams},
         token::ID_BYTES,
@@ -75,8 +75,15 @@ const CLOSE_REPEATS: [Duration; 2] = [Duration::from_millis(20), Duration::from_
 /// How long after the host refused the port a peer may take to show that it is there all the same.
 const REFUSED_PATIENCE: Duration = Duration::from_secs(1);
 
-/// Health pings without an answer that are worth a line.
+/// Health pings without an answer that are worth a line and make the peer doubtful.
 const PINGS_MISSED: u64 = 3;
+
+/// Probe time-outs of QUIC in a row, without a packet from the peer, that make it doubtful. One is
+/// a lost packet; each further one waits twice as long.
+const PROBE_TIMEOUTS: usize = 3;
+
+/// A reactor that turned so recently is alive, so its connections' threads answer pings for it.
+const REACTOR_FRESH: Duration = Duration::from_millis(100);
 
 /// Frames of one sync: each member once, and the keyring, with room.
 const MAX_SYNC_FRAMES: usize = 20_000;
@@ -288,6 +295,7 @@ pub(super) fn new(
         info_at: now,
         last_ping: None,
         missed_pings: 0,
+        silence: Silence::default(),
         greeted: None,
     };
     Ok((connection, move || worker.run()))
@@ -743,8 +751,19 @@ struct Worker {
     info_at: Instant,
     last_ping: Option<Duration>,
     missed_pings: u64,
+    /// How many packets had come and how many probe time-outs there had been when a packet was
+    /// last seen, and whether the silence since was told.
+    silence: Silence,
     /// The dialler's HELLO, until its READY.
     greeted: Option<Hello>,
+}
+
+/// Where the counters of QUIC stood when the peer was last heard.
+#[derive(Debug, Clone, Copy, Default)]
+struct Silence {
+    received: usize,
+    timeouts: usize,
+    told: bool,
 }
 
 /// How a turn ended.
@@ -899,6 +918,7 @@ impl Worker {
         }
         if state.quic.timeout_instant().is_some_and(|at| at <= now) {
             state.quic.on_timeout();
+            self.note_silence(state);
         }
         self.advance(state, now);
         self.read_streams(state, now);
@@ -973,6 +993,7 @@ impl Worker {
                     if state.refused_at.is_none() {
                         state.refused_at = Some(now);
                         let _ = state.quic.send_ack_eliciting();
+                        self.doubt(Sign::Refused);
                     }
                 }
                 Err(_) => return,
@@ -1043,7 +1064,14 @@ impl Worker {
                     }
                 }
                 Command::AnswerSync { stream, frames } => {
-                    state.streams.finish_sync(stream, &frames);
+                    // Who asks again and again and does not read wants to fill this node's memory.
+                    if state.streams.syncs() > MAX_SYNCS {
+                        let counters = &self.connection.context.counters;
+                        counters.sync_floods.fetch_add(1, Relaxed);
+                        close(state, CloseCode::Overloaded);
+                    } else {
+                        state.streams.finish_sync(stream, &frames);
+                    }
                 }
                 Command::Abandon => {
                     let reason = CloseReason::Local(CloseCode::Internal);
@@ -1571,15 +1599,26 @@ impl Worker {
             }
             (_, Control::Ping { id }) => {
                 let reactor_age_ms = self.connection.context.reactor_age_ms(now);
-                self.connection
-                    .push_control(state, Control::Pong { id, reactor_age_ms });
+                if Duration::from_millis(reactor_age_ms) <= REACTOR_FRESH {
+                    self.connection
+                        .push_control(state, Control::Pong { id, reactor_age_ms });
+                } else if self.notices.len() <= MAX_KEPT_NOTICES {
+                    let connection = self.connection.id;
+                    self.notices.push_back(Notice::Pinged { connection, id });
+                }
                 Ok(())
             }
-            (_, Control::Pong { id, .. }) => {
+            (_, Control::Pong { id, reactor_age_ms }) => {
                 if let Some((sent_at, waiter)) = state.pings.remove(&id) {
                     let took = now.saturating_duration_since(sent_at);
                     self.last_ping = Some(took);
                     self.missed_pings = 0;
+                    // It was alive so long before some instant that is not before the question.
+                    let age = Duration::from_millis(reactor_age_ms);
+                    if let Some(at) = sent_at.checked_sub(age) {
+                        let connection = self.connection.id;
+                        self.notices.push_back(Notice::Answered { connection, at });
+                    }
                     if let Some(waiter) = waiter {
                         let _ = waiter.try_send(took);
                     }
@@ -1692,6 +1731,7 @@ impl Worker {
                 if self.missed_pings == PINGS_MISSED {
                     log::debug!(target: "transport", peer:% = self.connection.peer_name();
                         "{PINGS_MISSED} health pings without an answer");
+                    self.doubt(Sign::Unanswered);
                 }
             }
             self.connection.send_ping(state, now, None);
@@ -1706,6 +1746,33 @@ impl Worker {
             if (state.drained && state.peer_drained) || now >= until {
                 close(state, CloseCode::Duplicate);
             }
+        }
+    }
+
+    /// Looks whether a packet has come since the last look, after a timer of QUIC.
+    fn note_silence(&mut self, state: &State) {
+        let Some(path) = state.quic.path_stats().next() else {
+            return;
+        };
+        if path.recv != self.silence.received {
+            self.silence = Silence {
+                received: path.recv,
+                timeouts: path.total_pto_count,
+                told: false,
+            };
+        }
+        let timeouts = path.total_pto_count.saturating_sub(self.silence.timeouts);
+        if timeouts >= PROBE_TIMEOUTS && !self.silence.told {
+            self.silence.told = true;
+            self.doubt(Sign::Stalled);
+        }
+    }
+
+    /// Tells the reactor, once the peer is known, that it may be gone.
+    fn doubt(&mut self, sign: Sign) {
+        if self.up_at.is_some() {
+            let connection = self.connection.id;
+            self.notices.push_back(Notice::Doubted { connection, sign });
         }
     }
 

@@ -134,6 +134,8 @@ pub(crate) struct Counters {
     pub(crate) replies_dropped: AtomicU64,
     pub(crate) requests_expired: AtomicU64,
     pub(crate) worker_panics: AtomicU64,
+    /// Connections closed because the peer had too many syncs under way.
+    pub(crate) sync_floods: AtomicU64,
 }
 
 /// What all connections of a node share.
@@ -181,6 +183,17 @@ pub(crate) struct Datagram {
     pub(crate) bytes: Vec<u8>,
 }
 
+/// What makes a worker doubt that its peer is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Sign {
+    /// The peer's host says that nobody listens there.
+    Refused,
+    /// What is sent is not acknowledged, however often it is sent again.
+    Stalled,
+    /// Health pings are not answered.
+    Unanswered,
+}
+
 /// What a worker tells the reactor.
 #[derive(Debug)]
 pub(crate) enum Notice {
@@ -197,6 +210,18 @@ pub(crate) enum Notice {
     },
     /// The peer said USE.
     Used { connection: ConnectionId },
+    /// The peer's reactor was alive at `at`: it, or a worker that had just seen it turn, answered.
+    Answered {
+        connection: ConnectionId,
+        at: Instant,
+    },
+    /// The peer may be gone. A hint, never a verdict.
+    Doubted {
+        connection: ConnectionId,
+        sign: Sign,
+    },
+    /// The peer asks whether this node's reactor is alive.
+    Pinged { connection: ConnectionId, id: u64 },
     /// A control frame that is not the worker's own business.
     Control {
         connection: ConnectionId,

@@ -11,7 +11,11 @@
 //! 34+n    …    AES-256-GCM of the payload, and 16 bytes of tag
 //! ```
 //!
-//! Everything before the ciphertext is clear, and is associated data. The key is not the group key
+//! Everything before the ciphertext is clear, and is associated data, followed by what is not sent
+//! because the receiver knows it: the length of its own node id, the node id, and its boot id. So a
+//! recorded datagram opens nowhere but at the one life of the one node that it was sealed for.
+//!
+//! The key is not the group key
 //! but a sub-key of it for this cluster, node and life of the node (HKDF-SHA256), so that the
 //! counter, which a node never uses twice in one life, is a nonce that never repeats under one
 //! key; no two nodes have to coordinate, and a restart begins at zero under another sub-key.
@@ -21,6 +25,10 @@
 //! keys, counters it has seen (or that are more than [`WINDOW`] behind), and what does not
 //! authenticate, in that order. Nothing is remembered of a datagram that did not authenticate, so
 //! forgeries can neither fill tables nor move the window.
+//!
+//! Who has stolen a group key can seal as anybody, and by a high counter make a receiver believe that
+//! the sender's own datagrams are old. Therefore each group key has a window of its own: the next key,
+//! which the thief is not given, starts afresh.
 
 use std::collections::BTreeMap;
 
@@ -31,7 +39,7 @@ use ring::{
 
 use super::{
     MAX_MEMBERS,
-    keyring::{GroupKey, KeyId, Keyring},
+    keyring::{GroupKey, KeyId, Keyring, MAX_KEYS},
 };
 use crate::node_id::{BootId, ClusterName, MAX_LABEL_BYTES, NodeId};
 
@@ -74,7 +82,7 @@ pub enum OpenError {
     /// Seen before, or too old to tell.
     #[error("datagram {0} was seen before or is too old")]
     Replay(u64),
-    /// It does not authenticate: forged, or damaged on its way.
+    /// It does not authenticate: forged, damaged on its way, or sealed for another receiver.
     #[error("datagram does not authenticate")]
     Forged,
     /// More senders than a cluster may have members.
@@ -150,8 +158,8 @@ impl Sealer {
         }
     }
 
-    /// The datagram that carries `payload` under `key`.
-    pub fn seal(&mut self, key: &GroupKey, payload: &[u8]) -> Vec<u8> {
+    /// The datagram that carries `payload` under `key` to that life of that node.
+    pub fn seal(&mut self, key: &GroupKey, to: (&NodeId, BootId), payload: &[u8]) -> Vec<u8> {
         let counter = self.counter;
         self.counter = counter
             .checked_add(1)
@@ -167,9 +175,10 @@ impl Sealer {
         let header_len = datagram.len();
         datagram.extend_from_slice(payload);
         let (header, body) = datagram.split_at_mut(header_len);
+        let associated = [&*header, &receiver(to.0, to.1)].concat();
         let tag = self
             .sub_key(key)
-            .seal_in_place_separate_tag(nonce(counter), Aad::from(header), body)
+            .seal_in_place_separate_tag(nonce(counter), Aad::from(associated), body)
             .expect("AES-GCM takes up to 64 GiB, more than a datagram");
         datagram.extend_from_slice(tag.as_ref());
         datagram
@@ -187,10 +196,12 @@ impl Sealer {
     }
 }
 
-/// Opens what the members of a cluster send.
+/// Opens what the members of a cluster send to one life of a node.
 #[derive(Debug)]
 pub struct Opener {
     cluster: ClusterName,
+    /// The end of the associated data: for whom a datagram has to be sealed.
+    receiver: Vec<u8>,
     senders: BTreeMap<NodeId, Sender>,
     capacity: usize,
 }
@@ -198,16 +209,18 @@ pub struct Opener {
 #[derive(Debug)]
 struct Sender {
     boot: BootId,
-    window: ReplayWindow,
+    /// At most one for each key of the ring.
+    windows: Vec<(KeyId, ReplayWindow)>,
     /// Oldest first, at most [`MAX_SUB_KEYS`].
     sub_keys: Vec<(KeyId, LessSafeKey)>,
 }
 
 impl Opener {
-    /// An opener that has seen nothing yet.
-    pub fn new(cluster: &ClusterName) -> Self {
+    /// An opener for the life `boot` of `node` that has seen nothing yet.
+    pub fn new(cluster: &ClusterName, node: &NodeId, boot: BootId) -> Self {
         Self {
             cluster: cluster.clone(),
+            receiver: receiver(node, boot),
             senders: BTreeMap::new(),
             capacity: MAX_MEMBERS,
         }
@@ -238,16 +251,20 @@ impl Opener {
             .senders
             .get(header.node)
             .filter(|sender| sender.boot == header.boot);
-        if known.is_some_and(|sender| !sender.window.is_fresh(header.counter)) {
+        if known
+            .and_then(|sender| sender.window(header.key))
+            .is_some_and(|window| !window.is_fresh(header.counter))
+        {
             return Err(OpenError::Replay(header.counter));
         }
         let (head, sealed) = datagram
             .split_at_checked(header.length)
             .ok_or(OpenError::Malformed)?;
+        let associated = [head, &self.receiver].concat();
         let mut payload = sealed.to_vec();
         let mut open = |sub_key: &LessSafeKey| {
             sub_key
-                .open_in_place(nonce(header.counter), Aad::from(head), &mut payload)
+                .open_in_place(nonce(header.counter), Aad::from(&associated), &mut payload)
                 .map(|opened| opened.len())
                 .map_err(|_| OpenError::Forged)
         };
@@ -259,7 +276,7 @@ impl Opener {
             }
         };
         payload.truncate(length);
-        self.sender(header)?.note(header, derived);
+        self.sender(header)?.note(ring, header, derived);
         Ok(payload)
     }
 
@@ -290,9 +307,16 @@ impl Sender {
     fn new(boot: BootId) -> Self {
         Self {
             boot,
-            window: ReplayWindow::new(),
+            windows: Vec::new(),
             sub_keys: Vec::new(),
         }
+    }
+
+    fn window(&self, id: KeyId) -> Option<&ReplayWindow> {
+        self.windows
+            .iter()
+            .find(|(known, _)| *known == id)
+            .map(|(_, window)| window)
     }
 
     fn sub_key(&self, id: KeyId) -> Option<&LessSafeKey> {
@@ -302,8 +326,19 @@ impl Sender {
             .map(|(_, sub_key)| sub_key)
     }
 
-    fn note(&mut self, header: &Header<'_>, derived: Option<LessSafeKey>) {
-        self.window.mark(header.counter);
+    fn note(&mut self, ring: &Keyring, header: &Header<'_>, derived: Option<LessSafeKey>) {
+        let id = header.key;
+        match self.windows.iter_mut().find(|(known, _)| *known == id) {
+            Some((_, window)) => window.mark(header.counter),
+            None => {
+                // A key that has left the ring opens nothing any more, and never comes back.
+                self.windows.retain(|(known, _)| ring.get(*known).is_some());
+                debug_assert!(self.windows.len() < MAX_KEYS, "one for each other key");
+                let mut window = ReplayWindow::new();
+                window.mark(header.counter);
+                self.windows.push((id, window));
+            }
+        }
         if let Some(sub_key) = derived {
             if self.sub_keys.len() >= MAX_SUB_KEYS {
                 self.sub_keys.remove(0);
@@ -360,6 +395,15 @@ impl ReplayWindow {
     }
 }
 
+/// The end of the associated data of every datagram to this life of this node.
+fn receiver(node: &NodeId, boot: BootId) -> Vec<u8> {
+    let name = node.as_str().as_bytes();
+    let mut bytes = vec![u8::try_from(name.len()).expect("a label has at most 63 bytes")];
+    bytes.extend_from_slice(name);
+    bytes.extend_from_slice(&boot.0);
+    bytes
+}
+
 fn nonce(counter: u64) -> Nonce {
     let mut bytes = [0; NONCE_LEN];
     bytes[NONCE_LEN - 8..].copy_from_slice(&counter.to_be_bytes());
@@ -402,6 +446,21 @@ mod tests {
         ring
     }
 
+    const RECEIVER_BOOT: BootId = BootId([8; 16]);
+
+    fn receiver_id() -> &'static NodeId {
+        static ID: std::sync::LazyLock<NodeId> = std::sync::LazyLock::new(|| node("n9"));
+        &ID
+    }
+
+    fn to() -> (&'static NodeId, BootId) {
+        (receiver_id(), RECEIVER_BOOT)
+    }
+
+    fn opener() -> Opener {
+        Opener::new(&cluster(), receiver_id(), RECEIVER_BOOT)
+    }
+
     fn sealer() -> Sealer {
         Sealer::new(&cluster(), &node("n1"), BOOT)
     }
@@ -412,9 +471,9 @@ mod tests {
 
     #[test]
     fn what_is_sealed_opens_once() {
-        let (ring, mut opener, mut sealer) = (ring(), Opener::new(&cluster()), sealer());
+        let (ring, mut opener, mut sealer) = (ring(), opener(), sealer());
         for counter in 0..3 {
-            let datagram = sealer.seal(ring.send_key().unwrap(), PAYLOAD);
+            let datagram = sealer.seal(ring.send_key().unwrap(), to(), PAYLOAD);
             assert_eq!(datagram.len(), PAYLOAD.len() + overhead("n1".len()));
             assert!(!datagram.windows(4).any(|bytes| bytes == b"ping"));
             let header = Header::parse(&datagram).unwrap();
@@ -441,8 +500,8 @@ mod tests {
 
     #[test]
     fn every_changed_bit_is_noticed() {
-        let (ring, mut opener) = (ring(), Opener::new(&cluster()));
-        let datagram = sealer().seal(ring.send_key().unwrap(), PAYLOAD);
+        let (ring, mut opener) = (ring(), opener());
+        let datagram = sealer().seal(ring.send_key().unwrap(), to(), PAYLOAD);
         for bit in 0..datagram.len() * 8 {
             let mut changed = datagram.clone();
             changed[bit / 8] ^= 1 << (bit % 8);
@@ -460,8 +519,8 @@ mod tests {
 
     #[test]
     fn shortened_and_lengthened_datagrams_are_refused() {
-        let (ring, mut opener) = (ring(), Opener::new(&cluster()));
-        let mut datagram = sealer().seal(ring.send_key().unwrap(), PAYLOAD);
+        let (ring, mut opener) = (ring(), opener());
+        let mut datagram = sealer().seal(ring.send_key().unwrap(), to(), PAYLOAD);
         for length in 0..datagram.len() {
             assert!(
                 open(&mut opener, &ring, &datagram[..length]).is_err(),
@@ -481,23 +540,23 @@ mod tests {
     fn another_key_cluster_node_or_life_opens_nothing() {
         let (ring, other_ring) = (ring(), ring());
         let key = ring.send_key().unwrap();
-        let mut opener = Opener::new(&cluster());
+        let mut opener = opener();
         let unknown = other_ring.send_key().unwrap();
-        let datagram = sealer().seal(unknown, PAYLOAD);
+        let datagram = sealer().seal(unknown, to(), PAYLOAD);
         assert_eq!(
             open(&mut opener, &ring, &datagram),
             Err(OpenError::UnknownKey(unknown.id()))
         );
         let other_boot = BootId([6; 16]);
-        let datagram = Sealer::new(&cluster(), &node("n1"), other_boot).seal(key, PAYLOAD);
+        let datagram = Sealer::new(&cluster(), &node("n1"), other_boot).seal(key, to(), PAYLOAD);
         assert_eq!(
             open(&mut opener, &ring, &datagram),
             Err(OpenError::WrongBoot(other_boot))
         );
         let other_cluster = ClusterName::new("other").unwrap();
-        let datagram = Sealer::new(&other_cluster, &node("n1"), BOOT).seal(key, PAYLOAD);
+        let datagram = Sealer::new(&other_cluster, &node("n1"), BOOT).seal(key, to(), PAYLOAD);
         assert_eq!(open(&mut opener, &ring, &datagram), Err(OpenError::Forged));
-        let mut datagram = Sealer::new(&cluster(), &node("n2"), BOOT).seal(key, PAYLOAD);
+        let mut datagram = Sealer::new(&cluster(), &node("n2"), BOOT).seal(key, to(), PAYLOAD);
         datagram[11] = b'1';
         assert_eq!(Header::parse(&datagram).unwrap().node, "n1");
         assert_eq!(open(&mut opener, &ring, &datagram), Err(OpenError::Forged));
@@ -505,12 +564,12 @@ mod tests {
 
     #[test]
     fn a_new_life_of_a_sender_starts_a_new_window() {
-        let (ring, mut opener) = (ring(), Opener::new(&cluster()));
+        let (ring, mut opener) = (ring(), opener());
         let key = ring.send_key().unwrap();
-        let before = sealer().seal(key, PAYLOAD);
+        let before = sealer().seal(key, to(), PAYLOAD);
         assert_eq!(open(&mut opener, &ring, &before).unwrap(), PAYLOAD);
         let boot = BootId([6; 16]);
-        let after = Sealer::new(&cluster(), &node("n1"), boot).seal(key, PAYLOAD);
+        let after = Sealer::new(&cluster(), &node("n1"), boot).seal(key, to(), PAYLOAD);
         let header = Header::parse(&after).unwrap();
         assert_eq!(opener.open(&ring, &header, &after, boot).unwrap(), PAYLOAD);
         let replayed = opener.open(&ring, &header, &after, boot);
@@ -523,12 +582,12 @@ mod tests {
     }
 
     #[test]
-    fn the_window_spans_keys_and_few_sub_keys_are_kept() {
-        let (mut ring, mut opener, mut sealer) = (ring(), Opener::new(&cluster()), sealer());
+    fn each_key_has_a_window_and_few_sub_keys_are_kept() {
+        let (mut ring, mut opener, mut sealer) = (ring(), opener(), sealer());
         ring.rotate(&SystemRandom::new()).unwrap();
         ring.rotate(&SystemRandom::new()).unwrap();
         for (counter, key) in (0..).zip([0, 1, 2, 0, 2, 1]) {
-            let datagram = sealer.seal(&ring.keys()[key], PAYLOAD);
+            let datagram = sealer.seal(&ring.keys()[key], to(), PAYLOAD);
             assert_eq!(Header::parse(&datagram).unwrap().counter, counter);
             assert_eq!(open(&mut opener, &ring, &datagram).unwrap(), PAYLOAD);
             assert_eq!(
@@ -537,13 +596,59 @@ mod tests {
             );
             assert!(opener.senders["n1"].sub_keys.len() <= MAX_SUB_KEYS);
         }
+        assert_eq!(opener.senders["n1"].windows.len(), 3);
+    }
+
+    #[test]
+    fn a_datagram_opens_at_no_other_receiver_and_in_no_other_life_of_it() {
+        let (ring, mut sealer) = (ring(), sealer());
+        let datagram = sealer.seal(ring.send_key().unwrap(), to(), PAYLOAD);
+        let openers = [
+            Opener::new(&cluster(), &node("n8"), RECEIVER_BOOT),
+            Opener::new(&cluster(), &node("n9"), BootId([9; 16])),
+        ];
+        for mut other in openers {
+            let opened = open(&mut other, &ring, &datagram);
+            assert_eq!(opened, Err(OpenError::Forged));
+        }
+        assert_eq!(open(&mut opener(), &ring, &datagram).unwrap(), PAYLOAD);
+    }
+
+    #[test]
+    fn a_thief_of_a_key_silences_nobody_beyond_the_next_key() {
+        let (mut ring, mut opener, mut sealer) = (ring(), opener(), sealer());
+        let stolen = ring.send_key().unwrap().clone();
+        let mut thief = self::sealer();
+        thief.counter = u64::MAX - 1;
+        let forged = thief.seal(&stolen, to(), PAYLOAD);
+        open(&mut opener, &ring, &forged).unwrap();
+        let silenced = sealer.seal(&stolen, to(), PAYLOAD);
+        let old = Err(OpenError::Replay(0));
+        assert_eq!(open(&mut opener, &ring, &silenced), old);
+        let next = ring.rotate(&SystemRandom::new()).unwrap();
+        ring.select(std::iter::empty()).unwrap();
+        let heard = sealer.seal(ring.get(next).unwrap(), to(), PAYLOAD);
+        assert_eq!(open(&mut opener, &ring, &heard).unwrap(), PAYLOAD);
+        // What was recorded before does not open a second time either, and removing the stolen key
+        // ends both it and its window.
+        assert_eq!(open(&mut opener, &ring, &silenced), old);
+        ring.remove(stolen.id()).unwrap();
+        let unknown = Err(OpenError::UnknownKey(stolen.id()));
+        assert_eq!(open(&mut opener, &ring, &silenced), unknown);
+        ring.rotate(&SystemRandom::new()).unwrap();
+        let newest = sealer.seal(ring.keys().last().unwrap(), to(), PAYLOAD);
+        open(&mut opener, &ring, &newest).unwrap();
+        let windows = &opener.senders["n1"].windows;
+        assert!(windows.iter().all(|(id, _)| *id != stolen.id()));
     }
 
     #[test]
     fn reordering_within_the_window_is_fine_and_beyond_it_is_not() {
-        let (ring, mut opener, mut sealer) = (ring(), Opener::new(&cluster()), sealer());
+        let (ring, mut opener, mut sealer) = (ring(), opener(), sealer());
         let key = ring.send_key().unwrap();
-        let datagrams: Vec<_> = (0..=WINDOW).map(|_| sealer.seal(key, PAYLOAD)).collect();
+        let datagrams: Vec<_> = (0..=WINDOW)
+            .map(|_| sealer.seal(key, to(), PAYLOAD))
+            .collect();
         open(&mut opener, &ring, &datagrams[WINDOW as usize]).unwrap();
         assert_eq!(
             open(&mut opener, &ring, &datagrams[0]),
@@ -594,12 +699,12 @@ mod tests {
 
     #[test]
     fn senders_are_bounded_and_can_be_forgotten() {
-        let (ring, mut opener) = (ring(), Opener::new(&cluster()));
+        let (ring, mut opener) = (ring(), opener());
         opener.capacity = 1;
         let key = ring.send_key().unwrap();
-        let first = sealer().seal(key, PAYLOAD);
+        let first = sealer().seal(key, to(), PAYLOAD);
         open(&mut opener, &ring, &first).unwrap();
-        let second = Sealer::new(&cluster(), &node("n2"), BOOT).seal(key, PAYLOAD);
+        let second = Sealer::new(&cluster(), &node("n2"), BOOT).seal(key, to(), PAYLOAD);
         assert_eq!(open(&mut opener, &ring, &second), Err(OpenError::Full));
         opener.forget(&node("n1"));
         open(&mut opener, &ring, &second).unwrap();
@@ -607,8 +712,8 @@ mod tests {
 
     #[test]
     fn random_and_damaged_datagrams_never_panic_nor_open() {
-        let (ring, mut opener) = (ring(), Opener::new(&cluster()));
-        let good = sealer().seal(ring.send_key().unwrap(), PAYLOAD);
+        let (ring, mut opener) = (ring(), opener());
+        let good = sealer().seal(ring.send_key().unwrap(), to(), PAYLOAD);
         let mut chance = Chance::new(6);
         for _ in 0..100_000 {
             let bytes = chance.mutate(&good);

@@ -123,8 +123,10 @@ pub struct Raw {
     socket: UdpSocket,
     local: SocketAddr,
     peer: SocketAddr,
-    /// What waits for the handshake: bytes by stream.
-    early: Vec<(u64, Vec<u8>)>,
+    /// What waits for the handshake or for a window: bytes by stream, and whether they end it.
+    waiting: Vec<(u64, Vec<u8>, bool)>,
+    /// Whether it takes what comes on streams.
+    pub reads: bool,
     /// Stream bytes of the peer, whole.
     pub received: BTreeMap<u64, Vec<u8>>,
 }
@@ -147,7 +149,8 @@ impl Raw {
             local: socket.local_addr().unwrap(),
             socket,
             peer,
-            early: Vec::new(),
+            waiting: Vec::new(),
+            reads: true,
             received: BTreeMap::new(),
         }
     }
@@ -155,7 +158,17 @@ impl Raw {
     /// Writes to a stream as soon as TLS lets it, which for a dialler is before the acceptor has
     /// judged its certificate.
     pub fn push(&mut self, stream: u64, bytes: impl Into<Vec<u8>>) {
-        self.early.push((stream, bytes.into()));
+        self.waiting.push((stream, bytes.into(), false));
+    }
+
+    /// Writes the last bytes of a stream.
+    pub fn push_fin(&mut self, stream: u64, bytes: impl Into<Vec<u8>>) {
+        self.waiting.push((stream, bytes.into(), true));
+    }
+
+    /// Whether QUIC has taken all that was pushed.
+    pub fn is_written(&self) -> bool {
+        self.waiting.is_empty()
     }
 
     /// Sends what there is, waits a moment for an answer and takes it in.
@@ -206,9 +219,19 @@ impl Raw {
         if !self.quic.is_established() {
             return;
         }
-        for (stream, bytes) in std::mem::take(&mut self.early) {
-            // A refusal shows in the connection's end.
-            let _ = self.quic.stream_send(stream, &bytes, false);
+        let mut blocked = BTreeSet::new();
+        for (stream, mut bytes, fin) in std::mem::take(&mut self.waiting) {
+            if !blocked.contains(&stream) {
+                match self.quic.stream_send(stream, &bytes, fin) {
+                    Ok(taken) if taken == bytes.len() => continue,
+                    Ok(taken) => drop(bytes.drain(..taken)),
+                    Err(quiche::Error::Done) => {}
+                    // A refusal shows in the connection's end.
+                    Err(_) => continue,
+                }
+                blocked.insert(stream);
+            }
+            self.waiting.push((stream, bytes, fin));
         }
     }
 
@@ -220,6 +243,9 @@ impl Raw {
     }
 
     fn read(&mut self) {
+        if !self.reads {
+            return;
+        }
         let mut piece = [0; 4_096];
         for stream in self.quic.readable().collect::<BTreeSet<u64>>() {
             while let Ok((length, fin)) = self.quic.stream_recv(stream, &mut piece) {

@@ -11,6 +11,7 @@
 //! tombstones 5m               before `nodes`: for how long the dead are remembered
 //! join b a | join all         a handshake and a sync of b with a; of everyone with the first
 //! crash a | restart a [moved] | pause a | resume a | leave a | tags a k=v | force-leave b a
+//! start z at a                a new node at the address of one that has crashed
 //! drop a->b | pass a->b       loses datagrams in one direction
 //! partition a b | c d e       loses everything between the two groups; heal ends every fault
 //! loss 5                      loses that many datagrams in a hundred
@@ -86,6 +87,20 @@ struct Node {
     /// What the events so far say of each member: whether it is up.
     up: BTreeMap<NodeId, bool>,
     incarnations: BTreeMap<NodeId, u64>,
+}
+
+impl Node {
+    fn new(core: Swim) -> Self {
+        Self {
+            core,
+            running: true,
+            paused: false,
+            backlog: Vec::new(),
+            told: BTreeMap::new(),
+            up: BTreeMap::new(),
+            incarnations: BTreeMap::new(),
+        }
+    }
 }
 
 #[derive(Clone)]
@@ -223,6 +238,12 @@ impl World {
             }
             ["restart", node] => self.restart(&id(node)?, false)?,
             ["restart", node, "moved"] => self.restart(&id(node)?, true)?,
+            ["start", node, "at", old] => {
+                let addr = self.node(old)?.core.me().record.gossip_addr;
+                let node = id(node)?;
+                let core = self.core(&node, Some(addr));
+                self.nodes.insert(node, Node::new(core));
+            }
             ["pause", node] => self.node(node)?.paused = true,
             ["resume", node] => self.resume(&id(node)?)?,
             ["leave", node] => {
@@ -388,16 +409,7 @@ impl World {
         for name in names {
             let node = id(&name)?;
             let core = self.core(&node, None);
-            let node_state = Node {
-                core,
-                running: true,
-                paused: false,
-                backlog: Vec::new(),
-                told: BTreeMap::new(),
-                up: BTreeMap::new(),
-                incarnations: BTreeMap::new(),
-            };
-            self.nodes.insert(node, node_state);
+            self.nodes.insert(node, Node::new(core));
         }
         Ok(())
     }
@@ -655,7 +667,16 @@ impl World {
             }
             What::Hello(record) => state.core.handle_record(now, record),
             What::Sync { entries, answer } => {
+                let forced: Vec<ForcedLeave> = entries
+                    .iter()
+                    .filter_map(|entry| entry.forced.as_deref())
+                    .filter(|forced| forced.signature == b"signed")
+                    .cloned()
+                    .collect();
                 state.core.handle_sync(now, &from, entries);
+                for forced in forced {
+                    state.core.handle_forced_leave(now, forced);
+                }
                 if answer {
                     let entries = state.core.sync_entries(Some(&from));
                     self.drain(&to)?;
@@ -762,6 +783,7 @@ impl World {
                 Event::Left { node, .. } => (node, "left", None, Some(false)),
                 Event::Forgotten { node } => (node, "forgotten", Some(false), None),
                 Event::NameConflict { node, .. } => (node, "conflict", None, None),
+                Event::AddressConflict { node, .. } => (node, "contested", None, None),
                 Event::User(event) => (&event.origin, "event", None, None),
             };
             let up = state.up.entry(node.clone()).or_default();
