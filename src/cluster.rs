@@ -23,6 +23,10 @@
 //! **Leaving.** The record that says so goes to every peer over its connection, and each confirms
 //! it. The leave is over when all have, or their connections have ended; who has not is named.
 //!
+//! **Roster.** Who is gone is remembered for longer than membership does, and goes on being dialled;
+//! with a file of it, over a restart as well (`roster`). A node that remembers somebody gives them a
+//! moment to answer before it starts as a cluster of its own.
+//!
 //! **Evidence.** What the connections show of a peer goes to the failure detector: an answer of its
 //! reactor proves it alive, an end or a silence is a reason to ask at once (`swim`).
 
@@ -38,6 +42,7 @@ use crate::{
     mesh::{self, Mesh},
     node_id::{BootId, ConnectionId, NodeId},
     record::{Record, VerifiedRecord},
+    roster::{self, Image, Roster},
     stats::{MemberStatus, Side},
     swim::{self, Swim},
 };
@@ -104,6 +109,8 @@ pub enum Action {
         /// The stream on which the peer asked.
         stream: u64,
     },
+    /// Save [`Cluster::image`], if there is where to.
+    SaveRoster,
 }
 
 /// What happened.
@@ -171,6 +178,7 @@ pub struct Cluster {
     peers: BTreeMap<ConnectionId, NodeId>,
     /// Syncs under way, at most one for each connection.
     asked: BTreeMap<ConnectionId, Asked>,
+    roster: Roster,
     start: Start,
     has_synced: bool,
     leaving: Option<LeaveProgress>,
@@ -189,11 +197,13 @@ impl Cluster {
         now: Instant,
     ) -> Self {
         let (node, boot) = (me.record.node.clone(), me.record.boot);
+        let roster = Roster::new(mesh.remember_for, now);
         Self {
             swim: Swim::new(swim, me, seed, now),
             mesh: Mesh::new(mesh, node, boot, seed.rotate_left(32), now),
             peers: BTreeMap::new(),
             asked: BTreeMap::new(),
+            roster,
             start: Start::Idle,
             has_synced: false,
             leaving: None,
@@ -385,7 +395,7 @@ impl Cluster {
         self.settle(now);
     }
 
-    /// Takes a whole sync of a peer. `stream` is where the peer asked, or `None` if this is the
+    /// Takes a whole sync of a peer; the signatures of forced leaves in it were verified. `stream` is where the peer asked, or `None` if this is the
     /// answer to ours.
     pub fn handle_sync(
         &mut self,
@@ -399,8 +409,13 @@ impl Cluster {
             return;
         };
         self.has_synced = true;
+        let forced: Vec<_> = entries.iter().filter_map(|e| e.forced.clone()).collect();
         self.swim.handle_sync(now, &peer, entries);
+        for forced in forced {
+            self.swim.handle_forced_leave(now, *forced);
+        }
         self.settle(now);
+        self.forget_who_left();
         if is_wanted_again {
             self.start_sync_on(now, connection);
         }
@@ -434,6 +449,7 @@ impl Cluster {
     pub fn handle_signed(&mut self, now: Instant, me: Arc<VerifiedRecord>) {
         let (left, incarnation) = (me.record.left, me.record.incarnation);
         self.swim.handle_signed(now, Arc::clone(&me));
+        self.roster.handle_changed();
         if left && let Some(leaving) = &mut self.leaving {
             leaving.incarnation = Some(incarnation);
             let links: Vec<_> = self.mesh.peers(now).filter_map(|p| p.current).collect();
@@ -476,9 +492,44 @@ impl Cluster {
         {
             self.finish_start();
         }
+        for node in self.roster.take_expired(now) {
+            self.mesh.member_unremembered(&node);
+        }
+        if self.roster.is_due(now) {
+            self.roster.handle_saved(now);
+            self.actions.push_back(Action::SaveRoster);
+        }
     }
 
     // ---- commands
+
+    /// Takes an entry of a saved roster, before [`start`](Self::start). Nothing is believed of it
+    /// but that somebody was there: it is dialled, or, if it left, is not.
+    pub fn remember(&mut self, now: Instant, record: &Record, entry: &roster::Entry) {
+        let me = &self.swim.me().record;
+        if record.node == me.node || record.cluster != me.cluster {
+            return;
+        }
+        if self.roster.restore(now, record, entry) {
+            self.mesh
+                .member_remembered(now, &record.node, record.quic_addr);
+        }
+        self.settle(now);
+    }
+
+    /// Takes a record out of a saved roster that has been verified, of a member that left: what
+    /// others say of its life before does not bring it back.
+    pub fn remember_left(&mut self, now: Instant, record: Arc<VerifiedRecord>) {
+        let me = self.swim.me().record.node.clone();
+        let status = MemberStatus::Left;
+        let entry = swim::SyncEntry {
+            record,
+            status,
+            forced: None,
+        };
+        self.swim.handle_sync(now, &me, vec![entry]);
+        self.settle(now);
+    }
 
     /// Begins the first join round and returns its number; [`Event::Started`] follows.
     pub fn start(&mut self, now: Instant, seeds: Vec<String>) -> u64 {
@@ -598,10 +649,15 @@ impl Cluster {
             Start::Syncing { until } => Some(until),
             Start::Idle | Start::Joining { .. } | Start::Over => None,
         };
-        [self.swim.poll_timeout(), self.mesh.poll_timeout(), start]
-            .into_iter()
-            .flatten()
-            .min()
+        [
+            self.swim.poll_timeout(),
+            self.mesh.poll_timeout(),
+            self.roster.poll_timeout(),
+            start,
+        ]
+        .into_iter()
+        .flatten()
+        .min()
     }
 
     // ---- getters
@@ -614,6 +670,31 @@ impl Cluster {
     /// The mesh.
     pub fn mesh(&self) -> &Mesh {
         &self.mesh
+    }
+
+    /// Who is gone and still remembered.
+    pub fn roster(&self) -> &Roster {
+        &self.roster
+    }
+
+    /// What outlives this process. `certificate` finds a certificate by its fingerprint, in DER, or
+    /// gives nothing.
+    pub fn image(&mut self, now: Instant, certificate: impl Fn(&[u8; 32]) -> Arc<[u8]>) -> Image {
+        let me = &self.swim.me().record;
+        let here = self.swim.members().filter_map(|member| {
+            let is_here = match member.status {
+                MemberStatus::Alive | MemberStatus::Suspect => true,
+                MemberStatus::Dead | MemberStatus::Left => false,
+            };
+            let is_other = member.record.record.node != me.node;
+            (is_here && is_other).then_some((&**member.record, member.status))
+        });
+        Image {
+            cluster: me.cluster.clone(),
+            node: me.node.clone(),
+            incarnation: me.incarnation,
+            entries: self.roster.entries(now, here, certificate),
+        }
     }
 
     /// How far our leave has come, once it has begun.
@@ -678,22 +759,58 @@ impl Cluster {
     }
 
     fn tell_mesh(&mut self, now: Instant, event: &swim::Event) {
+        let Self {
+            swim, mesh, roster, ..
+        } = self;
         match event {
             swim::Event::Up { node } | swim::Event::Updated { node, .. } => {
-                if let Some(member) = self.swim.member(node) {
+                roster.handle_up(node);
+                if let Some(member) = swim.member(node) {
                     let record = &member.record.record;
-                    self.mesh
-                        .member_up(now, node, record.quic_addr, record.boot);
+                    mesh.member_up(now, node, record.quic_addr, record.boot);
                 }
             }
-            swim::Event::Dead { node, .. } => self.mesh.member_dead(now, node),
-            swim::Event::Left { node, .. } => self.mesh.member_left(now, node),
-            swim::Event::Forgotten { node } => self.mesh.member_forgotten(now, node),
+            swim::Event::Dead { node, .. } => {
+                if let Some(member) = swim.member(node) {
+                    roster.handle_gone(now, member.record, false);
+                }
+                mesh.member_dead(now, node);
+            }
+            swim::Event::Left { node, .. } => {
+                if let Some(member) = swim.member(node) {
+                    roster.handle_gone(now, member.record, true);
+                }
+                mesh.member_left(now, node);
+            }
+            swim::Event::Forgotten { node } => {
+                mesh.member_forgotten(now, node);
+                if let Some(addr) = roster.handle_forgotten(node) {
+                    mesh.member_remembered(now, node, addr);
+                }
+            }
             swim::Event::Suspect { .. }
             | swim::Event::Alive { .. }
             | swim::Event::NameConflict { .. }
             | swim::Event::AddressConflict { .. }
             | swim::Event::User(_) => {}
+        }
+    }
+
+    /// Who left while this node was away is known from others, without an event: it was no member
+    /// here.
+    fn forget_who_left(&mut self) {
+        let left: Vec<NodeId> = self
+            .roster
+            .missed()
+            .filter(|node| {
+                let member = self.swim.member(node);
+                member.is_some_and(|member| member.status == MemberStatus::Left)
+            })
+            .cloned()
+            .collect();
+        for node in left {
+            self.roster.handle_left(&node);
+            self.mesh.member_unremembered(&node);
         }
     }
 
@@ -704,8 +821,9 @@ impl Cluster {
         if self.start != (Start::Joining { round: *round }) {
             return;
         }
-        // A seed that was reached is about to hand over the members.
-        if *reached > 0 && !self.has_synced {
+        // Whoever was reached is about to hand over the members, and whoever is remembered might.
+        let is_awaited = *reached > 0 || self.roster.missed().next().is_some();
+        if is_awaited && !self.has_synced {
             let until = now + JOIN_SYNC_PATIENCE;
             self.start = Start::Syncing { until };
         } else {

@@ -125,6 +125,8 @@ pub enum SyncFrame {
         status: MemberStatus,
         /// The certificate that the record names, in DER; empty if the sender has none.
         certificate: Vec<u8>,
+        /// If the member was forced out at this record's incarnation: who did, with the signature.
+        forced: Option<(NodeId, Vec<u8>)>,
     },
     /// A frame that only a newer version understands; ignored.
     Unknown,
@@ -230,6 +232,10 @@ struct EntryWire {
     status: u32,
     #[prost(bytes = "vec", tag = "3")]
     certificate: Vec<u8>,
+    #[prost(string, tag = "4")]
+    forced_by: String,
+    #[prost(bytes = "vec", tag = "5")]
+    forced_signature: Vec<u8>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -387,16 +393,24 @@ impl SyncFrame {
                 record,
                 status,
                 certificate,
-            } => SyncBody::Entry(EntryWire {
-                record: Some(record.into()),
-                status: match status {
-                    MemberStatus::Alive => 1,
-                    MemberStatus::Suspect => 2,
-                    MemberStatus::Dead => 3,
-                    MemberStatus::Left => 4,
-                },
-                certificate,
-            }),
+                forced,
+            } => {
+                let (forced_by, forced_signature) = forced
+                    .map(|(issuer, signature)| (issuer.to_string(), signature))
+                    .unwrap_or_default();
+                SyncBody::Entry(EntryWire {
+                    record: Some(record.into()),
+                    status: match status {
+                        MemberStatus::Alive => 1,
+                        MemberStatus::Suspect => 2,
+                        MemberStatus::Dead => 3,
+                        MemberStatus::Left => 4,
+                    },
+                    certificate,
+                    forced_by,
+                    forced_signature,
+                })
+            }
             Self::Unknown => return SyncWire { body: None }.encode_to_vec(),
         };
         SyncWire { body: Some(body) }.encode_to_vec()
@@ -427,6 +441,14 @@ impl SyncFrame {
                     _ => return Err(ControlError("entry with an unknown status")),
                 },
                 certificate: entry.certificate,
+                forced: match entry.forced_by.as_str() {
+                    "" => None,
+                    issuer => {
+                        let issuer = NodeId::new(issuer)
+                            .map_err(|_| ControlError("forced out by no node"))?;
+                        Some((issuer, entry.forced_signature))
+                    }
+                },
             },
             None => Self::Unknown,
         })
@@ -506,6 +528,8 @@ mod tests {
                 record: record(),
                 status,
                 certificate: vec![5; 600],
+                forced: (status == MemberStatus::Left)
+                    .then(|| ("n2".parse().unwrap(), vec![6; 72])),
             };
             assert_eq!(SyncFrame::decode(&frame.clone().encode()), Ok(frame));
         }

@@ -1,6 +1,6 @@
 //! What can go wrong, one type per operation. Each variant says the cause and the remedy.
 
-use std::{io, net::SocketAddr, time::Duration};
+use std::{io, net::SocketAddr, path::PathBuf, time::Duration};
 
 use crate::node_id::NodeId;
 
@@ -27,6 +27,15 @@ pub enum StartError {
     /// TLS could not be set up from the identity.
     #[error("cannot set up TLS: {0}")]
     Tls(String),
+    /// The directory for what outlives a restart cannot be used: it cannot be written, another
+    /// process uses it, or it belongs to another node. Remedy: a directory for each node.
+    #[error("state directory {}: {why}", path.display())]
+    StateDir {
+        /// The directory.
+        path: PathBuf,
+        /// The cause.
+        why: String,
+    },
     /// The system refused a resource: a thread, a descriptor.
     #[error("cannot start: {0}")]
     System(#[from] io::Error),

@@ -50,7 +50,10 @@ pub mod record;
 mod resolver;
 #[doc(hidden)]
 pub mod rng;
+#[doc(hidden)]
+pub mod roster;
 mod snapshot;
+mod state_dir;
 mod stats;
 mod subscribers;
 #[doc(hidden)]
@@ -88,7 +91,7 @@ pub use trust::Identity;
 
 /// The pure cores, for tests, simulation and the curious. Outside semantic versioning.
 pub mod unversioned {
-    pub use crate::{cluster, mesh, node_id::ConnectionId, record, rng, swim, trust};
+    pub use crate::{cluster, mesh, node_id::ConnectionId, record, rng, roster, swim, trust};
 }
 
 /// The examples of the README are tests.

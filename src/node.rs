@@ -9,6 +9,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fmt, io,
     net::SocketAddr,
+    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
@@ -33,9 +34,10 @@ use crate::{
     reactor::{self, Command, Counters, Parts, TagChange},
     record::{MAX_TAG_BYTES, PROTOCOL_VERSIONS, Record, tag_bytes},
     snapshot::{Ready, Snapshot, Stage},
+    state_dir::{self, StateDir, Writer},
     stats::{
-        ConnectionCounts, ConnectionInfo, ConnectionState, EventCounts, MemberCounts, MemberInfo,
-        MemberStatus, PeerInfo, RefusedCounts, Status,
+        ConnectionCounts, ConnectionInfo, ConnectionState, MemberCounts, MemberInfo, MemberStatus,
+        PeerInfo, RefusedCounts, Status,
     },
     subscribers::{Events, Subscribers},
     swim, thread,
@@ -87,6 +89,8 @@ pub struct Builder {
     seeds: Vec<String>,
     tags: BTreeMap<String, String>,
     profile: Profile,
+    state_dir: Option<PathBuf>,
+    remember_for: Duration,
     expected: (Option<String>, Option<String>),
     transport: transport::Config,
     subscribers: Arc<Subscribers>,
@@ -151,6 +155,22 @@ impl Builder {
         self
     }
 
+    /// Keeps in this directory what outlives a restart: this node's incarnation and the members it
+    /// knew. Then a restarted node finds the others without a seed. It is made if it is not there, and
+    /// belongs to one node. Default: nothing is kept.
+    pub fn state_dir(mut self, path: impl Into<PathBuf>) -> Self {
+        self.state_dir = Some(path.into());
+        self
+    }
+
+    /// For how long members that are gone without having left are remembered and dialled now and
+    /// then, counted while this node runs. Longer than any outage or partition that shall heal by
+    /// itself. Default: a week.
+    pub fn remember_for(mut self, duration: Duration) -> Self {
+        self.remember_for = duration;
+        self
+    }
+
     /// Refuses to start unless the certificate is for this node.
     pub fn expect_node(mut self, name: impl Into<String>) -> Self {
         self.expected.0 = Some(name.into());
@@ -193,6 +213,12 @@ impl Builder {
         let started_at = Instant::now();
         self.check()?;
         log::debug!(target: "node", node:% = self.identity.node(); "start: identity checked");
+        let state = self.state_dir.as_deref().map(StateDir::open).transpose()?;
+        let image = state
+            .as_ref()
+            .map(|dir| dir.load(self.identity.cluster(), self.identity.node()))
+            .transpose()?
+            .flatten();
         let listener = udp::listen(self.bind).map_err(bind_error("QUIC", self.bind))?;
         let gossip_bind = self.gossip_bind.unwrap_or_else(|| {
             // The port after the requested one; the next one after 65,535 cannot be.
@@ -221,7 +247,8 @@ impl Builder {
         let record = Record {
             cluster: self.identity.cluster().clone(),
             node: self.identity.node().clone(),
-            incarnation: 1,
+            // Above the life before at once. What was not saved in time the others tell.
+            incarnation: image.as_ref().map_or(1, |image| image.incarnation + 1),
             boot,
             quic_addr,
             gossip_addr,
@@ -283,8 +310,15 @@ impl Builder {
             Arc::clone(&workers),
         ));
         let (stuck_sender, stuck) = crossbeam_channel::bounded(1);
+        let mesh_config = mesh::Config {
+            remember_for: self.remember_for,
+            ..mesh::Config::default()
+        };
+        let writer = state.map(Writer::start).transpose()?;
         let parts = Parts {
-            cluster: Cluster::new(swim_config, mesh::Config::default(), signed, seed, now),
+            cluster: Cluster::new(swim_config, mesh_config, signed, seed, now),
+            image,
+            writer: writer.clone(),
             identity: self.identity.clone(),
             context: Arc::clone(&context),
             endpoint,
@@ -300,7 +334,12 @@ impl Builder {
             #[cfg(test)]
             panic_at_start: self.panic_at_start,
         };
-        let reactor = thread::spawn("nd-reactor", move || reactor::run(parts))?;
+        let reactor =
+            thread::spawn("nd-reactor", move || reactor::run(parts)).inspect_err(|_| {
+                if let Some(writer) = &writer {
+                    writer.close();
+                }
+            })?;
         log::debug!(target: "node", "start: reactor runs");
         let handle = Handle {
             identity: self.identity,
@@ -313,6 +352,7 @@ impl Builder {
             registry,
             workers,
             queries,
+            writer,
             commands,
             waker,
             stuck,
@@ -420,6 +460,7 @@ struct Handle {
     registry: Arc<Registry>,
     workers: Arc<Workers>,
     queries: Arc<Queries>,
+    writer: Option<Writer>,
     commands: Sender<Command>,
     waker: Arc<Waker>,
     stuck: Receiver<Vec<String>>,
@@ -469,6 +510,8 @@ impl Node {
             seeds: Vec::new(),
             tags: BTreeMap::new(),
             profile: Profile::default(),
+            state_dir: None,
+            remember_for: mesh::Config::default().remember_for,
             expected: (None, None),
             transport: transport::Config::default(),
             subscribers: Arc::new(Subscribers::new()),
@@ -559,6 +602,10 @@ impl Node {
         }
         let handle = &self.handle;
         let stage = handle.snapshot.stage();
+        let saves = |count: fn(&state_dir::Counters) -> &AtomicU64| {
+            let writer = handle.writer.as_ref();
+            writer.map_or(0, |writer| count(writer.counters()).load(Relaxed))
+        };
         let runs = !matches!(stage, Stage::Stopped | Stage::Failed(_));
         Status {
             node: self.id().clone(),
@@ -569,27 +616,19 @@ impl Node {
             members,
             connections,
             health_score: handle.snapshot.health_score(),
-            threads: usize::from(runs) + handle.snapshot.links().len() + handle.workers.count(),
+            threads: usize::from(runs)
+                + usize::from(runs && handle.writer.is_some())
+                + handle.snapshot.links().len()
+                + handle.workers.count(),
+            roster_saves: saves(|counters| &counters.saved),
+            roster_failures: saves(|counters| &counters.failed),
             refused: self.refused(),
-            events: self.event_counts(),
-        }
-    }
-
-    fn event_counts(&self) -> EventCounts {
-        let swim = self.handle.snapshot.swim_counters();
-        let queries = &self.handle.queries.counters;
-        EventCounts {
-            emitted: swim.events_emitted,
-            received: swim.events_received,
-            copies: swim.events_copies,
-            dropped: swim.events_dropped,
-            unanswered: queries.unanswered.load(Relaxed),
-            answers_lost: queries.answers_lost.load(Relaxed),
+            events: handle.snapshot.events(),
         }
     }
 
     fn refused(&self) -> RefusedCounts {
-        let (counters, swim) = (&self.handle.counters, self.handle.snapshot.swim_counters());
+        let counters = &self.handle.counters;
         RefusedCounts {
             gossip: counters.gossip_refused.load(Relaxed),
             quic: self.handle.context.counters.refused_datagrams.load(Relaxed),
@@ -597,14 +636,10 @@ impl Node {
             unproven_records: counters.records_unproven.load(Relaxed),
             statements: counters.statements_refused.load(Relaxed),
             events: counters.events_refused.load(Relaxed),
-            stale_events: swim.events_stale + swim.events_strangers,
             keyrings: counters.keyrings_refused.load(Relaxed),
             syncs: counters.syncs_refused.load(Relaxed)
                 + self.handle.context.counters.sync_floods.load(Relaxed),
-            implausible: swim.implausible,
-            conflicting: swim.conflicting_records,
-            stale: swim.stale,
-            stray: swim.stray_answers + swim.misdirected,
+            ..self.handle.snapshot.refused()
         }
     }
 
@@ -937,6 +972,12 @@ impl Handle {
             let _ = reactor.join();
         }
         stuck.extend(self.workers.stop(deadline));
+        // It was closed when the reactor ended, and holds the directory until the disk is done.
+        if let Some(writer) = &self.writer
+            && !writer.await_end(deadline)
+        {
+            stuck.push("nd-roster".into());
+        }
         stuck
     }
 }

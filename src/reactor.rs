@@ -16,7 +16,7 @@
 )]
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     io,
     net::{SocketAddr, UdpSocket},
     os::fd::AsFd,
@@ -39,10 +39,12 @@ use crate::{
     mesh,
     node_id::{ConnectionId, NodeId},
     query::{MAX_QUERIES, Queries, Query, Question, Slot},
-    record::{SignedRecord, VerifiedRecord},
+    record::{Record, SignedRecord, VerifiedRecord},
     resolver::Resolver,
+    roster::{self, Image},
     snapshot::{DialRow, Snapshot, Stage},
-    stats::{MemberInfo, MemberStatus, Side},
+    state_dir,
+    stats::{EventCounts, MemberInfo, MemberStatus, RefusedCounts, Side},
     subscribers::Subscribers,
     swim,
     thread::panic_message,
@@ -81,6 +83,9 @@ const MAX_SYNC_BYTES: usize = 64 << 20;
 
 /// What an entry that waits takes beside its bytes, which are there twice: encoded and decoded.
 const SYNC_ENTRY_OVERHEAD: usize = 512;
+
+/// Saved records verified in one turn: a few milliseconds.
+const SAVED_BUDGET: usize = 16;
 
 /// How long notices may take in one turn before gossip is read again.
 const NOTICE_TIME: Duration = Duration::from_millis(5);
@@ -169,6 +174,9 @@ pub(crate) struct Parts {
     pub(crate) gossip: UdpSocket,
     pub(crate) cluster: Cluster,
     pub(crate) seeds: Vec<String>,
+    /// What an earlier life saved, and where this one saves.
+    pub(crate) image: Option<Image>,
+    pub(crate) writer: Option<state_dir::Writer>,
     pub(crate) notices: Receiver<Notice>,
     pub(crate) commands: Receiver<Command>,
     pub(crate) snapshot: Arc<Snapshot>,
@@ -192,15 +200,10 @@ struct Incoming {
 
 impl Incoming {
     /// Adds an entry; returns what it takes.
-    fn push(&mut self, record: Arc<VerifiedRecord>, status: MemberStatus) -> usize {
-        let signed = &record.signed;
+    fn push(&mut self, entry: swim::SyncEntry) -> usize {
+        let signed = &entry.record.signed;
         let bytes = (signed.payload.len() + signed.signature.len()) * 2 + SYNC_ENTRY_OVERHEAD;
-        let forced = None;
-        self.entries.push(swim::SyncEntry {
-            record,
-            status,
-            forced,
-        });
+        self.entries.push(entry);
         self.bytes += bytes;
         bytes
     }
@@ -211,6 +214,8 @@ struct Reactor {
     waker: Arc<Waker>,
     resolver: Resolver,
     verifier: Verifier,
+    /// Saved entries whose signatures are still to be verified.
+    unverified: VecDeque<roster::Entry>,
     keyring: Keyring,
     sealer: Sealer,
     opener: Opener,
@@ -250,6 +255,7 @@ pub(crate) fn run(parts: Parts) {
     let subscribers = Arc::clone(&parts.subscribers);
     let registry = Arc::clone(&parts.context.registry);
     let queries = Arc::clone(&parts.queries);
+    let writer = parts.writer.clone();
     let outcome = catch_unwind(AssertUnwindSafe(|| Reactor::new(parts).drive()));
     match outcome {
         Ok(()) => snapshot.set_stage(Stage::Stopped),
@@ -264,6 +270,9 @@ pub(crate) fn run(parts: Parts) {
             snapshot.set_stage(Stage::Failed(format!("reactor panicked: {why}")));
         }
     }
+    if let Some(writer) = writer {
+        writer.close();
+    }
     subscribers.close();
     queries.close();
     registry.close();
@@ -276,6 +285,7 @@ impl Reactor {
         Self {
             resolver: Resolver::new(Arc::clone(&waker)),
             verifier: Verifier::new(&parts.identity),
+            unverified: VecDeque::new(),
             keyring: Keyring::new(),
             sealer: Sealer::new(&context.cluster, &context.node, context.boot),
             opener: Opener::new(&context.cluster, &context.node, context.boot),
@@ -309,6 +319,7 @@ impl Reactor {
         assert!(!self.parts.panic_at_start, "asked to panic while it starts");
         let now = Instant::now();
         log::debug!(target: "node", node:% = self.parts.context.node; "start: join round begins");
+        self.remember(now);
         let seeds = std::mem::take(&mut self.parts.seeds);
         for seed in &seeds {
             self.seed_state
@@ -323,7 +334,8 @@ impl Reactor {
             let is_busy = self.read_gossip(now)
                 | self.take_notices(now)
                 | self.take_commands(now)
-                | self.read_listener(now);
+                | self.read_listener(now)
+                | self.verify_saved(now);
             self.on_time(now);
             self.settle(now);
             self.publish(now);
@@ -362,6 +374,64 @@ impl Reactor {
             .is_ok()
     }
 
+    // ---- what outlives a restart
+
+    /// Takes over whom an earlier life of this node knew. They are somewhere to dial at once; their
+    /// signatures take longer and are verified little by little.
+    fn remember(&mut self, now: Instant) {
+        let Some(image) = self.parts.image.take() else {
+            return;
+        };
+        log::info!(target: "node", members = image.entries.len(),
+            incarnation = image.incarnation; "members remembered from an earlier life");
+        for entry in image.entries {
+            match Record::decode(&entry.record.payload) {
+                Ok(record) => {
+                    self.parts.cluster.remember(now, &record, &entry);
+                    self.unverified.push_back(entry);
+                }
+                Err(error) => log::debug!(target: "swim", error:%; "saved record refused"),
+            }
+        }
+    }
+
+    /// Verifies some of what was saved: certificates spare the first gossip a wait, and a farewell
+    /// counts when it is signed. `true` when there is more.
+    fn verify_saved(&mut self, now: Instant) -> bool {
+        for _ in 0..SAVED_BUDGET {
+            let Some(entry) = self.unverified.pop_front() else {
+                return false;
+            };
+            if entry.certificate.is_empty() {
+                continue;
+            }
+            let claimed = self
+                .verifier
+                .insert_claimed(&entry.certificate, SystemTime::now());
+            if let Err(error) = claimed {
+                log::debug!(target: "swim", error:%; "saved certificate refused");
+                continue;
+            }
+            let record = self.verifier.verify(&entry.record).into_verified();
+            if let Some(record) = record.filter(|record| record.record.left) {
+                self.parts.cluster.remember_left(now, record);
+                self.settle(now);
+            }
+        }
+        true
+    }
+
+    /// Leaves what outlives this process with the thread that writes.
+    fn save_roster(&mut self, now: Instant) {
+        let Some(writer) = &self.parts.writer else {
+            return;
+        };
+        let certificates = self.verifier.certificates();
+        writer.save(self.parts.cluster.image(now, |fingerprint| {
+            certificates.der(fingerprint).unwrap_or_default().into()
+        }));
+    }
+
     // ---- gossip in
 
     /// Reads gossip. `true` when there may be more.
@@ -395,11 +465,7 @@ impl Reactor {
                     .cluster
                     .handle_gossip(now, &sender, from, message, records);
                 for leave in forced {
-                    let is_signed = self
-                        .verifier
-                        .verify_statement(&leave.issuer, &leave.signed_bytes(), &leave.signature)
-                        .is_ok();
-                    if is_signed {
+                    if self.is_signed(&leave) {
                         self.parts.cluster.handle_forced_leave(now, leave);
                     } else {
                         self.parts.counters.statements_refused.fetch_add(1, Relaxed);
@@ -711,7 +777,8 @@ impl Reactor {
             reason,
             CloseReason::Tls { .. } | CloseReason::WrongIdentity(_)
         );
-        if is_alarming {
+        // Where somebody was long ago, somebody else may be by now.
+        if is_alarming && !self.parts.cluster.mesh().is_long_shot(connection) {
             self.identity_line(now, addr, side, reason);
         }
         self.parts.endpoint.handle_down(now, connection);
@@ -916,7 +983,12 @@ impl Reactor {
 
     fn sync_frames(&self, connection: ConnectionId) -> Vec<Vec<u8>> {
         let mut frames = vec![SyncFrame::Keyring(self.keyring.encode()).encode()];
-        for swim::SyncEntry { record, status, .. } in self.parts.cluster.sync_entries(connection) {
+        for swim::SyncEntry {
+            record,
+            status,
+            forced,
+        } in self.parts.cluster.sync_entries(connection)
+        {
             let certificates = self.verifier.certificates();
             let certificate = certificates
                 .der(&record.record.certificate)
@@ -925,6 +997,7 @@ impl Reactor {
                 record: record.signed.clone(),
                 status,
                 certificate: certificate.to_vec(),
+                forced: forced.map(|forced| (forced.issuer, forced.signature)),
             };
             frames.push(entry.encode());
         }
@@ -944,7 +1017,7 @@ impl Reactor {
         if self.overloading.contains(&connection) {
             return;
         }
-        let (record, status, certificate) = match frame {
+        let (record, status, certificate, forced) = match frame {
             SyncFrame::Keyring(bytes) => {
                 // Small, and without a key there is no gossip: no limit applies to it.
                 self.merge_keyring(now, &peer, &bytes);
@@ -954,7 +1027,8 @@ impl Reactor {
                 record,
                 status,
                 certificate,
-            } => (record, status, certificate),
+                forced,
+            } => (record, status, certificate, forced),
             SyncFrame::Unknown => return,
         };
         let key = (connection, stream);
@@ -995,14 +1069,27 @@ impl Reactor {
                     || record.record.incarnation > entry.record.incarnation
             })
         });
-        let entries = released
-            .into_iter()
-            .map(|record| (record, MemberStatus::Alive))
-            .chain(verified.map(|record| (record, status)));
+        let verified = verified.map(|record| swim::SyncEntry {
+            forced: forced.map(|(issuer, signature)| {
+                Box::new(swim::ForcedLeave {
+                    node: record.record.node.clone(),
+                    incarnation: record.record.incarnation,
+                    issuer,
+                    signature,
+                })
+            }),
+            record,
+            status,
+        });
+        let released = released.into_iter().map(|record| swim::SyncEntry {
+            record,
+            status: MemberStatus::Alive,
+            forced: None,
+        });
         let sync = self.syncs.entry(key).or_default();
-        for (record, status) in entries {
+        for entry in released.chain(verified) {
             if sync.entries.len() < MAX_SYNC_ENTRIES {
-                self.sync_bytes += sync.push(record, status);
+                self.sync_bytes += sync.push(entry);
             }
         }
         if self.sync_bytes > MAX_SYNC_BYTES {
@@ -1059,6 +1146,7 @@ impl Reactor {
         }
         if is_whole {
             log::debug!(target: "swim", peer:%, members = entries.len(); "sync received");
+            let entries = self.with_forced_leaves_verified(entries);
             // Streams that the peer opened are answered; those that we opened are the answer.
             let asked_on = (!is_answer).then_some(stream);
             self.parts
@@ -1070,6 +1158,29 @@ impl Reactor {
                 self.parts.cluster.handle_sync_broken(now, connection);
             }
         }
+    }
+
+    /// Only now, because the issuers' certificates may have come with later entries.
+    fn with_forced_leaves_verified(
+        &self,
+        mut entries: Vec<swim::SyncEntry>,
+    ) -> Vec<swim::SyncEntry> {
+        for entry in &mut entries {
+            if let Some(forced) = &entry.forced
+                && !self.is_signed(forced)
+            {
+                self.parts.counters.statements_refused.fetch_add(1, Relaxed);
+                entry.forced = None;
+            }
+        }
+        entries
+    }
+
+    fn is_signed(&self, forced: &swim::ForcedLeave) -> bool {
+        let (bytes, signature) = (forced.signed_bytes(), &forced.signature);
+        self.verifier
+            .verify_statement(&forced.issuer, &bytes, signature)
+            .is_ok()
     }
 
     // ---- commands
@@ -1223,6 +1334,9 @@ impl Reactor {
         self.parts.endpoint.stop_accepting();
         self.parts.cluster.stop(now);
         self.shutdown = Some(now + CLOSE_PATIENCE);
+        if !silently && self.parts.cluster.roster().is_changed() {
+            self.save_roster(now);
+        }
         self.close_all(silently);
     }
 
@@ -1359,6 +1473,7 @@ impl Reactor {
                 self.tell(connection, frame);
             }
             cluster::Action::StartSync { connection } => self.start_sync(now, connection),
+            cluster::Action::SaveRoster => self.save_roster(now),
             cluster::Action::AnswerSync { connection, stream } => {
                 let frames = self.sync_frames(connection);
                 let command = WorkerCommand::AnswerSync { stream, frames };
@@ -1636,8 +1751,24 @@ impl Reactor {
     }
 
     fn publish(&mut self, now: Instant) {
-        let counters = *self.parts.cluster.swim().counters();
-        self.parts.snapshot.publish_swim_counters(counters);
+        let counters = self.parts.cluster.swim().counters();
+        self.parts.snapshot.publish_refused(RefusedCounts {
+            implausible: counters.implausible,
+            conflicting: counters.conflicting_records,
+            stale: counters.stale,
+            stray: counters.stray_answers + counters.misdirected,
+            stale_events: counters.events_stale + counters.events_strangers,
+            ..RefusedCounts::default()
+        });
+        let queries = &self.parts.queries.counters;
+        self.parts.snapshot.publish_events(EventCounts {
+            emitted: counters.events_emitted,
+            received: counters.events_received,
+            copies: counters.events_copies,
+            dropped: counters.events_dropped,
+            unanswered: queries.unanswered.load(Relaxed),
+            answers_lost: queries.answers_lost.load(Relaxed),
+        });
         if self.links_dirty {
             self.links_dirty = false;
             let links = self.parts.endpoint.connections().cloned().collect();

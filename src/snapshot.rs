@@ -14,8 +14,7 @@ use parking_lot::{Condvar, Mutex, RwLock};
 use crate::{
     error::NotReady,
     node_id::{ConnectionId, NodeId},
-    stats::{ConnectionInfo, MemberInfo, MemberStatus},
-    swim,
+    stats::{ConnectionInfo, EventCounts, MemberInfo, MemberStatus, RefusedCounts},
     transport::Connection,
 };
 
@@ -76,7 +75,8 @@ pub(crate) struct Snapshot {
     /// The connection in use to each peer.
     peers: RwLock<BTreeMap<NodeId, Arc<Connection>>>,
     health_score: std::sync::atomic::AtomicU32,
-    swim_counters: Mutex<swim::Counters>,
+    refused: Mutex<RefusedCounts>,
+    events: Mutex<EventCounts>,
 }
 
 impl Snapshot {
@@ -94,7 +94,8 @@ impl Snapshot {
             links: RwLock::default(),
             peers: RwLock::default(),
             health_score: std::sync::atomic::AtomicU32::new(0),
-            swim_counters: Mutex::default(),
+            refused: Mutex::default(),
+            events: Mutex::default(),
         }
     }
 
@@ -123,8 +124,14 @@ impl Snapshot {
         self.recount();
     }
 
-    pub(crate) fn publish_swim_counters(&self, counters: swim::Counters) {
-        *self.swim_counters.lock() = counters;
+    /// What became of events and queries.
+    pub(crate) fn publish_events(&self, events: EventCounts) {
+        *self.events.lock() = events;
+    }
+
+    /// What membership refused; the others count for themselves.
+    pub(crate) fn publish_refused(&self, refused: RefusedCounts) {
+        *self.refused.lock() = refused;
     }
 
     pub(crate) fn publish_links(&self, links: Vec<Arc<Connection>>) {
@@ -199,8 +206,12 @@ impl Snapshot {
         self.health_score.load(std::sync::atomic::Ordering::Relaxed)
     }
 
-    pub(crate) fn swim_counters(&self) -> swim::Counters {
-        *self.swim_counters.lock()
+    pub(crate) fn events(&self) -> EventCounts {
+        *self.events.lock()
+    }
+
+    pub(crate) fn refused(&self) -> RefusedCounts {
+        *self.refused.lock()
     }
 
     pub(crate) fn peer(&self, node: &NodeId) -> Option<Arc<Connection>> {

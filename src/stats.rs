@@ -298,4 +298,8 @@ pub struct Status {
     pub threads: usize,
     /// What it refused so far.
     pub refused: RefusedCounts,
+    /// How often the roster was written to the state directory.
+    pub roster_saves: u64,
+    /// How often that failed; the roster written before is intact then.
+    pub roster_failures: u64,
 }

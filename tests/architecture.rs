@@ -25,9 +25,12 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("ca", &["node_id", "trust"]),
     ("swim", &["node_id", "record", "stats", "rng"]),
     ("mesh", &["node_id", "close", "stats", "rng"]),
+    ("roster", &["node_id", "record", "stats"]),
     (
         "cluster",
-        &["node_id", "close", "mesh", "record", "stats", "swim"],
+        &[
+            "node_id", "close", "mesh", "record", "roster", "stats", "swim",
+        ],
     ),
     (
         "transport",
@@ -37,6 +40,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         ],
     ),
     ("resolver", &["thread", "waker"]),
+    ("state_dir", &["error", "node_id", "roster", "thread"]),
     (
         "snapshot",
         &["error", "node_id", "stats", "transport", "waker"],
@@ -71,7 +75,9 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "query",
             "record",
             "resolver",
+            "roster",
             "snapshot",
+            "state_dir",
             "stats",
             "subscribers",
             "swim",
@@ -95,6 +101,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "reactor",
             "record",
             "snapshot",
+            "state_dir",
             "stats",
             "subscribers",
             "swim",

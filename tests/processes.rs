@@ -162,6 +162,8 @@ fn the_read_commands_print_what_was_promised(nodes: &[Node<'_>; 3]) {
         "threads",
         "open_fds",
         "rss_bytes",
+        "roster_saves",
+        "roster_failures",
     ];
     assert_eq!(keys(&status), sorted(&expected));
     assert_eq!(status["pid"], n2.pid());

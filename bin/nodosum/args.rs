@@ -164,6 +164,19 @@ pub(crate) struct Run {
     /// Label of this node; may be repeated
     #[arg(long = "tag", value_name = "K=V", value_parser = tag, env = "NODOSUM_TAG", hide_env = true)]
     pub(crate) tags: Vec<(String, String)>,
+    /// Directory that outlives a restart: with it the node finds the others without a seed
+    #[arg(long, value_name = "DIR", env = "NODOSUM_STATE_DIR", hide_env = true)]
+    pub(crate) state_dir: Option<PathBuf>,
+    /// How long members that are gone are remembered and dialled
+    #[arg(
+        long,
+        value_name = "DURATION",
+        default_value = "7d",
+        value_parser = validity,
+        env = "NODOSUM_REMEMBER_FOR",
+        hide_env = true
+    )]
+    pub(crate) remember_for: Duration,
     /// Log lines on standard error
     #[arg(
         long,

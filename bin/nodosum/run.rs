@@ -183,11 +183,17 @@ fn configure(builder: Builder, args: &Run) -> Result<Builder, Failure> {
     if let Some(key) = repeated_tag(&args.tags) {
         return Err(Failure::usage(format!("tag {key:?} is given twice")));
     }
-    let mut builder = builder.bind(args.bind).profile(match args.profile {
-        Profile::Lan => nodosum::Profile::Lan,
-        Profile::Wan => nodosum::Profile::Wan,
-        Profile::Local => nodosum::Profile::Local,
-    });
+    let mut builder = builder
+        .bind(args.bind)
+        .remember_for(args.remember_for)
+        .profile(match args.profile {
+            Profile::Lan => nodosum::Profile::Lan,
+            Profile::Wan => nodosum::Profile::Wan,
+            Profile::Local => nodosum::Profile::Local,
+        });
+    if let Some(dir) = &args.state_dir {
+        builder = builder.state_dir(dir);
+    }
     if let Some(addr) = args.gossip_bind {
         builder = builder.gossip_bind(addr);
     }
@@ -267,9 +273,10 @@ fn gossip_advertise(args: &Run) -> Result<Option<SocketAddr>, Failure> {
 pub(crate) fn start_failure(error: StartError) -> Failure {
     let message = error.to_string();
     match error {
-        StartError::Identity(_) | StartError::Config(_) | StartError::Tls(_) => {
-            Failure::configuration(message)
-        }
+        StartError::Identity(_)
+        | StartError::Config(_)
+        | StartError::Tls(_)
+        | StartError::StateDir { .. } => Failure::configuration(message),
         StartError::Bind { .. } => {
             Failure::failed(message).hint("is another node running? choose another --bind IP:PORT")
         }

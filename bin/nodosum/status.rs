@@ -116,6 +116,13 @@ fn page(status: &StatusView) -> String {
             status.open_fds.map_or_else(unknown, |fds| fds.to_string()),
         ),
         ("memory", status.rss_bytes.map_or_else(unknown, bytes)),
+        (
+            "roster",
+            format!(
+                "{} saves, {} failed",
+                status.roster_saves, status.roster_failures
+            ),
+        ),
     ];
     lines
         .iter()
@@ -142,7 +149,9 @@ pub(crate) fn log(status: &StatusView) {
         health_score = status.health_score,
         threads = status.threads,
         open_fds = status.open_fds,
-        rss_bytes = status.rss_bytes;
+        rss_bytes = status.rss_bytes,
+        roster_saves = status.roster_saves,
+        roster_failures = status.roster_failures;
         "status"
     );
 }

@@ -6,7 +6,13 @@
 //! A peer has one dial in flight; after a failure the next one waits a random time below a bound
 //! that doubles (full jitter), without end for as long as the peer is a member. The bound starts
 //! anew after a healthy while and for every life of the peer. Half of the dial slots are kept
-//! for peers that have not failed repeatedly, so that many dead members cannot starve a live one.
+//! for peers that have not failed repeatedly, and half of the others for those that are not gone, so
+//! that thousands of dead members cannot starve a live one, nor one that is merely hard to reach.
+//!
+//! **Who is only remembered.** A node that was a member long ago, or in this node's life before, is
+//! dialled like a dead member, for as long as the owner remembers it and whatever the order of the
+//! ids: that is how a restart or a long partition ends without a seed. It is no member. It becomes one
+//! when it answers and membership takes it back.
 //!
 //! **Which one stays.** The lower id of a pair decides and says so: no application data flows on a
 //! connection before the lower id said USE on it; the higher id follows. Because one side decides,
@@ -82,6 +88,10 @@ const VERIFY: Duration = Duration::from_secs(1);
 /// Where the doubling stops at the latest, whatever [`Config::dead_retry`] says.
 const MAX_DOUBLINGS: u32 = 20;
 
+/// The most that the first dial of a remembered peer waits: nodes that start together after an
+/// outage remember each other, and half of those dials would meet.
+const REMEMBER: Duration = Duration::from_secs(1);
+
 /// Failures from which on a peer may use only half of the dial slots. The first one is ordinary:
 /// the peer is just starting.
 const FAILING: u32 = 2;
@@ -102,8 +112,12 @@ pub struct Config {
     /// Dials of members in flight at the same time. When all are taken, the others wait in the
     /// order in which they are due.
     pub max_dials: usize,
-    /// The pace of dials to a member that has been dead for a while.
+    /// The pace of dials to a member that has been dead for a while, or is only remembered.
     pub dead_retry: Duration,
+    /// For how long somebody who is gone is remembered, counted while this node runs. Longer than
+    /// any outage that shall end by itself, and short enough that hosts that never come back are not
+    /// dialled for ever.
+    pub remember_for: Duration,
     /// The pace of tries of a seed while other peers are connected.
     pub seed_retry: Duration,
     /// How long a name may take to resolve before the try counts as failed.
@@ -133,6 +147,7 @@ impl Default for Config {
             stable_after: Duration::from_secs(30),
             max_dials: 8,
             dead_retry: Duration::from_secs(30),
+            remember_for: Duration::from_secs(7 * 24 * 60 * 60),
             seed_retry: Duration::from_secs(30),
             resolve_timeout: Duration::from_secs(5),
             drain: Duration::from_secs(1),
@@ -255,6 +270,8 @@ enum Standing {
     Hint {
         dials_left: u32,
     },
+    /// No member; it was one, and is dialled until it is no longer remembered.
+    Remembered,
     Alive,
     Dead,
     Left,
@@ -263,8 +280,16 @@ enum Standing {
 impl Standing {
     fn is_member(self) -> bool {
         match self {
-            Self::Stranger | Self::Hint { .. } => false,
+            Self::Stranger | Self::Hint { .. } | Self::Remembered => false,
             Self::Alive | Self::Dead | Self::Left => true,
+        }
+    }
+
+    /// Whether nobody has seen it for a while, so that a dial is a shot in the dark.
+    fn is_gone(self) -> bool {
+        match self {
+            Self::Dead | Self::Remembered => true,
+            Self::Stranger | Self::Hint { .. } | Self::Alive | Self::Left => false,
         }
     }
 }
@@ -328,6 +353,7 @@ impl Peer {
             Standing::Alive => self.links.is_empty() || self.verify,
             Standing::Dead => self.links.is_empty() || self.verify,
             Standing::Hint { dials_left } => self.links.is_empty() && dials_left > 0,
+            Standing::Remembered => self.links.is_empty(),
             Standing::Stranger | Standing::Left => false,
         };
         needs && self.dialing.is_none() && self.addr.is_some_and(|addr| !own_addrs.contains(&addr))
@@ -369,7 +395,27 @@ enum Phase {
 enum Slot {
     Fresh,
     Failing,
+    Gone,
     Seed,
+}
+
+/// What a dial of this peer counts against.
+fn slot_of(peer: &Peer) -> Slot {
+    if peer.standing.is_gone() {
+        Slot::Gone
+    } else if peer.failures >= FAILING {
+        Slot::Failing
+    } else {
+        Slot::Fresh
+    }
+}
+
+/// Which slots a dial could take now.
+#[derive(Debug, Clone, Copy)]
+struct FreeSlots {
+    fresh: bool,
+    failing: bool,
+    gone: bool,
 }
 
 /// How soon to dial again.
@@ -466,20 +512,24 @@ pub struct Mesh {
     peers: BTreeMap<NodeId, Peer>,
     connections: BTreeMap<ConnectionId, Phase>,
     seeds: Seeds,
-    /// Peers by due dial: those that failed less than [`FAILING`] times, and the others.
+    /// Peers by due dial: those that failed less than [`FAILING`] times, the others, and those that
+    /// are dead or only remembered.
     fresh: BTreeSet<(Instant, NodeId)>,
     failing: BTreeSet<(Instant, NodeId)>,
+    gone: BTreeSet<(Instant, NodeId)>,
     /// When to close what is drained, in order because every drain takes equally long.
     drains: VecDeque<(Instant, ConnectionId)>,
     own_addrs: VecDeque<SocketAddr>,
     members: usize,
     hints: usize,
+    remembered: usize,
     up: usize,
     /// Peers with a link.
     linked: usize,
     /// Dials in flight by [`Slot`].
     dialing_fresh: usize,
     dialing_failing: usize,
+    dialing_gone: usize,
     dialing_seeds: usize,
     refused_total: u64,
     dropped_total: u64,
@@ -503,14 +553,17 @@ impl Mesh {
             seeds: Seeds::default(),
             fresh: BTreeSet::new(),
             failing: BTreeSet::new(),
+            gone: BTreeSet::new(),
             drains: VecDeque::new(),
             own_addrs: VecDeque::new(),
             members: 0,
             hints: 0,
+            remembered: 0,
             up: 0,
             linked: 0,
             dialing_fresh: 0,
             dialing_failing: 0,
+            dialing_gone: 0,
             dialing_seeds: 0,
             refused_total: 0,
             dropped_total: 0,
@@ -534,7 +587,8 @@ impl Mesh {
         let grace = self.draw_grace(now, node);
         let peer = self.peers.get_mut(node).expect("admitted above");
         let came_back = peer.standing != Standing::Alive;
-        let moved = peer.standing.is_member() && peer.addr.is_some_and(|known| known != addr);
+        let known = peer.standing.is_member() || peer.standing == Standing::Remembered;
+        let moved = known && peer.addr.is_some_and(|known| known != addr);
         let reborn = peer.recorded != Some(boot)
             && peer.life != Some(boot)
             && !peer.superseded.contains(&boot);
@@ -590,6 +644,7 @@ impl Mesh {
 
     /// A member left. It is not dialled before it is up again.
     pub fn member_left(&mut self, _now: Instant, node: &NodeId) {
+        self.member_unremembered(node);
         let Some(peer) = self.peers.get_mut(node) else {
             return;
         };
@@ -614,6 +669,51 @@ impl Mesh {
         self.members -= 1;
         self.set_due(node, None);
         self.drop_if_stranger(node);
+    }
+
+    /// A former member, and where it was last: it is dialled until it is up, has left, or
+    /// [`member_unremembered`](Self::member_unremembered) is called. Nothing changes for a member.
+    pub fn member_remembered(&mut self, now: Instant, node: &NodeId, addr: SocketAddr) {
+        if *node == self.me || self.stopped {
+            return;
+        }
+        let standing = self.peers.get(node).map(|peer| peer.standing);
+        match standing {
+            Some(Standing::Alive | Standing::Dead | Standing::Left) => return,
+            Some(Standing::Remembered) => {}
+            Some(Standing::Hint { .. } | Standing::Stranger) | None => {
+                if self.remembered >= self.config.max_members {
+                    self.dropped_total += 1;
+                    return;
+                }
+                self.remembered += 1;
+                if let Some(Standing::Hint { .. }) = standing {
+                    self.hints -= 1;
+                }
+            }
+        }
+        let peer = self
+            .peers
+            .entry(node.clone())
+            .or_insert_with(|| Peer::new(Standing::Remembered));
+        peer.standing = Standing::Remembered;
+        // What a connection or a newer record told is the better address.
+        peer.addr.get_or_insert(addr);
+        self.schedule(now, node, Pace::Soon);
+        self.start_dials(now);
+    }
+
+    /// A former member is no longer remembered.
+    pub fn member_unremembered(&mut self, node: &NodeId) {
+        let Some(peer) = self.peers.get_mut(node) else {
+            return;
+        };
+        if let Standing::Remembered = peer.standing {
+            peer.standing = Standing::Stranger;
+            self.remembered -= 1;
+            self.set_due(node, None);
+            self.drop_if_stranger(node);
+        }
     }
 
     /// A record that cannot be verified yet: somewhere to dial, no member.
@@ -814,6 +914,7 @@ impl Mesh {
         for (_, node) in std::mem::take(&mut self.fresh)
             .into_iter()
             .chain(std::mem::take(&mut self.failing))
+            .chain(std::mem::take(&mut self.gone))
         {
             self.peers
                 .get_mut(&node)
@@ -846,10 +947,11 @@ impl Mesh {
     /// do not count: the end of another dial starts them.
     pub fn poll_timeout(&self) -> Option<Instant> {
         let first = |index: &BTreeSet<(Instant, NodeId)>| index.first().map(|(at, _)| *at);
-        let (fresh, failing) = self.free_slots();
+        let free = self.free_slots();
         [
-            first(&self.fresh).filter(|_| fresh),
-            first(&self.failing).filter(|_| failing),
+            first(&self.fresh).filter(|_| free.fresh),
+            first(&self.failing).filter(|_| free.failing),
+            first(&self.gone).filter(|_| free.gone),
             self.drains.front().map(|(at, _)| *at),
             self.next_seed(),
         ]
@@ -882,6 +984,15 @@ impl Mesh {
         match self.connections.get(&connection)? {
             Phase::Dialing { node, .. } => node.as_ref(),
             Phase::Up { .. } | Phase::Draining | Phase::Closing => None,
+        }
+    }
+
+    /// Whether this is a dial of somebody who has been gone for a while, so that somebody else may
+    /// well answer at that address by now.
+    pub fn is_long_shot(&self, connection: ConnectionId) -> bool {
+        match self.connections.get(&connection) {
+            Some(Phase::Dialing { slot, .. }) => *slot == Slot::Gone,
+            Some(Phase::Up { .. } | Phase::Draining | Phase::Closing) | None => false,
         }
     }
 
@@ -944,6 +1055,7 @@ impl Mesh {
         self.members += 1;
         match standing {
             Some(Standing::Hint { .. }) => self.hints -= 1,
+            Some(Standing::Remembered) => self.remembered -= 1,
             Some(Standing::Stranger | Standing::Alive | Standing::Dead | Standing::Left) => {}
             None => {
                 self.peers
@@ -1199,7 +1311,7 @@ impl Mesh {
                 let is_own = peer.addr.is_some_and(|addr| self.own_addrs.contains(&addr));
                 idle && (dials_left == 0 || is_own)
             }
-            Standing::Alive | Standing::Dead | Standing::Left => false,
+            Standing::Remembered | Standing::Alive | Standing::Dead | Standing::Left => false,
         };
         if done {
             if let Standing::Hint { .. } = peer.standing {
@@ -1243,7 +1355,9 @@ impl Mesh {
         let (quiet, failures) = (peer.quiet, peer.failures);
         let grace_until = peer.grace_until;
         let config = &self.config;
-        let delay = if standing == Standing::Dead {
+        let delay = if standing == Standing::Remembered && pace == Pace::Soon {
+            self.rng.between(Duration::ZERO, REMEMBER)
+        } else if standing.is_gone() {
             let bound = VERIFY.saturating_mul(1 << peer.dead_dials.min(MAX_DOUBLINGS));
             peer.dead_dials = peer.dead_dials.saturating_add(1);
             if bound < config.dead_retry {
@@ -1267,7 +1381,9 @@ impl Mesh {
                 ),
             }
         };
-        let due = (now + delay).max(grace_until.unwrap_or(now));
+        // Who is remembered may know of nobody who should dial first.
+        let grace = grace_until.filter(|_| standing != Standing::Remembered);
+        let due = (now + delay).max(grace.unwrap_or(now));
         self.set_due(node, Some(due));
     }
 
@@ -1277,48 +1393,54 @@ impl Mesh {
         };
         if let Some(at) = peer.due.take() {
             let key = (at, node.clone());
-            // The count of failures may have changed since, so the entry may be in either.
-            if !self.fresh.remove(&key) {
-                self.failing.remove(&key);
+            // The count of failures or the standing may have changed since, so it may be in any.
+            if !self.fresh.remove(&key) && !self.failing.remove(&key) {
+                self.gone.remove(&key);
             }
         }
         if let Some(at) = due {
             peer.due = Some(at);
-            let index = if peer.failures >= FAILING {
-                &mut self.failing
-            } else {
-                &mut self.fresh
+            let index = match slot_of(peer) {
+                Slot::Gone => &mut self.gone,
+                Slot::Failing => &mut self.failing,
+                Slot::Fresh | Slot::Seed => &mut self.fresh,
             };
             index.insert((at, node.clone()));
         }
     }
 
     /// Whether a peer of each index may be dialled now.
-    fn free_slots(&self) -> (bool, bool) {
-        let dialing = self.dialing_fresh + self.dialing_failing;
-        let fresh = dialing < self.config.max_dials && !self.is_full();
-        (
+    fn free_slots(&self) -> FreeSlots {
+        let doubtful = self.dialing_failing + self.dialing_gone;
+        let max = self.config.max_dials;
+        let fresh = self.dialing_fresh + doubtful < max && !self.is_full();
+        let failing = fresh && doubtful < max.div_ceil(2);
+        FreeSlots {
             fresh,
-            fresh && self.dialing_failing < self.config.max_dials.div_ceil(2),
-        )
+            failing,
+            gone: failing && self.dialing_gone < max.div_ceil(4),
+        }
     }
 
     fn is_full(&self) -> bool {
-        let dialing = self.dialing_fresh + self.dialing_failing + self.dialing_seeds;
+        let members = self.dialing_fresh + self.dialing_failing + self.dialing_gone;
+        let dialing = members + self.dialing_seeds;
         self.up + dialing >= self.config.max_connections
     }
 
     fn start_dials(&mut self, now: Instant) {
         loop {
-            let (fresh, failing) = self.free_slots();
+            let free = self.free_slots();
             let next = |index: &BTreeSet<(Instant, NodeId)>, free: bool| {
                 index
                     .first()
                     .filter(|(at, _)| free && *at <= now)
                     .map(|(_, node)| node.clone())
             };
-            let Some(node) = next(&self.fresh, fresh).or_else(|| next(&self.failing, failing))
-            else {
+            let node = next(&self.fresh, free.fresh)
+                .or_else(|| next(&self.failing, free.failing))
+                .or_else(|| next(&self.gone, free.gone));
+            let Some(node) = node else {
                 return;
             };
             self.set_due(&node, None);
@@ -1338,11 +1460,7 @@ impl Mesh {
         if let Standing::Hint { dials_left } = &mut peer.standing {
             *dials_left = dials_left.saturating_sub(1);
         }
-        let slot = if peer.failures >= FAILING {
-            Slot::Failing
-        } else {
-            Slot::Fresh
-        };
+        let slot = slot_of(peer);
         self.dial(connection, Some(node.clone()), addr, None, slot);
     }
 
@@ -1391,6 +1509,7 @@ impl Mesh {
         match slot {
             Slot::Fresh => &mut self.dialing_fresh,
             Slot::Failing => &mut self.dialing_failing,
+            Slot::Gone => &mut self.dialing_gone,
             Slot::Seed => &mut self.dialing_seeds,
         }
     }

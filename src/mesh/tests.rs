@@ -866,6 +866,95 @@ fn a_hint_is_dialled_a_few_times_and_then_dropped() {
 }
 
 #[test]
+fn who_is_remembered_is_dialled_soon_then_ever_more_slowly_whatever_the_order() {
+    for name in ["a", "z"] {
+        let mut story = Story::new();
+        story
+            .mesh
+            .member_remembered(story.now, &id(name), home(name));
+        let mut connection = story.dial_within(REMEMBER);
+        for round in 0..100 {
+            story.down(connection, CloseReason::Refused);
+            let least = (SECOND * (1 << round.min(5))).min(30 * SECOND);
+            assert!(story.next_dial(name).unwrap() >= least, "round {round}");
+            connection = story.dial_within(38 * SECOND);
+        }
+        story.up(connection, name, 1, Side::Dialed);
+        assert_eq!(story.next_dial(name), None, "it is connected");
+        assert!(!story.mesh.peer(story.now, &id(name)).unwrap().is_member);
+        story.down(connection, CloseReason::Idle);
+        assert!(story.next_dial(name).unwrap() >= 30 * SECOND);
+    }
+}
+
+#[test]
+fn who_is_remembered_becomes_a_member_or_is_no_longer_remembered() {
+    let mut story = Story::new();
+    let remember = |story: &mut Story, name: &str| {
+        story
+            .mesh
+            .member_remembered(story.now, &id(name), home(name));
+    };
+    for name in ["w", "x", "y", "z"] {
+        remember(&mut story, name);
+    }
+    assert_eq!(story.mesh.remembered, 4);
+    story.mesh.member_unremembered(&id("w"));
+    story.mesh.member_left(story.now, &id("x"));
+    story.member("y", 1);
+    story.mesh.member_dead(story.now, &id("z"));
+    assert_eq!((story.mesh.remembered, story.mesh.members), (1, 1));
+    assert_eq!(story.mesh.peer(story.now, &id("w")), None);
+    assert_eq!(story.mesh.peer(story.now, &id("x")), None);
+    let connection = story.dial_within(100 * MS);
+    story.up(connection, "y", 1, Side::Dialed);
+    remember(&mut story, "y");
+    assert!(story.mesh.peer(story.now, &id("y")).unwrap().is_member);
+    story.mesh.member_forgotten(story.now, &id("y"));
+    remember(&mut story, "y");
+    story.down(connection, CloseReason::Idle);
+    assert!(story.next_dial("y").unwrap() >= SECOND);
+    assert_eq!((story.mesh.remembered, story.mesh.members), (2, 0));
+}
+
+#[test]
+fn who_is_remembered_at_an_old_address_is_dialled_at_the_new_one_once_it_is_known() {
+    let mut story = Story::new();
+    story.mesh.member_remembered(story.now, &id("z"), addr(1));
+    let old = story.dial_within(REMEMBER);
+    story.member("z", 1);
+    assert_eq!(
+        story.actions(),
+        [Action::Close {
+            connection: old,
+            code: CloseCode::AddressChanged
+        }]
+    );
+    story.pass(SOON);
+    assert_eq!(story.dials()[0].1, home("z"));
+}
+
+#[test]
+fn thousands_who_are_gone_hold_up_neither_the_living_nor_those_hard_to_reach() {
+    let mut story = Story::new();
+    for port in 0..3_000 {
+        let (node, addr) = (id(&format!("gone{port}")), addr(port + 200));
+        story.mesh.member_remembered(story.now, &node, addr);
+    }
+    story.pass(SECOND);
+    assert_eq!(story.dials().len(), 2, "a quarter of the slots");
+    story.connect("a");
+    story.member("y", 1);
+    let mut tries = Vec::new();
+    for _ in 0..5 {
+        tries.push(story.dial_within(11 * SECOND));
+        story.down(tries[tries.len() - 1], CloseReason::Refused);
+    }
+    story.member("z", 1);
+    story.dial_within(100 * MS);
+}
+
+#[test]
 fn a_hint_at_an_address_of_this_node_leaves_the_table_and_never_comes_back() {
     let mut story = Story::new();
     story.mesh.handle_hint(story.now, &id("z"), home("z"));

@@ -1,6 +1,10 @@
 //! What transcripts cannot show: limits, counts and answers of a single core.
 
-use super::*;
+use super::{
+    probe::{MAX_CHECKS, MAX_RELAYS},
+    records::{MAX_INCARNATION, MAX_RECORD_STEP, OUTBIDS_OF_A_RIVAL},
+    *,
+};
 use crate::record::{SignedRecord, encode_addr};
 
 const NOBODY: &str = "127.0.0.1:9";

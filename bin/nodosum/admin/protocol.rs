@@ -319,6 +319,11 @@ pub(crate) struct StatusView {
     pub(crate) threads: usize,
     pub(crate) open_fds: Option<u64>,
     pub(crate) rss_bytes: Option<u64>,
+    /// Nodes of earlier releases do not say.
+    #[serde(default)]
+    pub(crate) roster_saves: u64,
+    #[serde(default)]
+    pub(crate) roster_failures: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -364,6 +369,8 @@ impl StatusView {
             threads: status.threads,
             open_fds: open_fds(),
             rss_bytes: rss_bytes(),
+            roster_saves: status.roster_saves,
+            roster_failures: status.roster_failures,
         }
     }
 }
