@@ -70,6 +70,7 @@ mod probing;
 mod records;
 mod suspicion;
 mod timer;
+mod user_events;
 mod verdict;
 
 use std::{
@@ -94,6 +95,7 @@ use self::{
     probe::{Probes, Purpose, Way},
     records::{Rival, Source},
     timer::{Timer, Timers},
+    user_events::UserEvents,
     verdict::evidence_of,
 };
 
@@ -103,8 +105,13 @@ pub use explain::{
     ProbeReport, Verdict,
 };
 pub use message::{
-    Accusation, Body, DecodeError, ForcedLeave, MAX_MESSAGE_BYTES, MAX_RECORDS,
+    Accusation, Body, DecodeError, ForcedLeave, MAX_EVENTS, MAX_MESSAGE_BYTES, MAX_RECORDS,
     MAX_SIGNATURE_BYTES, MAX_STATEMENTS, Message, Statement,
+};
+pub use user_events::{
+    EmitError, EventClock, EventDecodeError, MAX_EVENT_BYTES, MAX_EVENT_NAME_BYTES,
+    MAX_FILTER_BYTES, MAX_OWN_PENDING, MAX_QUERY_TIMEOUT, MAX_SIGNED_EVENT_BYTES, Query,
+    QueryFilter, SignedEvent, UserEvent, VerifiedEvent, is_event_name,
 };
 
 /// An act and a statement with the longest names always fit this much.
@@ -198,6 +205,8 @@ pub enum Event {
         /// The address.
         addr: SocketAddr,
     },
+    /// An application, maybe our own, told everybody something.
+    User(Arc<UserEvent>),
 }
 
 /// Something the core needs done.
@@ -351,6 +360,18 @@ pub struct Counters {
     pub oversized_news: u64,
     /// News given up because there was too much at once; what was told most often went first.
     pub dropped_news: u64,
+    /// Events of applications: this node's own.
+    pub events_emitted: u64,
+    /// Events of others that were new here.
+    pub events_received: u64,
+    /// Events that had come before.
+    pub events_copies: u64,
+    /// Events of an earlier life, from before this node came, or too far behind.
+    pub events_stale: u64,
+    /// Events of nodes that are no members, or gone.
+    pub events_strangers: u64,
+    /// Events of others that this node did not pass on, for want of room.
+    pub events_dropped: u64,
     /// Times that this process stood still.
     pub late_timeouts: u64,
 }
@@ -384,6 +405,7 @@ pub struct Swim {
     heard: Option<Instant>,
     awareness: Awareness,
     queue: Queue,
+    user_events: UserEvents,
     timers: Timers,
     counters: Counters,
     told_table_full: bool,
@@ -415,6 +437,7 @@ impl Swim {
         let mut swim = Self {
             awareness: Awareness::new(config.awareness_max),
             rng,
+            user_events: UserEvents::new(id.clone(), me.record.boot),
             id,
             desired: me.record.clone(),
             own: me,
@@ -859,6 +882,7 @@ impl Swim {
         self.abandon_probes_of(&node);
         self.members.remove(&node);
         self.cases.forget(&node);
+        self.user_events.forget(&node);
         if self.retired.len() < self.config.max_members {
             self.retired.insert(node.clone(), incarnation);
             self.timers
@@ -914,8 +938,12 @@ impl Swim {
         }
     }
 
+    fn has_news(&self) -> bool {
+        !self.queue.is_empty() || !self.user_events.is_empty()
+    }
+
     fn on_gossip_turn(&mut self, now: Instant) {
-        if self.queue.is_empty() {
+        if !self.has_news() {
             return;
         }
         let to_dead = self.config.gossip_to_dead;
@@ -944,13 +972,14 @@ impl Swim {
                 1
             };
             for burst in 0..bursts {
-                if self.queue.is_empty() || (burst > 0 && !self.queue.has_unsent()) {
+                let has_unsent = self.queue.has_unsent() || self.user_events.has_unsent();
+                if !self.has_news() || (burst > 0 && !has_unsent) {
                     break;
                 }
                 self.send(&node, destination, &Body::Gossip);
             }
         }
-        if !self.queue.is_empty() {
+        if self.has_news() {
             self.timers
                 .set(Timer::Gossip, now + self.config.gossip_interval);
         }
@@ -973,8 +1002,11 @@ impl Swim {
             }
         }
         let max_transmits = self.config.retransmits(self.members.live());
-        self.queue
-            .fill(&mut payload, self.config.max_payload_bytes, max_transmits);
+        let max_bytes = self.config.max_payload_bytes;
+        self.user_events
+            .fill_around(&mut payload, max_bytes, max_transmits, |payload| {
+                self.queue.fill(payload, max_bytes, max_transmits);
+            });
         self.counters.sent.count(body);
         self.transmits.push_back(Transmit {
             to: to.clone(),

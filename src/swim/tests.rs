@@ -87,6 +87,7 @@ impl Bench {
             body,
             statements,
             records: Vec::new(),
+            events: Vec::new(),
         };
         let addr = NOBODY.parse().unwrap();
         self.core
