@@ -34,16 +34,17 @@ use crate::{
     close::{CloseCode, CloseReason},
     cluster::{self, Cluster, Frame},
     control::{Control, SyncFrame},
-    error::CommandError,
+    error::{CommandError, EventError},
     event::EventKind,
     mesh,
     node_id::{ConnectionId, NodeId},
+    query::{MAX_QUERIES, Queries, Query, Question, Slot},
     record::{Record, SignedRecord, VerifiedRecord},
     resolver::Resolver,
     roster::{self, Image},
     snapshot::{DialRow, Snapshot, Stage},
     state_dir,
-    stats::{KeyInfo, Keys, MemberInfo, MemberStatus, RefusedCounts, Side},
+    stats::{EventCounts, KeyInfo, Keys, MemberInfo, MemberStatus, RefusedCounts, Side},
     subscribers::Subscribers,
     swim,
     thread::panic_message,
@@ -138,12 +139,36 @@ pub(crate) enum Command {
         id: KeyId,
         reply: Sender<Result<(), CommandError>>,
     },
+    /// Tell everybody something; a question if there is a query, with where its answers go. Answers
+    /// with the number of the event.
+    Emit {
+        name: String,
+        payload: Vec<u8>,
+        query: Option<(swim::Query, Arc<Slot>)>,
+        reply: Sender<Result<u64, EventError>>,
+    },
+    /// Change our tags; answers with those that hold then.
+    SetTags {
+        change: TagChange,
+        reply: Sender<Result<BTreeMap<String, String>, CommandError>>,
+    },
     /// Close everything and end. `silently`: as a killed process would.
     Shutdown {
         silently: bool,
     },
     #[cfg(test)]
     Panic,
+}
+
+/// What shall become of a node's tags.
+pub(crate) enum TagChange {
+    /// These and no others.
+    Replace(BTreeMap<String, String>),
+    /// Those there are, with these added or replaced and those removed.
+    Edit {
+        set: BTreeMap<String, String>,
+        delete: BTreeSet<String>,
+    },
 }
 
 /// Counters of the gossip path.
@@ -156,6 +181,8 @@ pub(crate) struct Counters {
     pub(crate) records_refused: AtomicU64,
     pub(crate) records_unproven: AtomicU64,
     pub(crate) statements_refused: AtomicU64,
+    /// Events of applications that were malformed or not signed by their origin.
+    pub(crate) events_refused: AtomicU64,
     pub(crate) keyrings_refused: AtomicU64,
     pub(crate) syncs_refused: AtomicU64,
     pub(crate) syncs: AtomicU64,
@@ -176,6 +203,7 @@ pub(crate) struct Parts {
     pub(crate) commands: Receiver<Command>,
     pub(crate) snapshot: Arc<Snapshot>,
     pub(crate) subscribers: Arc<Subscribers>,
+    pub(crate) queries: Arc<Queries>,
     pub(crate) counters: Arc<Counters>,
     pub(crate) stuck: Sender<Vec<String>>,
     #[cfg(test)]
@@ -250,6 +278,7 @@ pub(crate) fn run(parts: Parts) {
     let snapshot = Arc::clone(&parts.snapshot);
     let subscribers = Arc::clone(&parts.subscribers);
     let registry = Arc::clone(&parts.context.registry);
+    let queries = Arc::clone(&parts.queries);
     let writer = parts.writer.clone();
     let outcome = catch_unwind(AssertUnwindSafe(|| Reactor::new(parts).drive()));
     match outcome {
@@ -269,6 +298,7 @@ pub(crate) fn run(parts: Parts) {
         writer.close();
     }
     subscribers.close();
+    queries.close();
     registry.close();
 }
 
@@ -456,6 +486,7 @@ impl Reactor {
                 log::trace!(target: "swim", from:% = sender; "{} bytes", datagram.len());
                 let records = self.verify(now, &message.records);
                 let forced: Vec<_> = message.forced_leaves().cloned().collect();
+                let events = message.events.clone();
                 self.parts
                     .cluster
                     .handle_gossip(now, &sender, from, message, records);
@@ -466,6 +497,9 @@ impl Reactor {
                         self.parts.counters.statements_refused.fetch_add(1, Relaxed);
                     }
                 }
+                for event in events {
+                    self.handle_event(now, event);
+                }
                 self.settle(now);
             }
             Err(why) => {
@@ -474,6 +508,32 @@ impl Reactor {
                 self.refusal_line(now);
             }
         }
+    }
+
+    /// Takes an event of an application, however it came: one that is new here and that its origin has signed. In this
+    /// order, for most are copies, and to tell a copy is cheap.
+    fn handle_event(&mut self, now: Instant, signed: swim::SignedEvent) {
+        let cluster = &mut self.parts.cluster;
+        let refusal = match swim::UserEvent::decode(&signed.payload) {
+            Ok(event) if !cluster.is_new_event(&event) => return,
+            Ok(event) => {
+                let (payload, signature) = (&signed.payload, &signed.signature);
+                let verified = self
+                    .verifier
+                    .verify_event(&event.origin, payload, signature);
+                match verified {
+                    Ok(()) => {
+                        let event = swim::VerifiedEvent { event, signed };
+                        cluster.handle_user_event(now, event);
+                        return;
+                    }
+                    Err(refusal) => refusal.to_string(),
+                }
+            }
+            Err(error) => error.to_string(),
+        };
+        self.parts.counters.events_refused.fetch_add(1, Relaxed);
+        log::debug!(target: "swim", error = refusal.as_str(); "event refused");
     }
 
     fn open_gossip(
@@ -822,6 +882,23 @@ impl Reactor {
             Control::KeysHeld(bytes) => {
                 self.keyring.confirm(&peer, &decode_ids(&bytes));
                 self.select_key(now);
+            }
+            Control::EventClock {
+                boot,
+                lamport,
+                number,
+            } => {
+                let clock = swim::EventClock {
+                    boot,
+                    lamport,
+                    number,
+                };
+                let frame = Frame::EventClock(clock);
+                self.parts.cluster.handle_frame(now, connection, frame);
+            }
+            Control::UserEvent { payload, signature } => {
+                let (payload, signature) = (payload.into(), signature.into());
+                self.handle_event(now, swim::SignedEvent { payload, signature });
             }
             // The worker keeps these to itself.
             Control::Hello(_)
@@ -1227,6 +1304,19 @@ impl Reactor {
                 Command::RemoveKey { id, reply } => {
                     let _ = reply.try_send(self.remove_key(now, id));
                 }
+                Command::Emit {
+                    name,
+                    payload,
+                    query,
+                    reply,
+                } => {
+                    let outcome = self.emit_event(now, &name, payload, query);
+                    let _ = reply.try_send(outcome);
+                }
+                Command::SetTags { change, reply } => {
+                    let outcome = self.set_tags(now, change);
+                    let _ = reply.try_send(outcome);
+                }
                 Command::Part => self.close_all(false),
                 Command::Shutdown { silently } => self.begin_shutdown(now, silently),
                 #[cfg(test)]
@@ -1235,6 +1325,74 @@ impl Reactor {
             self.settle(now);
         }
         false
+    }
+
+    fn emit_event(
+        &mut self,
+        now: Instant,
+        name: &str,
+        payload: Vec<u8>,
+        query: Option<(swim::Query, Arc<Slot>)>,
+    ) -> Result<u64, EventError> {
+        let queries = &self.parts.queries;
+        if query.is_some() && !queries.has_room() {
+            return Err(EventError::TooManyQueries(MAX_QUERIES));
+        }
+        let cluster = &mut self.parts.cluster;
+        let (query, slot) = query.unzip();
+        let event = cluster
+            .prepare_event(name, payload, query)
+            .map_err(event_error)?;
+        let number = event.number;
+        let encoded = event.encode();
+        let signature = self.parts.identity.sign_event(&encoded);
+        let signature = signature.map_err(|error| EventError::System(error.to_string()))?;
+        if let (Some(query), Some(slot)) = (&event.query, slot) {
+            let asked = cluster.swim().members().filter(|member| {
+                let record = &member.record.record;
+                let is_alive = member.status == MemberStatus::Alive;
+                is_alive && query.filter.matches(&record.node, &record.tags)
+            });
+            slot.expect(
+                asked
+                    .map(|member| member.record.record.node.clone())
+                    .collect(),
+            );
+            if !queries.insert(number, slot) {
+                return Err(EventError::TooManyQueries(MAX_QUERIES));
+            }
+        }
+        let signed = swim::SignedEvent {
+            payload: encoded.into(),
+            signature: signature.into(),
+        };
+        cluster.handle_user_event(now, swim::VerifiedEvent { event, signed });
+        Ok(number)
+    }
+
+    fn set_tags(
+        &mut self,
+        now: Instant,
+        change: TagChange,
+    ) -> Result<BTreeMap<String, String>, CommandError> {
+        let cluster = &mut self.parts.cluster;
+        let tags = match change {
+            TagChange::Replace(tags) => tags,
+            TagChange::Edit { set, delete } => {
+                let mut tags = cluster.swim().me().record.tags.clone();
+                tags.retain(|key, _| !delete.contains(key));
+                tags.extend(set);
+                tags
+            }
+        };
+        cluster
+            .set_tags(now, tags.clone())
+            .map_err(|error| CommandError::TagsTooLarge(error.0))?;
+        // Whoever set them must find them among the members.
+        self.settle(now);
+        self.members_dirty = true;
+        self.publish(now);
+        Ok(tags)
     }
 
     fn leave(&mut self, now: Instant, reply: Sender<Leave>, deadline: Instant) {
@@ -1396,6 +1554,15 @@ impl Reactor {
                     Frame::LeaveAck { incarnation } => Control::LeaveAck { incarnation },
                     Frame::Probe { seq } => Control::Probe { seq },
                     Frame::ProbeAck { seq } => Control::ProbeAck { seq },
+                    Frame::EventClock(clock) => Control::EventClock {
+                        boot: clock.boot,
+                        lamport: clock.lamport,
+                        number: clock.number,
+                    },
+                    Frame::UserEvent(event) => Control::UserEvent {
+                        payload: event.signed.payload.to_vec(),
+                        signature: event.signed.signature.to_vec(),
+                    },
                 };
                 self.tell(connection, frame);
             }
@@ -1410,6 +1577,10 @@ impl Reactor {
     }
 
     fn on_member(&mut self, now: Instant, event: swim::Event) {
+        if let swim::Event::User(event) = event {
+            self.on_user_event(now, &event);
+            return;
+        }
         self.members_dirty = true;
         // Whoever hears of it must find it among the members; large clusters lag by
         // `PUBLISH_INTERVAL`.
@@ -1467,6 +1638,35 @@ impl Reactor {
                 log::warn!(target: "swim", node:%, other:%, addr:%;
                     "two members give the same gossip address");
             }
+            swim::Event::User(event) => self.on_user_event(now, &event),
+        }
+    }
+
+    fn on_user_event(&self, now: Instant, event: &swim::UserEvent) {
+        log::debug!(target: "swim", from:% = event.origin, name = event.name.as_str(),
+            lamport = event.lamport, query = event.query.is_some(); "event");
+        let Some(query) = &event.query else {
+            self.emit(EventKind::UserEvent {
+                from: event.origin.clone(),
+                name: event.name.clone(),
+                payload: event.payload.clone(),
+                lamport: event.lamport,
+            });
+            return;
+        };
+        let me = &self.parts.cluster.swim().me().record;
+        if query.filter.matches(&me.node, &me.tags) {
+            self.parts.queries.deliver(Question {
+                query: Query {
+                    from: event.origin.clone(),
+                    name: event.name.clone(),
+                    payload: event.payload.clone(),
+                    lamport: event.lamport,
+                },
+                boot: event.boot,
+                number: event.number,
+                deadline: now + query.timeout,
+            });
         }
     }
 
@@ -1651,7 +1851,17 @@ impl Reactor {
             conflicting: counters.conflicting_records,
             stale: counters.stale,
             stray: counters.stray_answers + counters.misdirected,
+            stale_events: counters.events_stale + counters.events_strangers,
             ..RefusedCounts::default()
+        });
+        let queries = &self.parts.queries.counters;
+        self.parts.snapshot.publish_events(EventCounts {
+            emitted: counters.events_emitted,
+            received: counters.events_received,
+            copies: counters.events_copies,
+            dropped: counters.events_dropped,
+            unanswered: queries.unanswered.load(Relaxed),
+            answers_lost: queries.answers_lost.load(Relaxed),
         });
         if self.links_dirty {
             self.links_dirty = false;
@@ -1763,6 +1973,24 @@ impl Budget {
         let is_left = self.spent < self.per_second;
         self.spent += u32::from(is_left);
         is_left
+    }
+}
+
+fn event_error(error: swim::EmitError) -> EventError {
+    match error {
+        swim::EmitError::InvalidName(name) => EventError::InvalidName(name),
+        swim::EmitError::TooLarge(bytes) => EventError::TooLarge {
+            bytes,
+            max: swim::MAX_EVENT_BYTES,
+        },
+        swim::EmitError::FilterTooLarge(bytes) => EventError::FilterTooLarge {
+            bytes,
+            max: swim::MAX_FILTER_BYTES,
+        },
+        swim::EmitError::DatagramTooSmall { bytes, max } => EventError::TooLarge { bytes, max },
+        swim::EmitError::InvalidTimeout => EventError::InvalidTimeout(swim::MAX_QUERY_TIMEOUT),
+        swim::EmitError::QueueFull(pending) => EventError::QueueFull(pending),
+        swim::EmitError::Left => EventError::Left,
     }
 }
 

@@ -220,6 +220,88 @@ fn the_others_carry_out_what_was_asked(nodes: &[Node<'_>; 3]) {
 }
 
 #[test]
+fn events_queries_and_tags_reach_every_process() {
+    let lab = Lab::new("events");
+    let mut nodes = ["n1", "n2", "n3"].map(|name| lab.node(name).flags(&["--profile", "local"]));
+    nodes[0].start();
+    let seed = nodes[0].quic.clone();
+    for node in &mut nodes[1..] {
+        node.add_flags(&["--seed", &seed, "--tag", "role=worker"]);
+        node.start();
+    }
+    for node in &nodes {
+        node.wait(3, 2, PATIENCE);
+    }
+    let [n1, n2, n3] = &nodes;
+
+    let heard = |node: &Node<'_>| -> Vec<Value> {
+        let events = node.events().into_iter();
+        events
+            .filter(|event| event["event"] == "user_event")
+            .collect()
+    };
+    assert_eq!(n2.text(&["event", "deploy", "v2"]), "");
+    for node in &nodes {
+        node.await_event("user_event", "n2", 1);
+    }
+    for node in &nodes {
+        let [event] = &heard(node)[..] else {
+            panic!("not once");
+        };
+        let expected = [
+            "at", "event", "lamport", "name", "node", "payload", "reason", "schema", "seq",
+        ];
+        assert_eq!(keys(event), expected);
+        assert_eq!(
+            (&event["node"], &event["name"], &event["payload"]),
+            (&json!("n2"), &json!("deploy"), &json!("v2"))
+        );
+    }
+    assert_eq!(n1.exit_code(&["event", "no spaces"]), 2);
+    assert_eq!(n1.exit_code(&["event", "a", &"x".repeat(512)]), 2);
+
+    let all = n3.json(&["query", "echo", "hi"]);
+    let answer = |node: &str| json!({"node": node, "payload": "hi"});
+    assert_eq!(
+        all,
+        json!({"schema": 1, "answers": [answer("n1"), answer("n2"), answer("n3")],
+               "refused": [], "missing": []})
+    );
+    let some = n1.json(&["query", "echo", "hi", "--tag", "role=worker"]);
+    assert_eq!(some["answers"], json!([answer("n2"), answer("n3")]));
+    let one = n1.text(&["query", "echo", "hi", "--node", "n2", "--no-header"]);
+    assert_eq!(
+        one.split_whitespace().collect::<Vec<_>>(),
+        ["n2", "ok", "hi"]
+    );
+    let nobody = n1.client(&["query", "unheard-of", "-o", "json"]);
+    assert_eq!(nobody.status.code(), Some(4));
+    let nobody: Value = serde_json::from_slice(&nobody.stdout).unwrap();
+    assert_eq!(
+        nobody["refused"][0],
+        json!({"node": "n1", "error": "no handler"})
+    );
+
+    assert_eq!(n2.json(&["tags"])["tags"], json!({"role": "worker"}));
+    let changed = n2.json(&["tags", "--set", "zone=a", "--delete", "role"]);
+    assert_eq!(
+        changed,
+        json!({"schema": 1, "node": "n2", "tags": {"zone": "a"}})
+    );
+    for node in &nodes {
+        eventually("the new tags are seen", || {
+            node.member("n2")["tags"] == json!({"zone": "a"})
+        });
+    }
+    n1.await_event("member_updated", "n2", 1);
+    let large = format!("k={}", "v".repeat(600));
+    assert_eq!(n2.exit_code(&["tags", "--set", &large]), 2);
+    assert_eq!(n2.exit_code(&["tags", "--set", "a=1", "--delete", "a"]), 2);
+    assert_eq!(n2.json(&["tags"])["tags"], json!({"zone": "a"}));
+    nothing_alarming(&nodes);
+}
+
+#[test]
 fn a_node_joins_leaves_and_follows_events_on_command() {
     let lab = Lab::new("commands");
     let [n1, mut n2, n3] = ["n1", "n2", "n3"].map(|name| {

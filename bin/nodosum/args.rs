@@ -71,6 +71,12 @@ pub(crate) enum Command {
     Request(Request),
     /// Send a message to an application on every connected node
     Broadcast(Broadcast),
+    /// Tell every node of the cluster something small
+    Event(Event),
+    /// Ask every node, or some, and print their answers
+    Query(Query),
+    /// Show or change the node's tags
+    Tags(Tags),
     /// Make the node join through these seeds
     Join(Join),
     /// Make the node say goodbye to its cluster
@@ -592,6 +598,68 @@ pub(crate) struct Message {
     /// The bytes to send; `-` reads them from standard input
     #[arg(default_value = "", hide_default_value = true)]
     pub(crate) payload: OsString,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Example:
+  nodosum event deploy v2
+
+It comes to every node that is there, once, as the event `user_event` (nodosum events -f). Name and
+payload together have at most 512 bytes. PAYLOAD `-` reads standard input.")]
+pub(crate) struct Event {
+    /// What kind of news it is: 1 to 64 of letters, digits, '.', '_' and '-'
+    pub(crate) name: String,
+    /// The news
+    #[arg(default_value = "", hide_default_value = true)]
+    pub(crate) payload: OsString,
+    #[command(flatten)]
+    pub(crate) admin: Admin,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Example:
+  nodosum query echo hello --tag role=web --timeout 2s
+
+Every node of `nodosum run` answers the query `echo`; programs answer what they like. PAYLOAD `-`
+reads standard input. Exits with 1 when a node that was asked says nothing in time, with 4 when
+nobody has an answer.")]
+pub(crate) struct Query {
+    /// What is asked: 1 to 64 of letters, digits, '.', '_' and '-'
+    pub(crate) name: String,
+    /// What comes with the question
+    #[arg(default_value = "", hide_default_value = true)]
+    pub(crate) payload: OsString,
+    /// Ask only this node; may be repeated
+    #[arg(long = "node", value_name = "NODE")]
+    pub(crate) nodes: Vec<NodeId>,
+    /// Ask only nodes with this tag; of several, all must hold
+    #[arg(long = "tag", value_name = "K=V", value_parser = tag)]
+    pub(crate) tags: Vec<(String, String)>,
+    /// How long to wait for answers, at most ten minutes
+    #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = timeout)]
+    pub(crate) timeout: Duration,
+    #[command(flatten)]
+    pub(crate) read: Read,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Example:
+  nodosum tags --set role=web --set zone=a --delete canary
+
+Prints the tags that hold then; without --set and --delete those that hold now. All together take
+at most 512 bytes, counting six for each. They last until the node ends.")]
+pub(crate) struct Tags {
+    /// Add or replace a tag; may be repeated
+    #[arg(long = "set", value_name = "K=V", value_parser = tag)]
+    pub(crate) set: Vec<(String, String)>,
+    /// Remove a tag, if it is there; may be repeated
+    #[arg(long = "delete", value_name = "K")]
+    pub(crate) delete: Vec<String>,
+    #[command(flatten)]
+    pub(crate) read: Read,
 }
 
 #[derive(Debug, Args)]

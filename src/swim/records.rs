@@ -36,7 +36,7 @@ use crate::{
 };
 
 use super::{
-    Action, Event, Swim, Transmit,
+    Accusation, Action, Event, Statement, Swim, Transmit,
     explain::Ending,
     members::{Member, Standing},
     message::{self, Body},
@@ -178,6 +178,12 @@ impl Swim {
             let live = matches!(source, Source::Connection);
             if record.record.incarnation <= *retired && !live {
                 self.counters.stale += 1;
+                // Or after a partition longer than tombstones, two that forgot each other would
+                // stay strangers for as long as they remember that they did.
+                if matches!(standing, Standing::Alive) && !record.record.left {
+                    let addr = record.record.quic_addr;
+                    self.actions.push_back(Action::Dial { node, addr });
+                }
                 return;
             }
         }
@@ -472,6 +478,16 @@ impl Swim {
             return;
         }
         if matches!(member.standing, Standing::Alive) {
+            if member.is_fresh(now, self.config.probe_interval) {
+                self.counters.vetoes += 1;
+                let accusation = Accusation {
+                    node: node.clone(),
+                    incarnation,
+                    accuser: by.clone(),
+                };
+                self.tell_accused(now, node, &Statement::Suspect(accusation));
+                return;
+            }
             self.suspect(now, node, by.clone(), true);
         }
         // A model without own probes asks first too, or one stale member would kill in a sync.

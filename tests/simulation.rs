@@ -1,0 +1,85 @@
+//! Whole clusters, simulated: the scripts that once broke something, and two thousand fresh ones.
+
+#[path = "support/sim/mod.rs"]
+mod sim;
+
+use std::{fs, path::Path};
+
+use sim::{
+    campaign::{Plan, campaign},
+    generate::generate,
+    run::run,
+    script::Script,
+    world::Options,
+};
+
+/// Where the seeds of the test run begin; other campaigns draw others.
+const FIRST_SEED: u64 = 1;
+const SEEDS: u64 = 2_000;
+
+fn threads() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+#[test]
+fn two_thousand_clusters_hold_every_invariant_and_agree_after_their_faults() {
+    let plan = Plan {
+        from: FIRST_SEED,
+        seeds: SEEDS,
+        nodes: None,
+        threads: threads(),
+        stop_at_first: false,
+    };
+    let report = campaign(&plan, &|_| {});
+    println!("{:#?}", report.tally);
+    println!(
+        "{} seeds, {} entries of the agenda, {:?}",
+        report.seeds, report.events, report.took
+    );
+    let replay = "replay one with ./run bench sim --seed SEED, shrink it with --shrink";
+    assert!(
+        report.violations.is_empty(),
+        "{:#?}\n{replay}",
+        report.violations
+    );
+    let missing = report.missing();
+    assert!(missing.is_empty(), "these never happened: {missing:?}");
+}
+
+#[test]
+fn a_seed_is_the_same_run_every_time() {
+    for seed in FIRST_SEED..FIRST_SEED + 40 {
+        let play = || {
+            let script = generate(seed, None);
+            let options = Options::of(&script);
+            run(script, options).hash
+        };
+        assert_eq!(play(), play(), "seed {seed}");
+    }
+}
+
+#[test]
+fn a_script_survives_being_written_and_read() {
+    for seed in 0..300 {
+        let script = generate(seed, None);
+        let read: Script = script.to_string().parse().expect("its own text");
+        assert_eq!(read, script, "seed {seed}");
+    }
+}
+
+#[test]
+fn what_was_broken_once_stays_mended() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/scenarios/bugs");
+    let mut files: Vec<_> = fs::read_dir(folder)
+        .expect("the kept scripts")
+        .map(|entry| entry.expect("readable").path())
+        .collect();
+    files.sort();
+    for file in files {
+        let text = fs::read_to_string(&file).expect("readable");
+        let script: Script = text.parse().expect("a script");
+        let options = Options::of(&script);
+        let violation = run(script, options).violation;
+        assert_eq!(violation, None, "{}", file.display());
+    }
+}

@@ -1,0 +1,594 @@
+//! The safety invariants, held against every step.
+//!
+//! An [`Observer`] is what somebody who listened to one life of one node must believe: it replays
+//! the events and compares the result with the node's own view. [`Truth`] is what really happened:
+//! who lived when, and what was signed. Their numbers are those of reliability's list:
+//!
+//! 1. A node's own incarnation rises with every record that it signs; a stored incarnation never
+//!    falls until the member is forgotten.
+//! 2. At one incarnation, alive gives way to suspect, dead and left, and never the other way.
+//! 3. Nobody is dead for a node that did not probe it itself without success since the suspicion
+//!    began, and not before the shortest suspicion is over.
+//! 4. `Left` stands in a record that the leaver signed, or was forced by a named member on one that
+//!    was dead here. Who is dead or left comes back above that incarnation or after being forgotten.
+//! 5. One content for each (node, incarnation, boot id).
+//! 6. Nobody is connected to itself, or to somebody under another name.
+//! 7. Events of a member form Up (Suspect Alive | Updated)* (Dead | Left)… and their replay is the
+//!    view.
+//! 8. `Started` comes once; a node that stops dials nobody.
+//! 9. Queues, dials and datagrams are bounded, and so is what one node sends in one probe interval.
+//! 10. What an outsider or a liar says has none of these effects, since all of the above hold while
+//!     they speak.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use nodosum::{
+    BootId, MemberStatus, NodeId,
+    unversioned::{
+        cluster::{Cluster, Event},
+        mesh,
+        record::Record,
+        swim::{self, Body, Transmit},
+    },
+};
+
+use super::world::{MS, Phase, SEC, World};
+
+/// A full comparison of every member is made after every step in clusters up to this size; in larger
+/// ones after a step with events, and once in [`SWEEP_INTERVAL`].
+const SWEEP_ALWAYS: usize = 8;
+const SWEEP_INTERVAL: u64 = SEC;
+
+/// Probes out of turn that run at the same time (`swim`), and members told of a leave at once.
+const MAX_CHECKS: u64 = 64;
+const LEAVE_FANOUT: u64 = 32;
+/// Datagrams to one member in a round of gossip (`swim`).
+const MAX_BURST: u64 = 4;
+
+/// What really happened.
+#[derive(Default)]
+pub(crate) struct Truth {
+    /// The boot id of each life of a node.
+    lives: BTreeMap<usize, Vec<BootId>>,
+    /// The incarnation last signed in the life that runs.
+    incarnations: BTreeMap<usize, u64>,
+    /// Everything signed, by what it must be unique in.
+    contents: BTreeMap<(usize, u64, BootId), Record>,
+    left: BTreeSet<usize>,
+    forced: BTreeSet<(NodeId, NodeId)>,
+}
+
+impl Truth {
+    /// A node begins a life with this record.
+    pub(crate) fn born(&mut self, node: usize, record: &Record) {
+        self.lives.entry(node).or_default().push(record.boot);
+        self.incarnations.insert(node, record.incarnation);
+        let key = (node, record.incarnation, record.boot);
+        self.contents.insert(key, record.clone());
+    }
+
+    /// The boot id of a life, counted from 1.
+    pub(crate) fn boot_of(&self, node: usize, life: u32) -> BootId {
+        let lives = self.lives.get(&node);
+        let place = (life as usize).saturating_sub(1);
+        lives
+            .and_then(|lives| lives.get(place))
+            .copied()
+            .unwrap_or(BootId([0; 16]))
+    }
+
+    /// A node has a record signed.
+    pub(crate) fn signs(&mut self, node: usize, record: &Record) -> Result<(), String> {
+        let last = self.incarnations.insert(node, record.incarnation);
+        if last.is_some_and(|last| record.incarnation <= last) {
+            return Err(format!(
+                "signs incarnation {} after {last:?}",
+                record.incarnation
+            ));
+        }
+        if record.left {
+            self.left.insert(node);
+        }
+        let key = (node, record.incarnation, record.boot);
+        match self.contents.insert(key, record.clone()) {
+            Some(other) if other != *record => Err(format!(
+                "two contents at incarnation {}",
+                record.incarnation
+            )),
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    /// One of the records that a node has signed; the same number chooses the same.
+    pub(crate) fn some_record(&self, node: usize, number: u64) -> Option<Record> {
+        let low = (node, 0, BootId([0; 16]));
+        let high = (node, u64::MAX, BootId([0xff; 16]));
+        let count = self.contents.range(low..=high).count() as u64;
+        let place = number.checked_rem(count)? as usize;
+        let (_, record) = self.contents.range(low..=high).nth(place)?;
+        Some(record.clone())
+    }
+
+    pub(crate) fn forces(&mut self, issuer: NodeId, node: NodeId) {
+        self.forced.insert((issuer, node));
+    }
+}
+
+/// What the events have said of a member last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Told {
+    Nothing,
+    Up,
+    Suspect,
+    Dead,
+    Left,
+}
+
+#[derive(Debug, Clone)]
+struct Seen {
+    told: Told,
+    incarnation: u64,
+    /// The incarnation at which it was told to be gone.
+    gone_at: Option<u64>,
+    suspect_at: u64,
+    /// Failed probes of this node before the step in which the suspicion began.
+    failed_before: u64,
+    pinged_at: Option<u64>,
+    /// When its host or a new process last said that the one before is gone.
+    refused_at: Option<u64>,
+}
+
+/// Messages in one probe interval.
+#[derive(Debug, Default)]
+struct Window {
+    since: u64,
+    sent: u64,
+    received: u64,
+    statements: u64,
+}
+
+/// One life of one node, watched.
+pub(crate) struct Observer {
+    seen: Vec<Option<Seen>>,
+    started: u32,
+    probes_failed: u64,
+    fast_deaths: u64,
+    dirty: bool,
+    swept_at: u64,
+    window: Window,
+    /// When the view last changed in anything but a suspicion.
+    pub(crate) changed_at: u64,
+    pub(crate) deaths: Vec<(u64, usize)>,
+    pub(crate) dials: u64,
+}
+
+impl Observer {
+    pub(crate) fn new(now: u64) -> Self {
+        Self {
+            seen: Vec::new(),
+            started: 0,
+            probes_failed: 0,
+            fast_deaths: 0,
+            dirty: true,
+            swept_at: now,
+            window: Window {
+                since: now,
+                ..Window::default()
+            },
+            changed_at: now,
+            deaths: Vec::new(),
+            dials: 0,
+        }
+    }
+
+    fn seen(&mut self, node: usize) -> &mut Seen {
+        if self.seen.len() <= node {
+            self.seen.resize(node + 1, None);
+        }
+        self.seen[node].get_or_insert(Seen {
+            told: Told::Nothing,
+            incarnation: 0,
+            gone_at: None,
+            suspect_at: 0,
+            failed_before: 0,
+            pinged_at: None,
+            refused_at: None,
+        })
+    }
+
+    pub(crate) fn on_transmit(&mut self, now: u64, transmit: &Transmit) {
+        self.window.sent += 1;
+        // A ping is field 1 of the message and goes to its target only.
+        if transmit.payload.first() == Some(&0x0a)
+            && let Some(index) = index_of(&transmit.to)
+        {
+            self.seen(index).pinged_at = Some(now);
+        }
+    }
+
+    pub(crate) fn on_message(
+        &mut self,
+        _now: u64,
+        _from: &NodeId,
+        _body: &Body,
+        statements: usize,
+    ) {
+        self.window.received += 1;
+        self.window.statements += statements as u64;
+    }
+
+    pub(crate) fn on_refused(&mut self, peer: usize, now: u64) {
+        self.seen(peer).refused_at = Some(now);
+    }
+
+    pub(crate) fn on_dial(&mut self) {
+        self.dials += 1;
+    }
+
+    pub(crate) fn on_sync(&mut self, entries: usize) {
+        self.window.statements += entries as u64;
+    }
+}
+
+fn index_of(name: &NodeId) -> Option<usize> {
+    name.as_str()
+        .strip_prefix('n')?
+        .parse::<usize>()
+        .ok()?
+        .checked_sub(1)
+}
+
+/// What one node may send of itself in a probe interval: a probe of its turn and every check, each
+/// with its indirect requests, and all rounds of gossip with every burst.
+fn initiative(config: &swim::Config) -> u64 {
+    let probes = (MAX_CHECKS + 1) * (1 + config.indirect_probes as u64);
+    let rounds = (config.probe_interval.as_nanos() / config.gossip_interval.as_nanos()) as u64 + 1;
+    probes + rounds * config.gossip_nodes as u64 * MAX_BURST + LEAVE_FANOUT
+}
+
+impl World {
+    pub(crate) fn check_event(&mut self, node: usize, event: &Event) {
+        let outcome = match event {
+            Event::Member(event) => self.check_member(node, event),
+            Event::Peer(event) => self.check_peer(node, event),
+            Event::Started => {
+                let Some(process) = &mut self.nodes[node].process else {
+                    return;
+                };
+                process.observer.started += 1;
+                match process.observer.started {
+                    1 => Ok(()),
+                    _ => Err("started twice".to_owned()),
+                }
+            }
+        };
+        if let Err(why) = outcome {
+            self.violate(node, &why);
+        }
+    }
+
+    fn check_peer(&self, node: usize, event: &mesh::Event) -> Result<(), String> {
+        match event {
+            mesh::Event::Connected {
+                node: peer,
+                connection,
+            }
+            | mesh::Event::Replaced {
+                node: peer,
+                connection,
+            } => {
+                if index_of(peer) == Some(node) {
+                    return Err("is connected to itself".to_owned());
+                }
+                let other = self.peer_of(node, *connection);
+                if other.is_some_and(|other| Some(other) != index_of(peer)) {
+                    return Err(format!("{connection} is not with {peer}"));
+                }
+                if other.is_none() {
+                    return Err(format!("uses {connection}, which is not up"));
+                }
+                Ok(())
+            }
+            mesh::Event::Disconnected { .. }
+            | mesh::Event::SeedReached { .. }
+            | mesh::Event::SeedFailed { .. }
+            | mesh::Event::JoinRoundOver { .. }
+            | mesh::Event::SelfDial { .. }
+            | mesh::Event::SupersededBoot { .. } => Ok(()),
+        }
+    }
+
+    /// Who is really at the other end of a connection that is or was up.
+    fn peer_of(&self, node: usize, id: nodosum::unversioned::ConnectionId) -> Option<usize> {
+        self.conns.iter().rev().find_map(|conn| {
+            (0..2).find_map(|end| {
+                let mine = &conn.ends[end];
+                let is_it = mine.node == node
+                    && mine.id == id
+                    && Some(mine.life) == self.process(node).map(|p| p.life)
+                    && matches!(mine.phase, Phase::Up | Phase::Over);
+                is_it.then(|| conn.ends[1 - end].node)
+            })
+        })
+    }
+
+    fn check_member(&mut self, node: usize, event: &swim::Event) -> Result<(), String> {
+        let now = self.now;
+        let (shortest, floor) = self.shortest_suspicions();
+        let longest_probe = self.options.swim.probe_interval.as_nanos() as u64
+            * u64::from(self.options.swim.awareness_max + 1);
+        let name = match event {
+            swim::Event::Up { node }
+            | swim::Event::Suspect { node, .. }
+            | swim::Event::Alive { node }
+            | swim::Event::Dead { node, .. }
+            | swim::Event::Left { node, .. }
+            | swim::Event::Updated { node, .. }
+            | swim::Event::Forgotten { node }
+            | swim::Event::AddressConflict { node, .. }
+            | swim::Event::NameConflict { node, .. } => node,
+        };
+        let Some(index) = index_of(name) else {
+            return Err(format!("an event names {name}, which is nobody"));
+        };
+        let has_left = self.truth.left.contains(&index);
+        let hostile = self.nodes[index].hostile;
+        let is_forced = |by: &NodeId| self.truth.forced.contains(&(by.clone(), name.clone()));
+        let is_truly_forced = match event {
+            swim::Event::Left { by: Some(by), .. } => is_forced(by),
+            _ => false,
+        };
+        let Some(process) = &mut self.nodes[node].process else {
+            return Ok(());
+        };
+        let view = process.cluster.swim().member(name);
+        let incarnation = view
+            .as_ref()
+            .map_or(0, |view| view.record.record.incarnation);
+        // In one step a member can leave and be back; then the view is past what the event tells.
+        let is_left = view
+            .as_ref()
+            .is_none_or(|view| view.status == MemberStatus::Left);
+        let says_left = !is_left || view.as_ref().is_some_and(|view| view.record.record.left);
+        let counters = process.cluster.swim().counters();
+        let (failed_now, fast_now) = (counters.probes_failed, counters.fast_deaths);
+        let observer = &mut process.observer;
+        let failed_before = observer.probes_failed;
+        let may_be_fast = fast_now > observer.fast_deaths;
+        observer.dirty = true;
+        let seen = observer.seen(index);
+        let told = seen.told;
+        let wrong = |what: &str| Err(format!("{what} of {name} after {told:?}"));
+        match event {
+            swim::Event::Up { .. } => {
+                if matches!(told, Told::Up | Told::Suspect) {
+                    return wrong("Up");
+                }
+                if seen.gone_at.is_some_and(|gone| incarnation <= gone) {
+                    let gone = seen.gone_at;
+                    return Err(format!(
+                        "{name} is back at incarnation {incarnation}, gone at {gone:?}"
+                    ));
+                }
+                seen.told = Told::Up;
+                seen.gone_at = None;
+                observer.changed_at = now;
+            }
+            swim::Event::Suspect { .. } => {
+                if told != Told::Up {
+                    return wrong("Suspect");
+                }
+                seen.told = Told::Suspect;
+                seen.suspect_at = now;
+                seen.failed_before = failed_before;
+            }
+            swim::Event::Alive { .. } => {
+                if told != Told::Suspect {
+                    return wrong("Alive");
+                }
+                seen.told = Told::Up;
+            }
+            swim::Event::Dead { .. } => {
+                if told != Told::Suspect {
+                    return wrong("Dead");
+                }
+                if failed_now <= seen.failed_before {
+                    return Err(format!("{name} is dead without a failed probe here"));
+                }
+                let first = seen.suspect_at.saturating_sub(longest_probe);
+                if seen.pinged_at.is_none_or(|at| at < first) {
+                    return Err(format!("{name} is dead without a ping from here"));
+                }
+                // Clocks run up to a hundredth fast, and the suspicion is counted on the clock.
+                let was_refused = seen
+                    .refused_at
+                    .is_some_and(|at| at + longest_probe >= seen.suspect_at);
+                let least = if may_be_fast && was_refused {
+                    floor
+                } else {
+                    shortest
+                };
+                if (now - seen.suspect_at) * 51 / 50 + 2 * MS < least {
+                    let after = (now - seen.suspect_at) / MS;
+                    return Err(format!("{name} is dead after {after} ms of suspicion"));
+                }
+                seen.told = Told::Dead;
+                seen.gone_at = Some(incarnation);
+                observer.changed_at = now;
+                observer.deaths.push((now, index));
+            }
+            swim::Event::Left { by, .. } => {
+                if matches!(told, Told::Left | Told::Nothing) {
+                    return wrong("Left");
+                }
+                match by {
+                    None if !(says_left && (has_left || hostile)) => {
+                        return Err(format!("{name} left without saying so"));
+                    }
+                    Some(by) if told != Told::Dead || !is_truly_forced => {
+                        return Err(format!("{name} forced out by {by} when {told:?}"));
+                    }
+                    None | Some(_) => {}
+                }
+                seen.told = Told::Left;
+                seen.gone_at = Some(incarnation);
+                observer.changed_at = now;
+            }
+            swim::Event::Updated { .. } => {
+                if told != Told::Up {
+                    return wrong("Updated");
+                }
+                observer.changed_at = now;
+            }
+            swim::Event::Forgotten { .. } => {
+                if matches!(told, Told::Up | Told::Suspect) {
+                    return wrong("Forgotten");
+                }
+                seen.told = Told::Nothing;
+                seen.gone_at = None;
+                seen.incarnation = 0;
+            }
+            // Whether two processes share a name is judged by people; here none ever do, but a life
+            // that ended may still be heard of.
+            swim::Event::NameConflict { .. } | swim::Event::AddressConflict { .. } => {}
+        }
+        Ok(())
+    }
+
+    /// The shortest times from suspect to dead that the rules allow: as a rule, and after the ports
+    /// have refused.
+    fn shortest_suspicions(&self) -> (u64, u64) {
+        let swim = &self.options.swim;
+        let nanos = |duration: std::time::Duration| duration.as_nanos() as u64;
+        (nanos(swim.suspicion_min(1)), nanos(swim.suspicion_floor(1)))
+    }
+
+    /// After a step of a node.
+    pub(crate) fn check(&mut self, node: usize) {
+        if self.violation.is_some() {
+            return;
+        }
+        let now = self.now;
+        let config = &self.options.swim;
+        let interval = config.probe_interval.as_nanos() as u64;
+        let allowed = initiative(config);
+        let small = self.nodes.len() <= SWEEP_ALWAYS;
+        let limits = (
+            self.options.mesh.max_dials + self.options.mesh.max_seeds,
+            self.options.mesh.max_members,
+        );
+        let Some(process) = &mut self.nodes[node].process else {
+            return;
+        };
+        let mut outcome = Ok(());
+        let window = &process.observer.window;
+        if now >= window.since + interval {
+            // Each message is answered at most once and each statement too; a step at the edge may
+            // send for two windows.
+            let bound = 2 * allowed + 2 * window.received + window.statements;
+            if window.sent > bound {
+                outcome = Err(format!(
+                    "sent {} messages in {} ms, {bound} are allowed",
+                    window.sent,
+                    (now - window.since) / MS
+                ));
+            }
+            process.observer.window = Window {
+                since: now,
+                ..Window::default()
+            };
+        }
+        let due = process.observer.swept_at + SWEEP_INTERVAL <= now;
+        if outcome.is_ok() && (small || due || process.observer.dirty) {
+            outcome = sweep(&process.cluster, &mut process.observer);
+        }
+        if outcome.is_ok() && due {
+            process.observer.swept_at = now;
+            outcome = bounds(&process.cluster, limits);
+        }
+        process.observer.dirty = false;
+        let counters = process.cluster.swim().counters();
+        process.observer.probes_failed = counters.probes_failed;
+        process.observer.fast_deaths = counters.fast_deaths;
+        if let Err(why) = outcome {
+            self.violate(node, &why);
+        }
+    }
+}
+
+/// The view against the replay of the events.
+fn sweep(cluster: &Cluster, observer: &mut Observer) -> Result<(), String> {
+    let me = &cluster.swim().me().record.node;
+    let mut known = 0;
+    for view in cluster.swim().members() {
+        let record = &view.record.record;
+        if record.node == *me {
+            let should = record.left;
+            if (view.status == MemberStatus::Left) != should
+                || !matches!(view.status, MemberStatus::Left | MemberStatus::Alive)
+            {
+                return Err(format!("is {} for itself", view.status));
+            }
+            continue;
+        }
+        let Some(index) = index_of(&record.node) else {
+            return Err(format!("{} is a member and nobody", record.node));
+        };
+        let seen = observer.seen(index);
+        if record.incarnation < seen.incarnation {
+            return Err(format!(
+                "{} falls from incarnation {} to {}",
+                record.node, seen.incarnation, record.incarnation
+            ));
+        }
+        seen.incarnation = record.incarnation;
+        let agrees = match (view.status, seen.told) {
+            (MemberStatus::Alive, Told::Up)
+            | (MemberStatus::Suspect, Told::Suspect)
+            | (MemberStatus::Dead, Told::Dead | Told::Nothing)
+            | (MemberStatus::Left, Told::Left | Told::Nothing) => true,
+            (
+                MemberStatus::Alive
+                | MemberStatus::Suspect
+                | MemberStatus::Dead
+                | MemberStatus::Left,
+                Told::Nothing | Told::Up | Told::Suspect | Told::Dead | Told::Left,
+            ) => false,
+        };
+        if !agrees {
+            return Err(format!(
+                "{} is {} and was told {:?}",
+                record.node, view.status, seen.told
+            ));
+        }
+        known += usize::from(seen.told != Told::Nothing);
+    }
+    let told = observer
+        .seen
+        .iter()
+        .flatten()
+        .filter(|seen| seen.told != Told::Nothing)
+        .count();
+    if told != known {
+        return Err(format!(
+            "{told} members were told, {known} of them are known"
+        ));
+    }
+    Ok(())
+}
+
+fn bounds(cluster: &Cluster, (dials, members): (usize, usize)) -> Result<(), String> {
+    let swim = cluster.swim();
+    let known = swim.members().count();
+    if swim.pending_news() > 2 * known + 2 {
+        return Err(format!("{} news of {known} members", swim.pending_news()));
+    }
+    let counts = cluster.mesh().counts();
+    if counts.dialing > dials {
+        return Err(format!("{} dials in flight", counts.dialing));
+    }
+    if known > members {
+        return Err(format!("{known} members"));
+    }
+    Ok(())
+}

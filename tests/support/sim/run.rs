@@ -1,0 +1,297 @@
+//! One script from its beginning to a verdict: safety throughout, then liveness.
+//!
+//! When the faults have ended, the nodes that can reach each other have a time to agree, a formula
+//! of the configuration ([`heal_bound`]). They agree when every one sees every other alive in its
+//! latest record, the gone as gone, and each pair holds exactly one connection, the same at both
+//! ends. Then nothing may happen any more: no doubt, no death, no dial but of the dead, and no more
+//! datagrams than probing takes.
+
+use std::time::Duration;
+
+use nodosum::{MemberStatus, unversioned::swim};
+
+use super::{
+    script::Script,
+    tally::Tally,
+    world::{Fate, IDLE, MS, Options, Phase, SEC, World, name_of},
+};
+
+/// How long the agreement is watched, in probe intervals: several passes of a small cluster, and
+/// more than the longest suspicion of a small one.
+const WATCHED: u32 = 30;
+
+/// News in flight may be sent for so long after the last change, in rounds of gossip beyond the
+/// retransmissions.
+const GOSSIP_SLACK: u32 = 10;
+
+/// What a run came to.
+pub(crate) struct Outcome {
+    pub(crate) violation: Option<String>,
+    /// How long agreement took after the faults ended.
+    pub(crate) agreed_after: Option<Duration>,
+    pub(crate) bound: Duration,
+    pub(crate) hash: u64,
+    pub(crate) events: u64,
+    pub(crate) tally: Tally,
+}
+
+/// How long the connected nodes may take to agree after the last fault. The sum of
+///
+/// - two passes of probes, each of a node in its worst health: `(2n + 8 · 8) · P`, for the health
+///   score falls by one with each of at most 8 answered probes of at most 8 intervals;
+/// - the longest suspicion, and one more of those probes at its end: `S_max(n) + 8 · P`;
+/// - twice the time in which a dead member is dialled again: its pause with jitter, all other dead
+///   before it in the half of the dial slots that failing peers share, and a dial that is lost;
+/// - the same for seeds, in case both sides have forgotten each other;
+/// - the idle time-out of a connection whose other end is gone, and one sync.
+pub(crate) fn heal_bound(options: &Options, nodes: usize) -> Duration {
+    let swim = &options.swim;
+    let mesh = &options.mesh;
+    let count = nodes as u32;
+    let interval = swim.probe_interval;
+    let worst = swim.awareness_max;
+    let probes = interval * (2 * count + worst * worst);
+    let dying = swim.suspicion_max(nodes) + interval * worst;
+    let handshake = Duration::from_secs(5);
+    let slots = (mesh.max_dials / 2).max(1) as u32;
+    let redial = mesh.dead_retry * 5 / 4 + handshake * count.div_ceil(slots) + handshake;
+    let seeds = mesh.seed_retry * 5 / 4 + mesh.resolve_timeout + handshake;
+    let idle = Duration::from_nanos(IDLE);
+    probes + dying + redial * 2 + seeds + idle + swim.sync_every(nodes)
+}
+
+/// Plays a script.
+pub(crate) fn run(script: Script, options: Options) -> Outcome {
+    let bound = heal_bound(&options, script.nodes);
+    let faults_end = script.faults_end_ms * MS;
+    let mut world = World::new(script, options);
+    world.run_until(faults_end);
+    let mut agreed_after = None;
+    let limit = faults_end + bound.as_nanos() as u64;
+    let mut why = String::new();
+    while world.violation.is_none() && world.now < limit {
+        match world.disagreement() {
+            None => {
+                agreed_after = Some(Duration::from_nanos(world.now - faults_end));
+                break;
+            }
+            Some(disagreement) => why = disagreement,
+        }
+        let next = world.now + SEC / 2;
+        world.run_until(next);
+    }
+    if world.violation.is_none() {
+        if agreed_after.is_none() {
+            world.violation = Some(format!("no agreement within {bound:?}: {why}"));
+        } else {
+            world.watch();
+        }
+    }
+    let nodes = world
+        .nodes
+        .iter()
+        .filter(|node| node.process.is_some())
+        .count() as u64;
+    world.tally.node_seconds = nodes * (world.now / SEC);
+    Outcome {
+        violation: world.violation,
+        agreed_after,
+        bound,
+        hash: world.hash,
+        events: world.events,
+        tally: world.tally,
+    }
+}
+
+impl World {
+    /// Nodes that run and are honest.
+    pub(crate) fn honest(&self) -> Vec<usize> {
+        (0..self.nodes.len())
+            .filter(|node| {
+                let state = &self.nodes[*node];
+                state.process.is_some() && state.fate == Fate::Running && !state.hostile
+            })
+            .collect()
+    }
+
+    fn is_impaired(&self, a: usize, b: usize) -> bool {
+        self.conditions.is_blocked(a, b) || self.conditions.is_blocked(b, a)
+    }
+
+    /// Honest nodes that are not cut off from all others for ever.
+    pub(crate) fn core(&self) -> Vec<usize> {
+        let honest = self.honest();
+        let is_cut = |node: usize| {
+            honest.len() > 1
+                && honest
+                    .iter()
+                    .all(|other| *other == node || self.is_impaired(node, *other))
+        };
+        let core: Vec<usize> = honest
+            .iter()
+            .copied()
+            .filter(|node| !is_cut(*node))
+            .collect();
+        core
+    }
+
+    /// Why the nodes do not agree yet.
+    pub(crate) fn disagreement(&self) -> Option<String> {
+        let core = self.core();
+        for &a in &core {
+            let cluster = self.cluster(a)?;
+            if !cluster.has_started() {
+                return Some(format!("{} has not started", name_of(a)));
+            }
+            for b in 0..self.nodes.len() {
+                if b != a
+                    && let Some(why) = self.disagreement_of(a, b, core.contains(&b))
+                {
+                    return Some(why);
+                }
+            }
+            let peers = core
+                .iter()
+                .filter(|b| **b != a && !self.is_impaired(a, **b))
+                .count();
+            let counts = cluster.mesh().counts();
+            // A liar, and who is cut off in one direction, may be connected or not.
+            let others = self
+                .nodes
+                .iter()
+                .enumerate()
+                .filter(|(b, node)| {
+                    *b != a
+                        && node.process.is_some()
+                        && (!core.contains(b) || self.is_impaired(a, *b))
+                })
+                .count();
+            if !(peers..=peers + others).contains(&counts.up)
+                || (others == 0 && counts.draining > 0)
+            {
+                return Some(format!("{} has {counts:?}, and {peers} peers", name_of(a)));
+            }
+            let open = self.process(a)?.open.iter();
+            let up = open
+                .filter(|(conn, end)| self.conns[*conn].ends[*end].phase == Phase::Up)
+                .count();
+            if others == 0 && up != peers {
+                return Some(format!(
+                    "{} has {up} connections, and {peers} peers",
+                    name_of(a)
+                ));
+            }
+        }
+        None
+    }
+
+    fn disagreement_of(&self, a: usize, b: usize, is_core: bool) -> Option<String> {
+        let (name, other) = (name_of(a), name_of(b));
+        let cluster = self.cluster(a)?;
+        let view = cluster.swim().member(&other);
+        let status = view.as_ref().map(|view| view.status);
+        if !is_core {
+            let is_gone = self.nodes[b].process.is_none();
+            let is_cut = !is_gone && !self.nodes[b].hostile;
+            let is_settled = match status {
+                None | Some(MemberStatus::Dead | MemberStatus::Left) => true,
+                Some(MemberStatus::Alive | MemberStatus::Suspect) => !(is_gone || is_cut),
+            };
+            return (!is_settled).then(|| format!("{other} is gone, and {status:?} for {name}"));
+        }
+        if self.is_impaired(a, b) {
+            return None;
+        }
+        let Some(view) = view else {
+            return Some(format!("{name} does not know {other}"));
+        };
+        let theirs = &self.cluster(b)?.swim().me().record;
+        if view.status != MemberStatus::Alive || view.record.record != *theirs {
+            return Some(format!(
+                "{other} is {} at {} for {name}, and alive at {}",
+                view.status, view.record.record.incarnation, theirs.incarnation
+            ));
+        }
+        let here = cluster.mesh().current(&other)?;
+        let there = self.cluster(b)?.mesh().current(&name);
+        let same = there.is_some_and(|there| self.is_same_connection(a, here, b, there));
+        (!same).then(|| format!("{name} uses {here} to {other}, which uses {there:?}"))
+    }
+
+    /// Lets the agreement stand for a while, and holds what happens against the idle state.
+    fn watch(&mut self) {
+        let swim = self.options.swim.clone();
+        // A probe that was sent into the last fault may take its whole length in worst health, and
+        // then be news.
+        let calm = swim.probe_interval * (swim.awareness_max + 1)
+            + swim.gossip_interval * (swim.retransmits(self.nodes.len()) + GOSSIP_SLACK);
+        let calm_until = self.now + calm.as_nanos() as u64;
+        let agreed_at = self.now;
+        self.run_until(calm_until);
+        let before = self.tally.clone();
+        let watched = swim.probe_interval * WATCHED;
+        let until = self.now + watched.as_nanos() as u64;
+        self.run_until(until);
+        if self.violation.is_some() {
+            return;
+        }
+        let core = self.core();
+        let running = self.nodes.iter().filter(|n| n.process.is_some()).count();
+        let impaired = core.len() < running
+            || core
+                .iter()
+                .any(|a| core.iter().any(|b| self.is_impaired(*a, *b)));
+        let mut lost = self.disagreement();
+        // One that lies or is deaf goes on accusing, and to refute takes a moment.
+        let patience = self.now + calm.as_nanos() as u64;
+        while impaired && lost.is_some() && self.now < patience && self.violation.is_none() {
+            let next = self.now + SEC / 5;
+            self.run_until(next);
+            lost = self.disagreement();
+        }
+        if self.violation.is_some() {
+            return;
+        }
+        if let Some(why) = lost {
+            self.violation = Some(format!("agreement was lost: {why}"));
+            return;
+        }
+        for &node in &core {
+            let Some(process) = self.process(node) else {
+                continue;
+            };
+            let death = process.observer.deaths.iter().find(|(at, dead)| {
+                *at > agreed_at && core.contains(dead) && !self.is_impaired(node, *dead)
+            });
+            if let Some((at, dead)) = death {
+                let seconds = *at as f64 / SEC as f64;
+                let why = format!("{} died at {seconds} after agreement", name_of(*dead));
+                self.violate(node, &why);
+                return;
+            }
+        }
+        if !impaired {
+            self.check_idle(&before, watched, core.len(), &swim);
+        }
+    }
+
+    /// In a cluster at rest each node probes one member in each interval, which answers. A hundredth
+    /// more for fast clocks, and the edges.
+    fn check_idle(&mut self, before: &Tally, watched: Duration, nodes: usize, swim: &swim::Config) {
+        let probes =
+            watched.as_nanos() as u64 * 102 / 100 / swim.probe_interval.as_nanos() as u64 + 2;
+        let allowed = 2 * probes * nodes as u64;
+        let sent = self.tally.datagrams - before.datagrams;
+        if sent > allowed {
+            self.violation = Some(format!(
+                "{sent} datagrams within {watched:?} at rest; {allowed} are enough"
+            ));
+        }
+        for what in ["suspect", "dead", "up", "disconnected", "connected"] {
+            let count = |tally: &Tally| tally.transitions.get(what).copied().unwrap_or(0);
+            if count(&self.tally) != count(before) {
+                self.violation = Some(format!("{what} at rest"));
+            }
+        }
+    }
+}
