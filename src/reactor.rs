@@ -967,10 +967,7 @@ impl Reactor {
             .cluster
             .swim()
             .members()
-            .filter(|member| match member.status {
-                MemberStatus::Alive | MemberStatus::Suspect => true,
-                MemberStatus::Dead | MemberStatus::Left => false,
-            })
+            .filter(|member| is_here(member.status))
             .map(|member| &member.record.record.node)
             .filter(|node| *node != me)
             .collect();
@@ -1032,8 +1029,8 @@ impl Reactor {
         let required = swim.members().filter_map(|member| {
             let node = &member.record.record.node;
             let is_linked = || mesh.peer(now, node).is_some_and(|p| !p.links.is_empty());
-            let is_alive = member.status == MemberStatus::Alive && *node != context.node;
-            (is_alive && is_linked()).then_some(node)
+            let is_here = is_here(member.status) && *node != context.node;
+            (is_here && is_linked()).then_some(node)
         });
         let selected = self.keyring.select(required);
         if let Some(key) = selected.filter(|_| selected != before) {
@@ -1926,6 +1923,14 @@ fn is_passing(error: &io::Error) -> bool {
         error.kind(),
         io::ErrorKind::Interrupted | io::ErrorKind::ConnectionRefused
     )
+}
+
+/// Whether it may hold keys: who is suspected must be able to read what is said of it.
+fn is_here(status: MemberStatus) -> bool {
+    match status {
+        MemberStatus::Alive | MemberStatus::Suspect => true,
+        MemberStatus::Dead | MemberStatus::Left => false,
+    }
 }
 
 fn key_failure(error: KeyringError) -> CommandError {

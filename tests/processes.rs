@@ -11,6 +11,7 @@ use std::{
     fs,
     io::{BufRead as _, BufReader},
     os::unix::fs::PermissionsExt as _,
+    thread,
     time::{Duration, Instant, SystemTime},
 };
 
@@ -567,4 +568,91 @@ fn a_node_that_stands_still_is_spared_for_a_while_and_recovers_by_itself() {
     for node in &nodes[..2] {
         assert_eq!(node.departures("n3"), 1, "{}", node.name);
     }
+}
+
+/// The names of the keys that a node holds, the newest first.
+fn key_names(node: &Node<'_>) -> Vec<String> {
+    let list = node.json(&["keys", "list"]);
+    let keys = list["keys"].as_array().unwrap();
+    let name = |key: &Value| key["key"].as_str().unwrap().to_owned();
+    keys.iter().map(name).collect()
+}
+
+/// Rotates, and returns the key that is in use everywhere.
+fn rotate(node: &Node<'_>) -> String {
+    let text = node.text(&["keys", "rotate", "--timeout", "60s"]);
+    let (key, rest) = text.split_once(' ').unwrap();
+    assert!(rest.starts_with("is in use; "), "{text}");
+    key.to_owned()
+}
+
+#[test]
+fn keys_rotate_while_the_nodes_talk_and_a_node_that_stood_still_meanwhile_recovers() {
+    let lab = Lab::new("keys");
+    let nodes = lab.three("local");
+    let list = nodes[0].json(&["keys", "list"]);
+    assert_eq!(
+        keys(&list),
+        sorted(&["cluster", "fixed", "keys", "members", "node", "schema"])
+    );
+    let expected = [
+        "key",
+        "generation",
+        "seals",
+        "confirmed",
+        "members",
+        "missing",
+    ];
+    assert_eq!(keys(&list["keys"][0]), sorted(&expected));
+    let first = key_names(&nodes[0]).remove(0);
+    assert_eq!(nodes[0].exit_code(&["keys", "remove", &first]), 4, "in use");
+    let unknown = ["keys", "remove", "0123456789abcdef"];
+    assert_eq!(nodes[0].exit_code(&unknown), 4);
+    assert_eq!(nodes[0].exit_code(&["keys", "remove", "first"]), 2);
+
+    // Under load: every request is answered, and nobody is thought to be dead.
+    thread::scope(|scope| {
+        let talking = scope.spawn(|| {
+            for _ in 0..20 {
+                all_ask_all(&nodes);
+            }
+        });
+        while !talking.is_finished() {
+            rotate(&nodes[0]);
+        }
+        talking.join().unwrap();
+    });
+    for node in &nodes {
+        let is_loss = |event: &&Value| event["event"] == "member_dead";
+        assert_eq!(node.events().iter().filter(is_loss).count(), 0);
+    }
+
+    // While n3 stands still nobody can have a key confirmed by it; once it is dead they can. The
+    // keys that n3 knows are removed, and it is several generations behind.
+    nodes[2].signal(Signal::STOP);
+    nodes[1].await_event("member_dead", "n3", 1);
+    let mut newest = String::new();
+    for _ in 0..4 {
+        let before = key_names(&nodes[0]).remove(0);
+        newest = rotate(&nodes[0]);
+        within(PATIENCE, "n2 seals with it too", || {
+            nodes[1].json(&["keys", "list"])["keys"][0]["seals"] == true
+        });
+        nodes[1].text(&["keys", "remove", &before]);
+        eventually("the old key is gone", || {
+            nodes[..2]
+                .iter()
+                .all(|node| key_names(node) == [newest.as_str()])
+        });
+    }
+    nodes[2].signal(Signal::CONT);
+    meshed(&nodes, REJOIN);
+    eventually("all hold the newest key and nothing else", || {
+        nodes.iter().all(|node| {
+            let list = node.json(&["keys", "list"]);
+            key_names(node) == [newest.as_str()] && list["keys"][0]["confirmed"] == 3
+        })
+    });
+    all_ask_all(&nodes);
+    nothing_alarming(&nodes);
 }
