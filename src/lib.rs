@@ -43,6 +43,7 @@ mod inbox;
 pub mod mesh;
 mod node;
 mod node_id;
+mod query;
 mod reactor;
 #[doc(hidden)]
 pub mod record;
@@ -70,20 +71,22 @@ pub mod ca;
 pub use app::{App, Delivery};
 pub use close::{CloseCode, CloseReason};
 pub use error::{
-    CommandError, IdentityError, NotReady, RegisterError, RequestError, SendError, SendErrorKind,
-    StartError,
+    CommandError, EventError, IdentityError, NotReady, RegisterError, RequestError, SendError,
+    SendErrorKind, StartError,
 };
 pub use event::{Event, EventKind};
 pub use inbox::{Message, Request};
 pub use node::{Builder, LeaveReport, Node, Profile, ShutdownReport};
-pub use node_id::{BootId, ClusterName, InvalidName, NodeId};
+pub use node_id::{BootId, ClusterName, InvalidKeyId, InvalidName, KeyId, NodeId};
+pub use query::{Answers, MAX_ANSWER_BYTES, Query, QueryReport};
 pub use record::MAX_TAG_BYTES;
 pub use snapshot::Ready;
 pub use stats::{
-    ConnectionCounts, ConnectionInfo, ConnectionState, MemberCounts, MemberInfo, MemberStatus,
-    PeerInfo, RefusedCounts, Side, Status,
+    ConnectionCounts, ConnectionInfo, ConnectionState, EventCounts, KeyInfo, Keys, MemberCounts,
+    MemberInfo, MemberStatus, PeerInfo, RefusedCounts, Side, Status,
 };
 pub use subscribers::Events;
+pub use swim::{MAX_EVENT_BYTES, MAX_QUERY_TIMEOUT, QueryFilter};
 pub use trust::Identity;
 
 /// The pure cores, for tests, simulation and the curious. Outside semantic versioning.

@@ -59,6 +59,10 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         ],
     ),
     (
+        "query",
+        &["app", "error", "inbox", "node_id", "snapshot", "thread"],
+    ),
+    (
         "reactor",
         &[
             "close",
@@ -68,6 +72,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "event",
             "mesh",
             "node_id",
+            "query",
             "record",
             "resolver",
             "roster",
@@ -92,6 +97,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "inbox",
             "mesh",
             "node_id",
+            "query",
             "reactor",
             "record",
             "snapshot",

@@ -19,7 +19,7 @@ use std::{
 };
 
 use jiff::Timestamp;
-use nodosum::{ConnectionInfo, Event, EventKind, MemberInfo, Node};
+use nodosum::{ConnectionInfo, Event, EventKind, Keys, MemberInfo, Node};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::exit::Exit;
@@ -97,6 +97,27 @@ pub(crate) enum Command {
     ForceLeave {
         node: String,
     },
+    Keys,
+    RotateKey,
+    RemoveKey {
+        key: String,
+    },
+    Event {
+        name: String,
+        payload_bytes: u64,
+    },
+    Query {
+        name: String,
+        nodes: Vec<String>,
+        tags: BTreeMap<String, String>,
+        timeout_seconds: f64,
+        payload_bytes: u64,
+    },
+    /// Changes what it names and answers with all; empty, it only asks.
+    Tags {
+        set: BTreeMap<String, String>,
+        delete: Vec<String>,
+    },
 }
 
 impl Command {
@@ -105,7 +126,9 @@ impl Command {
         match self {
             Self::Send { payload_bytes, .. }
             | Self::Broadcast { payload_bytes, .. }
-            | Self::Request { payload_bytes, .. } => *payload_bytes,
+            | Self::Request { payload_bytes, .. }
+            | Self::Event { payload_bytes, .. }
+            | Self::Query { payload_bytes, .. } => *payload_bytes,
             Self::Members
             | Self::Conns
             | Self::Status
@@ -114,7 +137,11 @@ impl Command {
             | Self::Ping { .. }
             | Self::Join { .. }
             | Self::Leave { .. }
-            | Self::ForceLeave { .. } => 0,
+            | Self::ForceLeave { .. }
+            | Self::Keys
+            | Self::RotateKey
+            | Self::RemoveKey { .. }
+            | Self::Tags { .. } => 0,
         }
     }
 }
@@ -146,6 +173,18 @@ pub(crate) enum Reply {
         confirmed: Vec<String>,
         unconfirmed: Vec<String>,
     },
+    Keys(KeysView),
+    Rotated {
+        key: String,
+    },
+    /// One answer to a query; more follow.
+    Answer(AnswerView),
+    /// No more answers.
+    Asked {
+        refused: Vec<FailedView>,
+        missing: Vec<String>,
+    },
+    Tags(TagsView),
     Error {
         exit: Exit,
         message: String,
@@ -348,6 +387,49 @@ impl StatusView {
     }
 }
 
+/// The object of `keys list`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct KeysView {
+    pub(crate) schema: u32,
+    pub(crate) node: String,
+    pub(crate) cluster: String,
+    pub(crate) fixed: bool,
+    pub(crate) members: usize,
+    pub(crate) keys: Vec<KeyView>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct KeyView {
+    pub(crate) key: String,
+    pub(crate) generation: u32,
+    pub(crate) seals: bool,
+    pub(crate) confirmed: usize,
+    pub(crate) members: usize,
+    pub(crate) missing: Vec<String>,
+}
+
+impl KeysView {
+    pub(crate) fn of(node: &Node, keys: Keys) -> Self {
+        let members = keys.members;
+        let views = keys.keys.into_iter().map(|key| KeyView {
+            key: key.id.to_string(),
+            generation: key.generation,
+            seals: key.seals,
+            confirmed: key.confirmed,
+            members,
+            missing: key.missing.iter().map(ToString::to_string).collect(),
+        });
+        Self {
+            schema: 1,
+            node: node.id().to_string(),
+            cluster: node.cluster().to_string(),
+            fixed: keys.fixed,
+            members,
+            keys: views.collect(),
+        }
+    }
+}
+
 /// How many descriptors this process has open; unknown where the system does not say.
 fn open_fds() -> Option<u64> {
     let entries = std::fs::read_dir("/proc/self/fd").ok()?.count();
@@ -381,11 +463,72 @@ pub(crate) struct EventView {
     /// How many messages the peer never acknowledged; of `disconnected` only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) unacknowledged: Option<u64>,
+    /// What an application told everybody; of `user_event` only.
+    #[serde(default, flatten, skip_serializing_if = "Option::is_none")]
+    pub(crate) user: Option<Box<UserEventView>>,
+}
+
+/// What a `user_event` has beside the fields of all events.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct UserEventView {
+    pub(crate) name: String,
+    pub(crate) lamport: u64,
+    #[serde(flatten)]
+    pub(crate) payload: PayloadView,
+}
+
+/// Bytes of an application: as text, or in hexadecimal where they are none.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct PayloadView {
+    pub(crate) payload: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) payload_hex: Option<String>,
+}
+
+impl PayloadView {
+    pub(crate) fn of(bytes: Vec<u8>) -> Self {
+        match String::from_utf8(bytes) {
+            Ok(text) => Self {
+                payload: Some(text),
+                payload_hex: None,
+            },
+            Err(error) => Self {
+                payload: None,
+                payload_hex: Some(hex(error.as_bytes())),
+            },
+        }
+    }
+
+    /// For a table: the text, or `0x` and the digits.
+    pub(crate) fn text(&self) -> String {
+        match (&self.payload, &self.payload_hex) {
+            (Some(text), _) => text.clone(),
+            (None, Some(digits)) => format!("0x{digits}"),
+            (None, None) => String::new(),
+        }
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 impl From<Event> for EventView {
     fn from(event: Event) -> Self {
-        let (mut missed, mut unacknowledged) = (None, None);
+        let (mut missed, mut unacknowledged, mut user) = (None, None, None);
+        if let EventKind::UserEvent {
+            name,
+            payload,
+            lamport,
+            ..
+        } = &event.kind
+        {
+            user = Some(Box::new(UserEventView {
+                name: name.clone(),
+                lamport: *lamport,
+                payload: PayloadView::of(payload.clone()),
+            }));
+        }
         if let EventKind::Lagged { missed: count } = event.kind {
             missed = Some(count);
         }
@@ -405,8 +548,25 @@ impl From<Event> for EventView {
             reason: event.kind.reason().map(str::to_owned),
             missed,
             unacknowledged,
+            user,
         }
     }
+}
+
+/// One node's answer to a query.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct AnswerView {
+    pub(crate) node: String,
+    #[serde(flatten)]
+    pub(crate) answer: PayloadView,
+}
+
+/// The object of `tags`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct TagsView {
+    pub(crate) schema: u32,
+    pub(crate) node: String,
+    pub(crate) tags: BTreeMap<String, String>,
 }
 
 /// The object of `send` and `broadcast`.
@@ -555,6 +715,7 @@ mod tests {
             reason: None,
             missed: None,
             unacknowledged: None,
+            user: None,
         };
         let json = serde_json::to_string(&event).unwrap();
         assert_eq!(

@@ -350,6 +350,7 @@ impl World {
             | swim::Event::Forgotten { node }
             | swim::Event::AddressConflict { node, .. }
             | swim::Event::NameConflict { node, .. } => node,
+            swim::Event::User(event) => &event.origin,
         };
         let Some(index) = index_of(name) else {
             return Err(format!("an event names {name}, which is nobody"));
@@ -466,6 +467,8 @@ impl World {
                 seen.gone_at = Some(incarnation);
                 observer.changed_at = now;
             }
+            // Nobody emits any here yet.
+            swim::Event::User(_) => return wrong("User"),
             swim::Event::Updated { .. } => {
                 if told != Told::Up {
                     return wrong("Updated");
