@@ -309,10 +309,12 @@ fn run_planted(arguments: &Arguments) -> Result<ExitCode, String> {
     }
     let seeds = arguments.seeds.unwrap_or(PLANTED_SEEDS);
     let mut caught = 0;
+    copy_source(root, &copy).map_err(|error| format!("{}: {error}", copy.display()))?;
     for plant in &plants {
-        copy_source(root, &copy).map_err(|error| format!("{}: {error}", copy.display()))?;
+        let file = copy.join(&plant.file);
+        let original = fs::read_to_string(&file).map_err(|error| error.to_string())?;
         let changed = plant.apply(&copy)?;
-        fs::write(copy.join(&plant.file), changed).map_err(|error| error.to_string())?;
+        fs::write(&file, changed).map_err(|error| error.to_string())?;
         let mut needed: Vec<Option<u64>> = Vec::new();
         for from in PLANTED_FROM {
             needed.push(
@@ -322,6 +324,7 @@ fn run_planted(arguments: &Arguments) -> Result<ExitCode, String> {
                 }),
             );
         }
+        fs::write(&file, original).map_err(|error| error.to_string())?;
         needed.sort_by_key(|seeds| seeds.unwrap_or(u64::MAX));
         caught += usize::from(needed.iter().all(Option::is_some));
         let show = |seeds: Option<u64>| seeds.map_or_else(|| "none".to_owned(), |n| n.to_string());
@@ -418,11 +421,31 @@ fn copy_source(from: &Path, to: &Path) -> io::Result<()> {
         if entry.file_type()?.is_dir() {
             copy_source(&source, &destination)?;
         } else {
-            let content = fs::read(&source)?;
+            let mut content = fs::read(&source)?;
+            if name == "Cargo.toml" || name == "Cargo.lock" {
+                content = renamed(&content);
+            }
             if fs::read(&destination).ok().as_ref() != Some(&content) {
                 fs::write(&destination, content)?;
             }
         }
     }
     Ok(())
+}
+
+/// The manifest or lock file with another version of this package, so that what is built from the
+/// copy never passes for what is built from the original; dependencies are shared.
+fn renamed(content: &[u8]) -> Vec<u8> {
+    let own = format!(
+        "name = \"nodosum\"\nversion = \"{}\"",
+        env!("CARGO_PKG_VERSION")
+    );
+    let planted = own.replacen(
+        &format!("{}\"", env!("CARGO_PKG_VERSION")),
+        &format!("{}-planted\"", env!("CARGO_PKG_VERSION")),
+        1,
+    );
+    String::from_utf8_lossy(content)
+        .replacen(&own, &planted, 1)
+        .into_bytes()
 }
