@@ -38,7 +38,10 @@ use nodosum::{
     },
 };
 
-use super::world::{MS, Phase, SEC, World};
+use super::{
+    connections::Phase,
+    world::{MS, SEC, World},
+};
 
 /// A full comparison of every member is made after every step in clusters up to this size; in larger
 /// ones after a step with events, and once in [`SWEEP_INTERVAL`].

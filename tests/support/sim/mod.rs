@@ -1,11 +1,14 @@
 //! A deterministic simulator of whole clusters.
 #![allow(dead_code, reason = "each target that includes this uses a part of it")]
 
+pub(crate) mod acts;
 pub(crate) mod campaign;
 pub(crate) mod check;
 pub(crate) mod conditions;
+pub(crate) mod connections;
 pub(crate) mod generate;
 pub(crate) mod hostile;
+pub(crate) mod network;
 pub(crate) mod planted;
 pub(crate) mod queue;
 pub(crate) mod registry;

@@ -14,9 +14,10 @@ use std::{
 use nodosum::{MemberStatus, unversioned::swim};
 
 use super::{
+    connections::Phase,
     script::Script,
     tally::Tally,
-    world::{Fate, IDLE, MS, Options, Phase, SEC, World, name_of},
+    world::{Fate, IDLE, MS, Options, SEC, World, name_of},
 };
 
 /// How long the agreement is watched, in probe intervals: several passes of a small cluster, and
