@@ -479,8 +479,9 @@ impl Outcome {
             }
             Self::Answer(answer) => Self::Answer(answer),
             Self::Refusal(mut reason) => {
-                let end = reason.floor_char_boundary(MAX_REASON_BYTES);
-                reason.truncate(end);
+                while reason.len() > MAX_REASON_BYTES {
+                    reason.pop();
+                }
                 Self::Refusal(reason)
             }
         }
@@ -533,7 +534,8 @@ mod tests {
         Answers::new(slot, number, now() + patience, Arc::clone(queries))
     }
 
-    fn request(from: &str, boot: u8, number: u64, outcome: Option<Outcome>) -> Request {
+    fn request(from: &str, boot: u8, number: u64, outcome: impl Into<Option<Outcome>>) -> Request {
+        let outcome = outcome.into();
         let answer = AnswerWire {
             boot: vec![boot; 16],
             number,
@@ -545,8 +547,8 @@ mod tests {
         }
     }
 
-    fn answer(payload: &[u8]) -> Option<Outcome> {
-        Some(Outcome::Answer(payload.to_vec()))
+    fn answer(payload: &[u8]) -> Outcome {
+        Outcome::Answer(payload.to_vec())
     }
 
     const MINUTE: Duration = Duration::from_secs(60);

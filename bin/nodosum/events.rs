@@ -132,11 +132,11 @@ mod tests {
             reason: None,
             missed: None,
             unacknowledged: None,
-            user: Some(UserEventView {
+            user: Some(Box::new(UserEventView {
                 name: "deploy".into(),
                 lamport: 4,
                 payload: PayloadView::of(b"v2".to_vec()),
-            }),
+            })),
         };
         assert_eq!(explanation(&event), "deploy v2");
         let json = serde_json::to_value(&event).unwrap();

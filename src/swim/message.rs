@@ -447,23 +447,29 @@ impl StatementWire {
 
 impl SignedWire {
     fn open_record(self) -> Result<SignedRecord, DecodeError> {
-        let (payload, signature) = self.open(MAX_RECORD_BYTES)?;
-        Ok(SignedRecord { payload, signature })
+        self.check(MAX_RECORD_BYTES)?;
+        Ok(SignedRecord {
+            payload: Arc::from(self.payload),
+            signature: Arc::from(self.signature),
+        })
     }
 
     fn open_event(self) -> Result<SignedEvent, DecodeError> {
-        let (payload, signature) = self.open(MAX_SIGNED_EVENT_BYTES)?;
-        Ok(SignedEvent { payload, signature })
+        self.check(MAX_SIGNED_EVENT_BYTES)?;
+        Ok(SignedEvent {
+            payload: Arc::from(self.payload),
+            signature: Arc::from(self.signature),
+        })
     }
 
-    fn open(self, max_bytes: usize) -> Result<(Arc<[u8]>, Arc<[u8]>), DecodeError> {
+    fn check(&self, max_bytes: usize) -> Result<(), DecodeError> {
         if self.payload.len() > max_bytes {
             return Err(DecodeError::Field("payload"));
         }
         if self.signature.len() > MAX_SIGNATURE_BYTES {
             return Err(DecodeError::Field("signature"));
         }
-        Ok((Arc::from(self.payload), Arc::from(self.signature)))
+        Ok(())
     }
 }
 

@@ -315,7 +315,7 @@ impl UserEvent {
         let wire = UserEventWire::decode(bytes).map_err(|_| EventDecodeError::Malformed)?;
         let event = Self {
             origin: wire.origin.parse().map_err(|_| field("origin"))?,
-            boot: BootId::from_slice(&wire.boot).ok_or(field("boot"))?,
+            boot: BootId::from_slice(&wire.boot).ok_or_else(|| field("boot"))?,
             number: wire.number,
             lamport: wire.lamport,
             name: wire.name,

@@ -655,7 +655,7 @@ pub(crate) struct EventView {
     pub(crate) unacknowledged: Option<u64>,
     /// What an application told everybody; of `user_event` only.
     #[serde(default, flatten, skip_serializing_if = "Option::is_none")]
-    pub(crate) user: Option<UserEventView>,
+    pub(crate) user: Option<Box<UserEventView>>,
 }
 
 /// What a `user_event` has beside the fields of all events.
@@ -713,11 +713,11 @@ impl From<Event> for EventView {
             ..
         } = &event.kind
         {
-            user = Some(UserEventView {
+            user = Some(Box::new(UserEventView {
                 name: name.clone(),
                 lamport: *lamport,
                 payload: PayloadView::of(payload.clone()),
-            });
+            }));
         }
         if let EventKind::Lagged { missed: count } = event.kind {
             missed = Some(count);
