@@ -315,7 +315,12 @@ fn run_planted(arguments: &Arguments) -> Result<ExitCode, String> {
         fs::write(copy.join(&plant.file), changed).map_err(|error| error.to_string())?;
         let mut needed: Vec<Option<u64>> = Vec::new();
         for from in PLANTED_FROM {
-            needed.push(seeds_to_catch(plant, &copy, &target, from, seeds)?);
+            needed.push(
+                seeds_to_catch(plant, &copy, &target, from, seeds).unwrap_or_else(|why| {
+                    eprintln!("{why}");
+                    None
+                }),
+            );
         }
         needed.sort_by_key(|seeds| seeds.unwrap_or(u64::MAX));
         caught += usize::from(needed.iter().all(Option::is_some));

@@ -114,8 +114,8 @@ impl World {
         match self.rng.below(8) {
             0 => u64::MAX,
             1 => u64::MAX - 1,
-            2 => real + (1 << 20),
-            3 => real + 1,
+            2 => real.saturating_add(1 << 20),
+            3 => real.saturating_add(1),
             4 => real.saturating_sub(1),
             _ => real,
         }
@@ -214,7 +214,7 @@ impl World {
             return Some(self.registry.sign(real).signed.clone());
         }
         let forged = Record {
-            incarnation: real.incarnation + 1,
+            incarnation: real.incarnation.saturating_add(1),
             ..real
         };
         Some(SignedRecord {

@@ -6,7 +6,10 @@
 //! ends. Then nothing may happen any more: no doubt, no death, no dial but of the dead, and no more
 //! datagrams than probing takes.
 
-use std::time::Duration;
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    time::Duration,
+};
 
 use nodosum::{MemberStatus, unversioned::swim};
 
@@ -60,9 +63,25 @@ pub(crate) fn heal_bound(options: &Options, nodes: usize) -> Duration {
     probes + dying + redial * 2 + seeds + idle + swim.sync_every(nodes)
 }
 
-/// Plays a script.
+/// Plays a script. A panic in it is a violation like any other.
 pub(crate) fn run(script: Script, options: Options) -> Outcome {
     let bound = heal_bound(&options, script.nodes);
+    let played = catch_unwind(AssertUnwindSafe(|| play(script, options, bound)));
+    played.unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+        Outcome {
+            violation: Some(format!("panicked: {}", text.unwrap_or("no message"))),
+            agreed_after: None,
+            bound,
+            hash: 0,
+            events: 0,
+            tally: Tally::default(),
+        }
+    })
+}
+
+fn play(script: Script, options: Options, bound: Duration) -> Outcome {
     let faults_end = script.faults_end_ms * MS;
     let mut world = World::new(script, options);
     world.run_until(faults_end);
