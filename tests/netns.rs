@@ -5,6 +5,11 @@
 //! packet leaves the namespaces: the bridge has one of its own.
 
 #![expect(clippy::disallowed_methods, reason = "tests measure by the real clock")]
+#![allow(
+    clippy::print_stderr,
+    clippy::unwrap_used,
+    reason = "tests panic and print, in their helpers too"
+)]
 
 #[path = "support/process.rs"]
 mod process;
