@@ -43,7 +43,7 @@ usage: ./run bench sim [OPTIONS]
   --shrink        with --seed or --script: print the smallest script that still breaks; in a
                   campaign: shrink the first seed that breaks
   --planted       plant each fault of tests/planted in a copy of the source and count the seeds
-                  until one breaks, from three beginnings
+                  (default 10000) until one breaks, from three beginnings
   --only NAME     with --planted: this fault alone
   -o json         print the result as JSON
 
@@ -307,6 +307,7 @@ fn run_planted(arguments: &Arguments) -> Result<ExitCode, String> {
     if let Some(only) = &arguments.only {
         plants.retain(|plant| plant.name == *only);
     }
+    let seeds = arguments.seeds.unwrap_or(PLANTED_SEEDS);
     let mut caught = 0;
     for plant in &plants {
         copy_source(root, &copy).map_err(|error| format!("{}: {error}", copy.display()))?;
@@ -314,7 +315,7 @@ fn run_planted(arguments: &Arguments) -> Result<ExitCode, String> {
         fs::write(copy.join(&plant.file), changed).map_err(|error| error.to_string())?;
         let mut needed: Vec<Option<u64>> = Vec::new();
         for from in PLANTED_FROM {
-            needed.push(seeds_to_catch(plant, &copy, &target, from)?);
+            needed.push(seeds_to_catch(plant, &copy, &target, from, seeds)?);
         }
         needed.sort_by_key(|seeds| seeds.unwrap_or(u64::MAX));
         caught += usize::from(needed.iter().all(Option::is_some));
@@ -361,6 +362,7 @@ fn seeds_to_catch(
     copy: &Path,
     target: &Path,
     from: u64,
+    seeds: u64,
 ) -> Result<Option<u64>, String> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     // The profile of the tests: it is built in seconds, and its dependencies are there already.
@@ -375,12 +377,7 @@ fn seeds_to_catch(
             "--",
         ])
         .args(["--stop-at-first", "-o", "json"])
-        .args([
-            "--seeds",
-            &PLANTED_SEEDS.to_string(),
-            "--from",
-            &from.to_string(),
-        ])
+        .args(["--seeds", &seeds.to_string(), "--from", &from.to_string()])
         .current_dir(copy)
         .env("CARGO_TARGET_DIR", target)
         .output()
