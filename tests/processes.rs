@@ -499,7 +499,6 @@ fn explains_a_death(node: &Node<'_>, dead: &str) {
         "{story}"
     );
     assert!(story.contains("this node's probe failed"), "{story}");
-    eprintln!("{story}");
     assert_eq!(node.exit_code(&["members", "nobody", "--explain"]), 4);
     assert_eq!(node.exit_code(&["members", "--explain"]), 2);
 }
