@@ -13,6 +13,7 @@
 #[path = "../tests/support/sim/queue.rs"]
 mod queue;
 #[path = "../tests/support/sim/registry.rs"]
+#[expect(dead_code, reason = "forced leaves have no part in any experiment")]
 mod registry;
 
 #[path = "membership/arena.rs"]
@@ -34,6 +35,7 @@ usage: ./run bench membership [OPTIONS]
 
   --experiment NAME  one of E1 E2 E3 E4 E5 E6 E7 E8 E13 E14; may be repeated (default: all)
   --svg PATH         write the plots into this directory, or the only plot to this file
+  --nodes N          the size of E13 and E14 (default: 1500 and 3600)
   --threads N        runs played at the same time (default: one for each core)
   --quick            tiny runs that show that it works; their figures mean nothing
   -o json            print one JSON object a line
@@ -55,6 +57,8 @@ fn arguments() -> Result<Arguments, String> {
         context: Context {
             quick: false,
             threads: std::thread::available_parallelism().map_or(1, usize::from),
+            nodes: None,
+            tens: std::sync::OnceLock::new(),
         },
         json: false,
     };
@@ -76,6 +80,10 @@ fn arguments() -> Result<Arguments, String> {
                     .ok()
                     .filter(|threads| *threads > 0)
                     .ok_or("--threads wants a number")?;
+            }
+            "--nodes" => {
+                let nodes = value()?.parse().ok().filter(|nodes| *nodes >= 10);
+                out.context.nodes = Some(nodes.ok_or("--nodes wants a number from 10 on")?);
             }
             "--quick" => out.context.quick = true,
             "-o" => match value()?.as_str() {
@@ -140,7 +148,10 @@ fn write_plots(path: &str, plots: &[plot::Plot]) -> std::io::Result<()> {
     }
     fs::create_dir_all(path)?;
     for plot in plots {
-        fs::write(Path::new(path).join(format!("{}.svg", plot.file)), plot.svg())?;
+        fs::write(
+            Path::new(path).join(format!("{}.svg", plot.file)),
+            plot.svg(),
+        )?;
     }
     Ok(())
 }

@@ -197,6 +197,8 @@ enum DirectWhat {
     Pong {
         seq: u32,
     },
+    /// The sender's own record.
+    Record,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -311,13 +313,6 @@ impl Node {
     pub(crate) fn swim(&self) -> Option<&Swim> {
         self.brain.as_ref().map(Brain::swim)
     }
-
-    pub(crate) fn cluster(&self) -> Option<&Cluster> {
-        match &self.brain {
-            Some(Brain::Whole(cluster)) => Some(cluster),
-            Some(Brain::Model(_)) | None => None,
-        }
-    }
 }
 
 /// One run.
@@ -336,9 +331,6 @@ pub(crate) struct Arena {
     /// One entry for each node and second, while metering.
     pub(crate) samples: Vec<Bytes>,
     metering: Option<u64>,
-    pub(crate) datagrams: u64,
-    pub(crate) handled: u64,
-    pub(crate) peak_agenda: usize,
 }
 
 fn addr_of(node: u32, port: u16) -> SocketAddr {
@@ -399,9 +391,6 @@ impl Arena {
             log: Vec::new(),
             samples: Vec::new(),
             metering: None,
-            datagrams: 0,
-            handled: 0,
-            peak_agenda: 0,
         }
     }
 
@@ -453,8 +442,7 @@ impl Arena {
         for a in 0..records.len() as u32 {
             for b in a + 1..records.len() as u32 {
                 // The lower id dials, and ids are ordered as text.
-                let is_lower =
-                    records[a as usize].record.node < records[b as usize].record.node;
+                let is_lower = records[a as usize].record.node < records[b as usize].record.node;
                 let (dialler, acceptor) = if is_lower { (a, b) } else { (b, a) };
                 self.connect(dialler, acceptor, records);
             }
@@ -534,10 +522,8 @@ impl Arena {
             match (next, second) {
                 (_, Some(at)) if next.is_none_or(|next| at <= next) => self.sample(at),
                 (Some(_), _) => {
-                    self.peak_agenda = self.peak_agenda.max(self.queue.len());
                     if let Some((at, due)) = self.queue.pop() {
                         self.now = self.now.max(at);
-                        self.handled += 1;
                         self.happen(due);
                     }
                 }
@@ -637,12 +623,9 @@ impl Arena {
         };
         let me = self.registry.sign(record);
         let brain = match self.setup.kind {
-            Kind::Model => Brain::Model(Box::new(Swim::new(
-                self.setup.swim.clone(),
-                me,
-                seed,
-                now,
-            ))),
+            Kind::Model => {
+                Brain::Model(Box::new(Swim::new(self.setup.swim.clone(), me, seed, now)))
+            }
             Kind::Whole => Brain::Whole(Box::new(Cluster::new(
                 self.setup.swim.clone(),
                 self.setup.mesh.clone(),
@@ -777,12 +760,9 @@ impl Arena {
         self.nodes.iter().filter(|n| n.brain.is_some()).count()
     }
 
-    pub(crate) fn count(&self, of: impl Fn(&swim::Counters) -> u64) -> u64 {
-        self.nodes
-            .iter()
-            .filter_map(|node| node.swim())
-            .map(|swim| of(swim.counters()))
-            .sum()
+    /// How much is going to happen.
+    pub(crate) fn agenda(&self) -> usize {
+        self.queue.len()
     }
 
     // ---- what happens
@@ -967,7 +947,6 @@ impl Arena {
         let Some(boot) = self.nodes[from as usize].boot else {
             return;
         };
-        self.datagrams += 1;
         self.nodes[from as usize].gossip.sent += self.size(from, &transmit.payload) as u64;
         if self.is_lost(from, to) {
             return;
@@ -1149,6 +1128,15 @@ impl Arena {
         self.later(delay, Due::Direct(Box::new(direct)));
     }
 
+    /// Who leaves says so over its connections (`cluster`), here without the rest of a mesh.
+    pub(crate) fn tell_everybody(&mut self, from: u32) {
+        for to in 0..self.nodes.len() as u32 {
+            if to != from && self.nodes[to as usize].brain.is_some() {
+                self.direct(from, to, DirectWhat::Record, 1);
+            }
+        }
+    }
+
     fn direct_sync(&mut self, from: u32, to: u32) {
         let entries = self.nodes[from as usize]
             .swim()
@@ -1202,6 +1190,16 @@ impl Arena {
             }
             DirectWhat::Ping { seq } => self.direct(to, from, DirectWhat::Pong { seq }, 1),
             DirectWhat::Pong { seq } => swim.handle_connection_ack(now, &name, seq),
+            DirectWhat::Record => {
+                let own = self.nodes[from as usize]
+                    .swim()
+                    .map(|own| Arc::clone(own.me()));
+                if let (Some(own), Some(Brain::Model(swim))) =
+                    (own, &mut self.nodes[to as usize].brain)
+                {
+                    swim.handle_record(now, own);
+                }
+            }
         }
         self.settle(to);
     }
@@ -1349,7 +1347,14 @@ impl Arena {
         };
         if from == to {
             let reason = Box::new(CloseReason::Local(CloseCode::SelfDial));
-            self.later(MS, Due::Down { conn, end: 0, reason });
+            self.later(
+                MS,
+                Due::Down {
+                    conn,
+                    end: 0,
+                    reason,
+                },
+            );
             return;
         }
         let id = cluster.allocate();
@@ -1360,7 +1365,11 @@ impl Arena {
         let mut time = 0;
         for (end, flights) in [(0_u8, 3), (1, 1)] {
             for flight in 0..flights {
-                let (a, b) = if flight % 2 == end { (to, from) } else { (from, to) };
+                let (a, b) = if flight % 2 == end {
+                    (to, from)
+                } else {
+                    (from, to)
+                };
                 let Some(flight) = self.reliably(a, b, FIRST_PTO, HANDSHAKE) else {
                     return;
                 };
@@ -1392,7 +1401,10 @@ impl Arena {
         let (side, addr) = if end == 0 {
             (Side::Dialed, addr_of(peer, 7_001))
         } else {
-            (Side::Accepted, addr_of(peer, 30_000 + (conn % 30_000) as u16))
+            (
+                Side::Accepted,
+                addr_of(peer, 30_000 + (conn % 30_000) as u16),
+            )
         };
         if let Some(Brain::Whole(cluster)) = &mut self.nodes[index as usize].brain {
             // A joiner has no key yet, and that is one reason to sync.
@@ -1440,7 +1452,15 @@ impl Arena {
         );
         if state.ends[end as usize].phase == Phase::Handshaking && self.is_current(conn, end) {
             // The other end is up a flight earlier.
-            self.later(MS, Due::Frame { conn, end, frame, tries });
+            self.later(
+                MS,
+                Due::Frame {
+                    conn,
+                    end,
+                    frame,
+                    tries,
+                },
+            );
             return;
         }
         if !self.is_up(conn, end) {
@@ -1452,7 +1472,15 @@ impl Arena {
             if tries < 200 && !is_over {
                 let again = (PTO << tries.min(5)).min(MAX_PTO);
                 let tries = tries + 1;
-                self.later(again, Due::Frame { conn, end, frame, tries });
+                self.later(
+                    again,
+                    Due::Frame {
+                        conn,
+                        end,
+                        frame,
+                        tries,
+                    },
+                );
             }
             return;
         }
@@ -1580,11 +1608,8 @@ impl Arena {
     fn ping(&mut self, conn: u32, end: u8) {
         let state = &self.conns[conn as usize];
         let own = &state.ends[end as usize];
-        let (index, peer, heard_before) = (
-            own.node,
-            state.ends[1 - end as usize].node,
-            own.heard_at,
-        );
+        let (index, peer, heard_before) =
+            (own.node, state.ends[1 - end as usize].node, own.heard_at);
         if self.now - heard_before >= IDLE {
             self.on_down(conn, end, &CloseReason::Idle);
             return;

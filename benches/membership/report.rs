@@ -148,7 +148,7 @@ pub(crate) fn table(rows: &[Row]) -> String {
 pub(crate) fn shown(value: Option<f64>) -> String {
     match value {
         None => "–".to_owned(),
-        Some(value) if value == 0.0 => "0".to_owned(),
+        Some(0.0) => "0".to_owned(),
         Some(value) if value.abs() >= 100.0 => format!("{value:.0}"),
         Some(value) if value.abs() >= 10.0 => format!("{value:.1}"),
         Some(value) if value.abs() >= 1.0 => format!("{value:.2}"),
@@ -222,7 +222,7 @@ fn progress(name: &str, done: usize, of: usize) {
         let end = if done == of { "\n" } else { "" };
         // Nobody misses a bar that cannot be drawn.
         let _ = write!(stderr, "\r{name} [{filled:<40}] {done}/{of}{end}");
-    } else if done == of {
-        let _ = writeln!(stderr, "{name}: {of} runs");
+    } else if done == of || done.is_multiple_of(of.div_ceil(10)) {
+        let _ = writeln!(stderr, "{name}: {done} of {of} runs");
     }
 }
