@@ -111,8 +111,8 @@ fn label(value: f64) -> String {
         format!("{:.0}M", value / 1_000_000.0)
     } else if value.abs() >= 10_000.0 {
         format!("{:.0}k", value / 1_000.0)
-    } else if value.abs() >= 10.0 || value == 0.0 {
-        format!("{value:.0}")
+    } else if value.abs() >= 10.0 {
+        format!("{value:.1}")
     } else {
         format!("{value:.3}")
     };
