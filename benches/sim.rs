@@ -12,11 +12,19 @@
 #[path = "../tests/support/sim/mod.rs"]
 mod sim;
 
-use std::{collections::BTreeMap, fs, io::IsTerminal as _, process::ExitCode, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    io::IsTerminal as _,
+    path::Path,
+    process::{Command, ExitCode},
+    time::Duration,
+};
 
 use sim::{
     campaign::{Plan, Report, campaign},
     generate::generate,
+    planted::{self, Planted},
     run::run,
     script::Script,
     shrink::{shrink, violation_of},
@@ -34,6 +42,9 @@ usage: ./run bench sim [OPTIONS]
   --script FILE   play a script and print everything that happens
   --shrink        with --seed or --script: print the smallest script that still breaks; in a
                   campaign: shrink the first seed that breaks
+  --planted       plant each fault of tests/planted in a copy of the source and count the seeds
+                  (default 10000) until one breaks, from three beginnings
+  --only NAME     with --planted: this fault alone
   -o json         print the result as JSON
 
 example: ./run bench sim --seeds 20000 --from 1000000
@@ -48,6 +59,8 @@ struct Arguments {
     seed: Option<u64>,
     script: Option<String>,
     first: bool,
+    planted: bool,
+    only: Option<String>,
     shrink: bool,
     json: bool,
 }
@@ -79,6 +92,8 @@ fn arguments() -> Result<Arguments, String> {
             }
             "--script" => out.script = Some(value()?),
             "--stop-at-first" => out.first = true,
+            "--planted" => out.planted = true,
+            "--only" => out.only = Some(value()?),
             "--shrink" => out.shrink = true,
             "-o" => out.json = value()? == "json",
             // What `cargo bench` adds.
@@ -102,6 +117,12 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
+    if arguments.planted {
+        return run_planted(&arguments).unwrap_or_else(|why| {
+            eprintln!("{why}");
+            ExitCode::from(2)
+        });
+    }
     let script = match (&arguments.script, arguments.seed) {
         (Some(file), _) => fs::read_to_string(file)
             .map_err(|error| error.to_string())
@@ -168,7 +189,7 @@ fn run_campaign(arguments: &Arguments) -> ExitCode {
             .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from)),
         stop_at_first: arguments.first,
     };
-    let shows = std::io::stderr().is_terminal();
+    let shows = io::stderr().is_terminal();
     let step = (plan.seeds / 100).max(1);
     let mut report = campaign(&plan, &|done| {
         if shows && done % step == 0 {
@@ -272,4 +293,131 @@ fn json(report: &Report, missing: &[&str]) -> String {
         object(&report.tally.faults),
         missing.join(",")
     )
+}
+
+/// Where the three searches for a planted fault begin, and how far each goes.
+const PLANTED_FROM: [u64; 3] = [10_000_000, 20_000_000, 30_000_000];
+const PLANTED_SEEDS: u64 = 10_000;
+
+fn run_planted(arguments: &Arguments) -> Result<ExitCode, String> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let target = root.join("target");
+    let copy = target.join("planted");
+    let mut plants = planted::all(root)?;
+    if let Some(only) = &arguments.only {
+        plants.retain(|plant| plant.name == *only);
+    }
+    let seeds = arguments.seeds.unwrap_or(PLANTED_SEEDS);
+    let mut caught = 0;
+    for plant in &plants {
+        copy_source(root, &copy).map_err(|error| format!("{}: {error}", copy.display()))?;
+        let changed = plant.apply(&copy)?;
+        fs::write(copy.join(&plant.file), changed).map_err(|error| error.to_string())?;
+        let mut needed: Vec<Option<u64>> = Vec::new();
+        for from in PLANTED_FROM {
+            needed.push(seeds_to_catch(plant, &copy, &target, from, seeds)?);
+        }
+        needed.sort_by_key(|seeds| seeds.unwrap_or(u64::MAX));
+        caught += usize::from(needed.iter().all(Option::is_some));
+        let show = |seeds: Option<u64>| seeds.map_or_else(|| "none".to_owned(), |n| n.to_string());
+        let all: Vec<String> = needed.iter().map(|seeds| show(*seeds)).collect();
+        if arguments.json {
+            let number =
+                |seeds: Option<u64>| seeds.map_or_else(|| "null".to_owned(), |n| n.to_string());
+            let seeds: Vec<String> = needed.iter().map(|seeds| number(*seeds)).collect();
+            println!(
+                "{{\"schema\":1,\"bench\":\"sim\",\"planted\":\"{}\",\"median_seeds\":{},\"seeds\":[{}]}}",
+                plant.name,
+                number(needed[1]),
+                seeds.join(",")
+            );
+        } else {
+            println!(
+                "{:<32} median {:>6}   {}",
+                plant.name,
+                show(needed[1]),
+                all.join(" ")
+            );
+            println!("    {}", plant.why);
+        }
+    }
+    let of = plants.len();
+    if arguments.json {
+        println!(
+            "{{\"schema\":1,\"bench\":\"sim\",\"planted\":{{\"caught\":{caught},\"of\":{of}}}}}"
+        );
+    } else {
+        println!("{caught} of {of} planted faults were caught from all three beginnings");
+    }
+    Ok(if caught == of {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+/// How many seeds from `from` on it takes until one breaks, if one does.
+fn seeds_to_catch(
+    plant: &Planted,
+    copy: &Path,
+    target: &Path,
+    from: u64,
+    seeds: u64,
+) -> Result<Option<u64>, String> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    // The profile of the tests: it is built in seconds, and its dependencies are there already.
+    let output = Command::new(cargo)
+        .args([
+            "bench",
+            "--quiet",
+            "--profile",
+            "dev",
+            "--bench",
+            "sim",
+            "--",
+        ])
+        .args(["--stop-at-first", "-o", "json"])
+        .args(["--seeds", &seeds.to_string(), "--from", &from.to_string()])
+        .current_dir(copy)
+        .env("CARGO_TARGET_DIR", target)
+        .output()
+        .map_err(|error| format!("cargo: {error}"))?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let first = text
+        .split_once("\"first_seed\":")
+        .and_then(|(_, rest)| rest.split(',').next().map(str::to_owned));
+    match first.as_deref() {
+        Some("null") => Ok(None),
+        Some(seed) => {
+            let seed: u64 = seed.parse().map_err(|_| format!("{seed:?} is no seed"))?;
+            Ok(Some(seed - from + 1))
+        }
+        None => Err(format!(
+            "{} does not run:\n{}",
+            plant.name,
+            String::from_utf8_lossy(&output.stderr)
+        )),
+    }
+}
+
+/// Copies what cargo needs. What is unchanged is left alone, or it would all be built again.
+fn copy_source(from: &Path, to: &Path) -> io::Result<()> {
+    fs::create_dir_all(to)?;
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        if name == "target" || name == ".git" {
+            continue;
+        }
+        let (source, destination) = (entry.path(), to.join(&name));
+        if entry.file_type()?.is_dir() {
+            copy_source(&source, &destination)?;
+        } else {
+            let content = fs::read(&source)?;
+            if fs::read(&destination).ok().as_ref() != Some(&content) {
+                fs::write(&destination, content)?;
+            }
+        }
+    }
+    Ok(())
 }

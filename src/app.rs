@@ -61,7 +61,7 @@ struct Worker {
 /// Tells one thread to end, by dropping the sender that it listens to. The node and the application
 /// each hold one: whichever ends first ends the thread.
 #[derive(Clone)]
-struct Stop(Arc<Mutex<Option<Sender<()>>>>);
+pub(crate) struct Stop(Arc<Mutex<Option<Sender<()>>>>);
 
 impl Stop {
     fn stop(&self) {
@@ -70,7 +70,8 @@ impl Stop {
 }
 
 impl Workers {
-    fn start(
+    /// Starts a thread that ends when its receiver is disconnected.
+    pub(crate) fn start(
         &self,
         body: impl FnOnce(Receiver<()>) + Send + 'static,
     ) -> Result<Stop, RegisterError> {
@@ -395,7 +396,7 @@ impl App {
 }
 
 /// Hands out items until told to stop.
-fn work<T>(stopped: &Receiver<()>, items: &Receiver<T>, mut handle: impl FnMut(T)) {
+pub(crate) fn work<T>(stopped: &Receiver<()>, items: &Receiver<T>, mut handle: impl FnMut(T)) {
     loop {
         // Stop wins over more work: `select!` alone would toss a coin.
         if stopped.try_recv() == Err(crossbeam_channel::TryRecvError::Disconnected) {

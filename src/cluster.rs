@@ -14,6 +14,9 @@
 //! the other way. At most one sync is under way on a connection; a further reason for one is
 //! remembered and served when it is answered.
 //!
+//! **Events of applications** travel by gossip. Each end of a connection first tells where it stands,
+//! so that a newcomer hears nothing old, and with each sync goes what gossip may have missed.
+//!
 //! **Ready.** A node has started when its first join round is over and, if a seed was reached, the
 //! first sync has brought the members, or has had its time.
 //!
@@ -70,6 +73,10 @@ pub enum Frame {
         /// The probe's.
         seq: u32,
     },
+    /// Where the teller stands with events of applications; comes before any of the next.
+    EventClock(swim::EventClock),
+    /// A recent event of an application, verified.
+    UserEvent(Box<swim::VerifiedEvent>),
 }
 
 /// What the owner of sockets and keys shall do.
@@ -227,6 +234,17 @@ impl Cluster {
         self.settle(now);
     }
 
+    /// Whether an event of an application is worth verifying; see [`Swim::is_new_event`].
+    pub fn is_new_event(&mut self, event: &swim::UserEvent) -> bool {
+        self.swim.is_new_event(event)
+    }
+
+    /// Takes an event of an application whose signature was verified, or, of this node's own, made.
+    pub fn handle_user_event(&mut self, now: Instant, event: swim::VerifiedEvent) {
+        self.swim.handle_user_event(now, event);
+        self.settle(now);
+    }
+
     /// Takes an address from a record that cannot be verified yet.
     pub fn handle_hint(&mut self, now: Instant, node: &NodeId, addr: SocketAddr) {
         self.mesh.handle_hint(now, node, addr);
@@ -272,6 +290,7 @@ impl Cluster {
         if is_kept {
             let own = Frame::Record(Arc::clone(self.swim.me()));
             self.tell(connection, own);
+            self.tell(connection, Frame::EventClock(self.swim.event_clock()));
             // One of both asks, and the dialler may be a joiner, who knows nothing yet.
             if side == Side::Dialed && (!was_alive || rings_differ) {
                 self.start_sync_on(now, connection);
@@ -370,6 +389,8 @@ impl Cluster {
             }
             Frame::Probe { seq } => self.tell(connection, Frame::ProbeAck { seq }),
             Frame::ProbeAck { seq } => self.swim.handle_connection_ack(now, &peer, seq),
+            Frame::EventClock(clock) => self.swim.handle_event_clock(&peer, clock),
+            Frame::UserEvent(event) => self.swim.handle_user_event(now, *event),
         }
         self.settle(now);
     }
@@ -399,6 +420,7 @@ impl Cluster {
             self.start_sync_on(now, connection);
         }
         if let Some(stream) = stream {
+            self.tell_events(now, connection);
             self.actions
                 .push_back(Action::AnswerSync { connection, stream });
         }
@@ -561,6 +583,21 @@ impl Cluster {
         let outcome = self.swim.set_tags(now, tags);
         self.settle(now);
         outcome
+    }
+
+    /// Makes the next event of this node, for the caller to sign and to hand back with
+    /// [`handle_user_event`](Self::handle_user_event).
+    ///
+    /// # Errors
+    ///
+    /// [`swim::EmitError`] when it is outside its limits, or when too many are on their way.
+    pub fn prepare_event(
+        &mut self,
+        name: &str,
+        payload: Vec<u8>,
+        query: Option<swim::Query>,
+    ) -> Result<swim::UserEvent, swim::EmitError> {
+        self.swim.prepare_event(name, payload, query)
     }
 
     /// Forces a dead member out.
@@ -760,7 +797,8 @@ impl Cluster {
             swim::Event::Suspect { .. }
             | swim::Event::Alive { .. }
             | swim::Event::NameConflict { .. }
-            | swim::Event::AddressConflict { .. } => {}
+            | swim::Event::AddressConflict { .. }
+            | swim::Event::User(_) => {}
         }
     }
 
@@ -826,6 +864,15 @@ impl Cluster {
         self.actions.push_back(Action::Tell { connection, frame });
     }
 
+    /// Tells the events that the peer may have missed, and where this node stands with them.
+    fn tell_events(&mut self, now: Instant, connection: ConnectionId) {
+        self.tell(connection, Frame::EventClock(self.swim.event_clock()));
+        let recent = self.swim.recent_events(now).cloned();
+        let frames = recent.map(|event| Frame::UserEvent(Box::new(event)));
+        let told = frames.map(|frame| Action::Tell { connection, frame });
+        self.actions.extend(told);
+    }
+
     fn start_sync(&mut self, now: Instant, node: &NodeId) {
         if let Some(connection) = self.link_to(now, node) {
             self.start_sync_on(now, connection);
@@ -844,6 +891,7 @@ impl Cluster {
             again: false,
         };
         self.asked.insert(connection, asked);
+        self.tell_events(now, connection);
         self.actions.push_back(Action::StartSync { connection });
     }
 }

@@ -92,6 +92,22 @@ pub enum Control {
     Keyring(Vec<u8>),
     /// The ids of the gossip keys that the sender holds.
     KeysHeld(Vec<u8>),
+    /// Where the sender stands with events of applications.
+    EventClock {
+        /// Which life of the sender.
+        boot: BootId,
+        /// The highest Lamport time it knows.
+        lamport: u64,
+        /// The number of its own last event.
+        number: u64,
+    },
+    /// A recent event of an application, as its origin signed it.
+    UserEvent {
+        /// The event's content.
+        payload: Vec<u8>,
+        /// The origin's signature.
+        signature: Vec<u8>,
+    },
     /// A frame that only a newer version understands; ignored.
     Unknown,
 }
@@ -154,10 +170,20 @@ struct SignedRecordWire {
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
+struct EventClockWire {
+    #[prost(bytes = "vec", tag = "1")]
+    boot: Vec<u8>,
+    #[prost(uint64, tag = "2")]
+    lamport: u64,
+    #[prost(uint64, tag = "3")]
+    number: u64,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
 struct ControlWire {
     #[prost(
         oneof = "ControlBody",
-        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14"
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 20, 21"
     )]
     body: Option<ControlBody>,
 }
@@ -192,6 +218,10 @@ enum ControlBody {
     KeysHeld(Vec<u8>),
     #[prost(uint64, tag = "14")]
     Refused(u64),
+    #[prost(message, tag = "20")]
+    EventClock(EventClockWire),
+    #[prost(message, tag = "21")]
+    UserEvent(SignedRecordWire),
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -266,6 +296,18 @@ impl Control {
             Self::ProbeAck { seq } => ControlBody::ProbeAck(seq),
             Self::Keyring(bytes) => ControlBody::Keyring(bytes),
             Self::KeysHeld(bytes) => ControlBody::KeysHeld(bytes),
+            Self::EventClock {
+                boot,
+                lamport,
+                number,
+            } => ControlBody::EventClock(EventClockWire {
+                boot: boot.0.to_vec(),
+                lamport,
+                number,
+            }),
+            Self::UserEvent { payload, signature } => {
+                ControlBody::UserEvent(SignedRecordWire { payload, signature })
+            }
             Self::Unknown => return ControlWire { body: None }.encode_to_vec(),
         };
         ControlWire { body: Some(body) }.encode_to_vec()
@@ -302,6 +344,15 @@ impl Control {
             Some(ControlBody::ProbeAck(seq)) => Self::ProbeAck { seq },
             Some(ControlBody::Keyring(bytes)) => Self::Keyring(bytes),
             Some(ControlBody::KeysHeld(bytes)) => Self::KeysHeld(bytes),
+            Some(ControlBody::EventClock(clock)) => Self::EventClock {
+                boot: BootId::from_slice(&clock.boot)
+                    .ok_or(ControlError("event clock without boot id"))?,
+                lamport: clock.lamport,
+                number: clock.number,
+            },
+            Some(ControlBody::UserEvent(SignedRecordWire { payload, signature })) => {
+                Self::UserEvent { payload, signature }
+            }
             None => Self::Unknown,
         })
     }
@@ -450,6 +501,15 @@ mod tests {
             Control::Keyring(vec![1]),
             Control::KeysHeld(vec![2]),
             Control::Refused { stream: 3 },
+            Control::EventClock {
+                boot: BootId([1; 16]),
+                lamport: u64::MAX,
+                number: 4,
+            },
+            Control::UserEvent {
+                payload: vec![1, 2],
+                signature: vec![3],
+            },
             Control::Unknown,
         ] {
             assert_eq!(Control::decode(&frame.clone().encode()), Ok(frame));

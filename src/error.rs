@@ -2,7 +2,7 @@
 
 use std::{io, net::SocketAddr, path::PathBuf, time::Duration};
 
-use crate::node_id::NodeId;
+use crate::node_id::{KeyId, NodeId};
 
 /// Why a node did not start. Nothing is left running after one of these.
 #[derive(Debug, thiserror::Error)]
@@ -235,7 +235,7 @@ pub enum RequestError {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum RegisterError {
-    /// The name is in use in this process.
+    /// The name is in use in this process, or by nodosum itself.
     #[error("application {0:?} is registered already")]
     Taken(String),
     /// Names have 1 to 64 bytes of `a-z`, `A-Z`, `0-9`, `.`, `_` and `-`.
@@ -295,6 +295,62 @@ pub enum CommandError {
     /// The tags are larger than [`MAX_TAG_BYTES`](crate::MAX_TAG_BYTES).
     #[error("tags take {0} bytes, more than {max}", max = crate::record::MAX_TAG_BYTES)]
     TagsTooLarge(usize),
+    /// There is no such gossip key here.
+    #[error("no gossip key {0}")]
+    UnknownKey(KeyId),
+    /// Gossip is sealed with this key, which is the one to be removed or an older one, which would go
+    /// with it. Remedy: rotate, and wait until the new key is confirmed.
+    #[error("gossip key {0} is in use, and older keys go with newer ones; rotate first")]
+    KeyInUse(KeyId),
+    /// The gossip keys cannot be changed now: there is none yet, or it is fixed by the configuration.
+    #[error("{0}")]
+    Keys(String),
+    /// The node is shut down.
+    #[error("node is shut down")]
+    Stopped,
+}
+
+/// Why an event or a query was not sent. Nothing has left the node.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum EventError {
+    /// Names have 1 to 64 bytes of `a-z`, `A-Z`, `0-9`, `.`, `_` and `-`.
+    #[error("{0:?} is not an event name: 1 to 64 of letters, digits, '.', '_' and '-'")]
+    InvalidName(String),
+    /// Name and payload together are too large for gossip; a message can carry more.
+    #[error("name and payload take {bytes} bytes, more than {max}")]
+    TooLarge {
+        /// What they take.
+        bytes: usize,
+        /// The most allowed.
+        max: usize,
+    },
+    /// The filter names too much. Ask with fewer conditions and let the others refuse.
+    #[error("the filter takes {bytes} bytes, more than {max}")]
+    FilterTooLarge {
+        /// What it takes: names and two for each, tags and six for each.
+        bytes: usize,
+        /// The most allowed.
+        max: usize,
+    },
+    /// Answers can be waited for between 1 ms and this long.
+    #[error("answers can be waited for between 1 ms and {}", DisplayDuration(*.0))]
+    InvalidTimeout(Duration),
+    /// So many events of this node are still on their way; try again in a while.
+    #[error("{0} events of this node are still on their way")]
+    QueueFull(usize),
+    /// So many queries of this node wait for answers.
+    #[error("{0} queries of this node are under way")]
+    TooManyQueries(usize),
+    /// The system refused what is needed to sign it or to take answers.
+    #[error("{0}")]
+    System(String),
+    /// The node did not answer in time. The event may be sent all the same.
+    #[error("not done within {}", DisplayDuration(*.0))]
+    Timeout(Duration),
+    /// The node has left the cluster.
+    #[error("node has left")]
+    Left,
     /// The node is shut down.
     #[error("node is shut down")]
     Stopped,

@@ -82,6 +82,19 @@ pub enum EventKind {
         /// How many are missing.
         missed: u64,
     },
+    /// An application on some node, maybe this one, told everybody something with
+    /// [`Node::emit_event`](crate::Node::emit_event). Each such event comes at most once; its origin
+    /// signed it.
+    UserEvent {
+        /// Who emitted it.
+        from: NodeId,
+        /// What kind of news it is.
+        name: String,
+        /// The news.
+        payload: Vec<u8>,
+        /// Lamport time: an event that its origin emitted after hearing another one has a higher one.
+        lamport: u64,
+    },
     /// The node is about to leave.
     Leaving,
 }
@@ -100,6 +113,7 @@ impl EventKind {
             Self::Connected { .. } => "connected",
             Self::Disconnected { .. } => "disconnected",
             Self::Lagged { .. } => "lagged",
+            Self::UserEvent { .. } => "user_event",
             Self::Leaving => "leaving",
         }
     }
@@ -114,7 +128,8 @@ impl EventKind {
             | Self::MemberLeft { node, .. }
             | Self::MemberUpdated { node }
             | Self::Connected { node }
-            | Self::Disconnected { node, .. } => Some(node),
+            | Self::Disconnected { node, .. }
+            | Self::UserEvent { from: node, .. } => Some(node),
             Self::Ready | Self::Lagged { .. } | Self::Leaving => None,
         }
     }
@@ -132,6 +147,7 @@ impl EventKind {
             | Self::MemberUpdated { .. }
             | Self::Connected { .. }
             | Self::Lagged { .. }
+            | Self::UserEvent { .. }
             | Self::Leaving => None,
         }
     }

@@ -38,11 +38,13 @@ pub mod cluster;
 pub mod control;
 mod error;
 mod event;
+mod explanation;
 mod inbox;
 #[doc(hidden)]
 pub mod mesh;
 mod node;
 mod node_id;
+mod query;
 mod reactor;
 #[doc(hidden)]
 pub mod record;
@@ -70,21 +72,31 @@ pub mod ca;
 pub use app::{App, Delivery};
 pub use close::{CloseCode, CloseReason};
 pub use error::{
-    CommandError, IdentityError, NotReady, RegisterError, RequestError, SendError, SendErrorKind,
-    StartError,
+    CommandError, EventError, IdentityError, NotReady, RegisterError, RequestError, SendError,
+    SendErrorKind, StartError,
 };
 pub use event::{Event, EventKind};
+pub use explanation::{Explanation, Moment};
 pub use inbox::{Message, Request};
 pub use node::{Builder, LeaveReport, Node, Profile, ShutdownReport};
-pub use node_id::{BootId, ClusterName, InvalidName, NodeId};
+pub use node_id::{BootId, ClusterName, InvalidKeyId, InvalidName, KeyId, NodeId};
+pub use query::{Answers, MAX_ANSWER_BYTES, Query, QueryReport};
 pub use record::MAX_TAG_BYTES;
 pub use snapshot::Ready;
 pub use stats::{
-    ConnectionCounts, ConnectionInfo, ConnectionState, MemberCounts, MemberInfo, MemberStatus,
-    PeerInfo, RefusedCounts, Side, Status,
+    ConnectionCounts, ConnectionInfo, ConnectionState, EventCounts, KeyInfo, Keys, MemberCounts,
+    MemberInfo, MemberStatus, PeerInfo, RefusedCounts, Side, Status,
 };
 pub use subscribers::Events;
+pub use swim::{MAX_EVENT_BYTES, MAX_QUERY_TIMEOUT, QueryFilter};
 pub use trust::Identity;
+
+/// The parts of an [`Explanation`]: what membership noted while it doubted a member.
+pub mod explain {
+    pub use crate::swim::{
+        Accused, Case, Doubt, Ending, Evidence, Explanation as Membership, ProbeReport, Verdict,
+    };
+}
 
 /// The pure cores, for tests, simulation and the curious. Outside semantic versioning.
 pub mod unversioned {

@@ -6,7 +6,7 @@
 )]
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt, io,
     net::SocketAddr,
     path::PathBuf,
@@ -24,17 +24,21 @@ use ring::rand::{SecureRandom, SystemRandom};
 use crate::{
     app::{App, Workers},
     cluster::Cluster,
-    error::{CommandError, IdentityError, NotReady, RegisterError, RequestError, StartError},
+    error::{
+        CommandError, EventError, IdentityError, NotReady, RegisterError, RequestError, StartError,
+    },
+    explanation::Explanation,
     inbox::{self, Registry},
     mesh,
-    node_id::{BootId, ClusterName, NodeId},
-    reactor::{self, Command, Counters, Parts},
+    node_id::{BootId, ClusterName, KeyId, NodeId},
+    query::{self, Answers, Queries, Query, Slot},
+    reactor::{self, Command, Counters, Parts, TagChange},
     record::{MAX_TAG_BYTES, PROTOCOL_VERSIONS, Record, tag_bytes},
     snapshot::{Ready, Snapshot, Stage},
     state_dir::{self, StateDir, Writer},
     stats::{
-        ConnectionCounts, ConnectionInfo, ConnectionState, MemberCounts, MemberInfo, MemberStatus,
-        PeerInfo, RefusedCounts, Status,
+        ConnectionCounts, ConnectionInfo, ConnectionState, Keys, MemberCounts, MemberInfo,
+        MemberStatus, PeerInfo, RefusedCounts, Status,
     },
     subscribers::{Events, Subscribers},
     swim, thread,
@@ -55,6 +59,9 @@ const MAX_GOSSIP_DATAGRAM_BYTES: usize = 1_200;
 
 /// How long a leave inside a shutdown may take at most.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long the reactor may take to accept an event or tags; it needs microseconds.
+const EMIT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long the drop of the last handle may take.
 const DROP_TIMEOUT: Duration = Duration::from_secs(1);
@@ -295,6 +302,14 @@ impl Builder {
         let snapshot = Arc::new(Snapshot::new());
         let subscribers = self.subscribers;
         let counters = Arc::new(Counters::default());
+        let workers: Arc<Workers> = Arc::default();
+        let queries = Arc::new(Queries::new(
+            self.identity.node().clone(),
+            boot,
+            Arc::clone(&registry),
+            Arc::clone(&snapshot),
+            Arc::clone(&workers),
+        ));
         let (stuck_sender, stuck) = crossbeam_channel::bounded(1);
         let mesh_config = mesh::Config {
             remember_for: self.remember_for,
@@ -314,6 +329,7 @@ impl Builder {
             commands: command_receiver,
             snapshot: Arc::clone(&snapshot),
             subscribers: Arc::clone(&subscribers),
+            queries: Arc::clone(&queries),
             counters: Arc::clone(&counters),
             stuck: stuck_sender,
             #[cfg(test)]
@@ -335,7 +351,8 @@ impl Builder {
             subscribers,
             counters,
             registry,
-            workers: Arc::default(),
+            workers,
+            queries,
             writer,
             commands,
             waker,
@@ -443,6 +460,7 @@ struct Handle {
     counters: Arc<Counters>,
     registry: Arc<Registry>,
     workers: Arc<Workers>,
+    queries: Arc<Queries>,
     writer: Option<Writer>,
     commands: Sender<Command>,
     waker: Arc<Waker>,
@@ -606,6 +624,7 @@ impl Node {
             roster_saves: saves(|counters| &counters.saved),
             roster_failures: saves(|counters| &counters.failed),
             refused: self.refused(),
+            events: handle.snapshot.events(),
         }
     }
 
@@ -617,6 +636,7 @@ impl Node {
             records: counters.records_refused.load(Relaxed),
             unproven_records: counters.records_unproven.load(Relaxed),
             statements: counters.statements_refused.load(Relaxed),
+            events: counters.events_refused.load(Relaxed),
             keyrings: counters.keyrings_refused.load(Relaxed),
             syncs: counters.syncs_refused.load(Relaxed)
                 + self.handle.context.counters.sync_floods.load(Relaxed),
@@ -644,6 +664,9 @@ impl Node {
         let handle = &self.handle;
         if matches!(handle.snapshot.stage(), Stage::Stopped | Stage::Failed(_)) {
             return Err(RegisterError::Stopped);
+        }
+        if name == query::APP {
+            return Err(RegisterError::Taken(name.to_owned()));
         }
         let inbox = handle
             .registry
@@ -716,6 +739,179 @@ impl Node {
             node: node.clone(),
             reply,
         })?
+    }
+
+    /// Why this node believes of a member what it does: who accused it and who confirmed that, which
+    /// probes failed, how well this node itself was, and what the connection to it looked like then.
+    ///
+    /// # Errors
+    ///
+    /// [`CommandError::UnknownMember`], [`CommandError::Stopped`] or [`CommandError::Timeout`].
+    pub fn explain(&self, node: &NodeId) -> Result<Explanation, CommandError> {
+        let asked = node.clone();
+        self.ask(LEAVE_TIMEOUT, |reply| Command::Explain {
+            node: asked,
+            reply,
+        })?
+        .ok_or_else(|| CommandError::UnknownMember(node.to_string()))
+    }
+
+    /// The gossip keys of this node, and how many members have confirmed to hold each: what tells
+    /// whether a rotation is finished.
+    ///
+    /// # Errors
+    ///
+    /// [`CommandError::Stopped`] or [`CommandError::Timeout`].
+    pub fn keys(&self) -> Result<Keys, CommandError> {
+        self.ask(LEAVE_TIMEOUT, |reply| Command::Keys { reply })
+    }
+
+    /// Makes a new gossip key and spreads it. Each node goes on sealing with the old one until all
+    /// its peers have confirmed the new one, so that nobody ever receives what it cannot read. Tells
+    /// the key's name.
+    ///
+    /// # Errors
+    ///
+    /// [`CommandError::Keys`] when there is no key yet or it is fixed.
+    pub fn rotate_key(&self) -> Result<KeyId, CommandError> {
+        self.ask(LEAVE_TIMEOUT, |reply| Command::RotateKey { reply })?
+    }
+
+    /// Removes a gossip key everywhere, for good, and with it all that are older: no node that was
+    /// away brings them back.
+    ///
+    /// # Errors
+    ///
+    /// [`CommandError::KeyInUse`] when this node would lose the key that it seals with,
+    /// [`CommandError::UnknownKey`], and [`CommandError::Keys`] when it is fixed.
+    pub fn remove_key(&self, id: KeyId) -> Result<(), CommandError> {
+        self.ask(LEAVE_TIMEOUT, |reply| Command::RemoveKey { id, reply })?
+    }
+
+    /// Tells every node, this one included, something small: it comes to their subscribers as
+    /// [`EventKind::UserEvent`](crate::EventKind::UserEvent). Name (1 to 64 of letters, digits, `.`,
+    /// `_`, `-`) and payload together have at most [`MAX_EVENT_BYTES`](swim::MAX_EVENT_BYTES).
+    ///
+    /// Events travel by gossip, signed by this node: each member hears each of them at most once, within
+    /// seconds, without a connection to this one; there is no order beyond the Lamport time, and no
+    /// confirmation. Who joins later does not hear it. Use messages for what must arrive or is large.
+    ///
+    /// # Errors
+    ///
+    /// [`EventError`]; nothing was sent then.
+    pub fn emit_event(&self, name: &str, payload: impl Into<Vec<u8>>) -> Result<(), EventError> {
+        self.emit(name, payload.into(), None).map(|_| ())
+    }
+
+    /// Asks the nodes that meet `filter`, this one included, and gives their answers as they come, for
+    /// at most `timeout`. The question travels by gossip like an event, the answers over connections.
+    ///
+    /// # Errors
+    ///
+    /// [`EventError`]; nothing was asked then.
+    pub fn query(
+        &self,
+        name: &str,
+        payload: impl Into<Vec<u8>>,
+        filter: swim::QueryFilter,
+        timeout: Duration,
+    ) -> Result<Answers, EventError> {
+        let handle = &self.handle;
+        let deadline = deadline_after(Instant::now(), timeout);
+        handle.queries.listen().map_err(|error| match error {
+            RegisterError::Stopped => EventError::Stopped,
+            other => EventError::System(other.to_string()),
+        })?;
+        let slot = Arc::new(Slot::default());
+        let query = swim::Query { filter, timeout };
+        let query = Some((query, Arc::clone(&slot)));
+        let number = self.emit(name, payload.into(), query)?;
+        Ok(Answers::new(
+            slot,
+            number,
+            deadline,
+            Arc::clone(&handle.queries),
+        ))
+    }
+
+    fn emit(
+        &self,
+        name: &str,
+        payload: Vec<u8>,
+        query: Option<(swim::Query, Arc<Slot>)>,
+    ) -> Result<u64, EventError> {
+        // Both bounds are checked again by the core; a large payload need not travel there first.
+        let bytes = name.len() + payload.len();
+        if bytes > swim::MAX_EVENT_BYTES + swim::MAX_EVENT_NAME_BYTES {
+            let max = swim::MAX_EVENT_BYTES;
+            return Err(EventError::TooLarge { bytes, max });
+        }
+        let name = name.to_owned();
+        let asked = self.ask(EMIT_TIMEOUT, |reply| Command::Emit {
+            name,
+            payload,
+            query,
+            reply,
+        });
+        asked.map_err(|error| match error {
+            CommandError::Timeout(timeout) => EventError::Timeout(timeout),
+            CommandError::Stopped
+            | CommandError::UnknownMember(_)
+            | CommandError::NotDead { .. }
+            | CommandError::InvalidSeed(_)
+            | CommandError::JoinFailed(_)
+            | CommandError::TagsTooLarge(_)
+            | CommandError::UnknownKey(_)
+            | CommandError::KeyInUse(_)
+            | CommandError::Keys(_) => EventError::Stopped,
+        })?
+    }
+
+    /// Answers queries of this name on a thread of their own until the node stops: what the handler
+    /// returns, at most [`MAX_ANSWER_BYTES`](query::MAX_ANSWER_BYTES), goes to who asks; `None`, a
+    /// panic or a larger answer is told as a refusal. Without a handler, a node refuses by itself.
+    ///
+    /// # Errors
+    ///
+    /// [`RegisterError`]: the name is taken or malformed, there are 32 already, the system refused a
+    /// thread, or the node is shut down.
+    pub fn on_query(
+        &self,
+        name: &str,
+        handler: impl Fn(&Query) -> Option<Vec<u8>> + Send + Sync + 'static,
+    ) -> Result<(), RegisterError> {
+        if !swim::is_event_name(name) {
+            return Err(RegisterError::Invalid(name.chars().take(80).collect()));
+        }
+        self.handle.queries.on_query(name, Arc::new(handler))
+    }
+
+    /// Replaces this node's tags, for every member to see. All together take at most
+    /// [`MAX_TAG_BYTES`], counting six for each.
+    ///
+    /// # Errors
+    ///
+    /// [`CommandError::TagsTooLarge`]; the old ones hold then.
+    pub fn set_tags(&self, tags: BTreeMap<String, String>) -> Result<(), CommandError> {
+        self.change_tags(TagChange::Replace(tags)).map(|_| ())
+    }
+
+    /// Adds or replaces some of this node's tags and removes others, in one step. Returns all that hold
+    /// then.
+    ///
+    /// # Errors
+    ///
+    /// [`CommandError::TagsTooLarge`]; the old ones hold then.
+    pub fn edit_tags(
+        &self,
+        set: BTreeMap<String, String>,
+        delete: BTreeSet<String>,
+    ) -> Result<BTreeMap<String, String>, CommandError> {
+        self.change_tags(TagChange::Edit { set, delete })
+    }
+
+    fn change_tags(&self, change: TagChange) -> Result<BTreeMap<String, String>, CommandError> {
+        self.ask(EMIT_TIMEOUT, |reply| Command::SetTags { change, reply })?
     }
 
     /// Sends a health ping over the connection to a peer and waits for its answer: the round-trip

@@ -1,4 +1,4 @@
-//! The names of things: node ids, cluster names and boot ids.
+//! The names of things: node ids, cluster names, boot ids and key ids.
 //!
 //! A node id and a cluster name are each one lower-case DNS label, so that the certificate name
 //! `<node>.<cluster>.nodosum` reads one way only.
@@ -134,6 +134,39 @@ impl fmt::Debug for BootId {
     }
 }
 
+/// A name for a gossip key that gives nothing away of it: the first bytes of a hash.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct KeyId(pub [u8; 8]);
+
+/// Not 16 hexadecimal digits.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("not the id of a gossip key: 16 hexadecimal digits")]
+pub struct InvalidKeyId;
+
+impl FromStr for KeyId {
+    type Err = InvalidKeyId;
+
+    fn from_str(text: &str) -> Result<Self, InvalidKeyId> {
+        let is_hex = text.len() == 16 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+        let number = u64::from_str_radix(text, 16).map_err(|_| InvalidKeyId)?;
+        is_hex
+            .then(|| Self(number.to_be_bytes()))
+            .ok_or(InvalidKeyId)
+    }
+}
+
+impl fmt::Display for KeyId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for KeyId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
 /// A connection of this process, from dial or first datagram to its end. Never used twice.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ConnectionId(pub u64);
@@ -172,6 +205,22 @@ mod tests {
             &"x".repeat(64),
         ] {
             assert!(NodeId::new(bad).is_err(), "{bad:?} was taken");
+        }
+    }
+
+    #[test]
+    fn a_key_id_reads_as_it_is_shown() {
+        let id = KeyId([0, 1, 0x2a, 3, 4, 5, 6, 0xff]);
+        assert_eq!(id.to_string(), "00012a03040506ff");
+        assert_eq!("00012a03040506ff".parse(), Ok(id));
+        for bad in [
+            "",
+            "+0012a03040506ff",
+            "00012a03040506f",
+            "00012a03040506fff",
+            "x",
+        ] {
+            assert_eq!(bad.parse::<KeyId>(), Err(InvalidKeyId), "{bad}");
         }
     }
 

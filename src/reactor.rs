@@ -34,23 +34,28 @@ use crate::{
     close::{CloseCode, CloseReason},
     cluster::{self, Cluster, Frame},
     control::{Control, SyncFrame},
-    error::CommandError,
+    error::{CommandError, EventError},
     event::EventKind,
+    explanation::{Explanation, Moments},
     mesh,
     node_id::{ConnectionId, NodeId},
+    query::{MAX_QUERIES, Queries, Query, Question, Slot},
     record::{Record, SignedRecord, VerifiedRecord},
     resolver::Resolver,
     roster::{self, Image},
     snapshot::{DialRow, Snapshot, Stage},
     state_dir,
-    stats::{MemberInfo, MemberStatus, RefusedCounts, Side},
+    stats::{
+        ConnectionInfo, ConnectionState, EventCounts, KeyInfo, Keys, MemberInfo, MemberStatus,
+        RefusedCounts, Side,
+    },
     subscribers::Subscribers,
     swim,
     thread::panic_message,
     transport::{Command as WorkerCommand, Context, Datagram, Endpoint, Notice, Sign, millis},
     trust::{
-        Header, Identity, KeyId, Keyring, KeyringOffer, OpenError, Opener, Sealer, Verdict,
-        Verifier,
+        GroupKey, Header, Identity, KeyId, Keyring, KeyringError, KeyringOffer, OpenError, Opener,
+        Sealer, Verdict, Verifier,
     },
     waker::{Interest, Waker, sleep},
 };
@@ -66,6 +71,16 @@ const MAX_GOSSIP_BYTES: usize = 2_048;
 /// How often an unknown key of one member may cause a sync, and of all members together.
 const KEY_SYNC_INTERVAL: Duration = Duration::from_secs(10);
 const MAX_KEY_SYNCS_PER_SECOND: u32 = 8;
+
+/// Keyrings from too far ahead that are merged: each raises the limit by one, and at this pace
+/// nobody who is in the cluster can use the generations up in his lifetime.
+const MAX_AHEAD_OFFERS_PER_SECOND: u32 = 8;
+
+/// How often somebody whose keyring is another is told ours. What is left out the next sync brings.
+const MAX_RING_ANSWERS_PER_SECOND: u32 = 64;
+
+/// Members named that have not confirmed a key.
+const MAX_MISSING_NAMED: usize = 32;
 
 /// Members that one sync may carry.
 const MAX_SYNC_ENTRIES: usize = 16_384;
@@ -118,10 +133,50 @@ pub(crate) enum Command {
         node: NodeId,
         reply: Sender<Result<(), CommandError>>,
     },
+    Explain {
+        node: NodeId,
+        reply: Sender<Option<Explanation>>,
+    },
+    Keys {
+        reply: Sender<Keys>,
+    },
+    RotateKey {
+        reply: Sender<Result<KeyId, CommandError>>,
+    },
+    RemoveKey {
+        id: KeyId,
+        reply: Sender<Result<(), CommandError>>,
+    },
+    /// Tell everybody something; a question if there is a query, with where its answers go. Answers
+    /// with the number of the event.
+    Emit {
+        name: String,
+        payload: Vec<u8>,
+        query: Option<(swim::Query, Arc<Slot>)>,
+        reply: Sender<Result<u64, EventError>>,
+    },
+    /// Change our tags; answers with those that hold then.
+    SetTags {
+        change: TagChange,
+        reply: Sender<Result<BTreeMap<String, String>, CommandError>>,
+    },
     /// Close everything and end. `silently`: as a killed process would.
-    Shutdown { silently: bool },
+    Shutdown {
+        silently: bool,
+    },
     #[cfg(test)]
     Panic,
+}
+
+/// What shall become of a node's tags.
+pub(crate) enum TagChange {
+    /// These and no others.
+    Replace(BTreeMap<String, String>),
+    /// Those there are, with these added or replaced and those removed.
+    Edit {
+        set: BTreeMap<String, String>,
+        delete: BTreeSet<String>,
+    },
 }
 
 /// Counters of the gossip path.
@@ -134,6 +189,8 @@ pub(crate) struct Counters {
     pub(crate) records_refused: AtomicU64,
     pub(crate) records_unproven: AtomicU64,
     pub(crate) statements_refused: AtomicU64,
+    /// Events of applications that were malformed or not signed by their origin.
+    pub(crate) events_refused: AtomicU64,
     pub(crate) keyrings_refused: AtomicU64,
     pub(crate) syncs_refused: AtomicU64,
     pub(crate) syncs: AtomicU64,
@@ -154,6 +211,7 @@ pub(crate) struct Parts {
     pub(crate) commands: Receiver<Command>,
     pub(crate) snapshot: Arc<Snapshot>,
     pub(crate) subscribers: Arc<Subscribers>,
+    pub(crate) queries: Arc<Queries>,
     pub(crate) counters: Arc<Counters>,
     pub(crate) stuck: Sender<Vec<String>>,
     #[cfg(test)]
@@ -203,13 +261,16 @@ struct Reactor {
     /// Connections that sent too much in syncs and are being closed.
     overloading: BTreeSet<ConnectionId>,
     key_syncs: BTreeMap<NodeId, Instant>,
-    key_sync_second: (Option<Instant>, u32),
+    key_sync_budget: Budget,
+    ahead_offers: Budget,
+    ring_answers: Budget,
     /// Messages nobody acknowledged, on connections of a peer that is still or again connected.
     unacknowledged: BTreeMap<NodeId, u64>,
     /// Members whose going away the log has told: a peer that dies is disconnected and declared
     /// dead, in either order, and that is one line. As large as the table of members at most.
     gone: BTreeSet<NodeId>,
     /// Who waits for the end of the leave, and until when.
+    moments: Moments,
     leave_replies: Vec<(Instant, Sender<Leave>)>,
     shutdown: Option<Instant>,
     next_refusal_line: Option<Instant>,
@@ -226,6 +287,7 @@ pub(crate) fn run(parts: Parts) {
     let snapshot = Arc::clone(&parts.snapshot);
     let subscribers = Arc::clone(&parts.subscribers);
     let registry = Arc::clone(&parts.context.registry);
+    let queries = Arc::clone(&parts.queries);
     let writer = parts.writer.clone();
     let outcome = catch_unwind(AssertUnwindSafe(|| Reactor::new(parts).drive()));
     match outcome {
@@ -245,6 +307,7 @@ pub(crate) fn run(parts: Parts) {
         writer.close();
     }
     subscribers.close();
+    queries.close();
     registry.close();
 }
 
@@ -268,9 +331,12 @@ impl Reactor {
             sync_bytes: 0,
             overloading: BTreeSet::new(),
             key_syncs: BTreeMap::new(),
-            key_sync_second: (None, 0),
+            key_sync_budget: Budget::new(MAX_KEY_SYNCS_PER_SECOND),
+            ahead_offers: Budget::new(MAX_AHEAD_OFFERS_PER_SECOND),
+            ring_answers: Budget::new(MAX_RING_ANSWERS_PER_SECOND),
             unacknowledged: BTreeMap::new(),
             gone: BTreeSet::new(),
+            moments: Moments::default(),
             leave_replies: Vec::new(),
             shutdown: None,
             next_refusal_line: None,
@@ -430,6 +496,7 @@ impl Reactor {
                 log::trace!(target: "swim", from:% = sender; "{} bytes", datagram.len());
                 let records = self.verify(now, &message.records);
                 let forced: Vec<_> = message.forced_leaves().cloned().collect();
+                let events = message.events.clone();
                 self.parts
                     .cluster
                     .handle_gossip(now, &sender, from, message, records);
@@ -440,6 +507,9 @@ impl Reactor {
                         self.parts.counters.statements_refused.fetch_add(1, Relaxed);
                     }
                 }
+                for event in events {
+                    self.handle_event(now, event);
+                }
                 self.settle(now);
             }
             Err(why) => {
@@ -448,6 +518,32 @@ impl Reactor {
                 self.refusal_line(now);
             }
         }
+    }
+
+    /// Takes an event of an application, however it came: one that is new here and that its origin has signed. In this
+    /// order, for most are copies, and to tell a copy is cheap.
+    fn handle_event(&mut self, now: Instant, signed: swim::SignedEvent) {
+        let cluster = &mut self.parts.cluster;
+        let refusal = match swim::UserEvent::decode(&signed.payload) {
+            Ok(event) if !cluster.is_new_event(&event) => return,
+            Ok(event) => {
+                let (payload, signature) = (&signed.payload, &signed.signature);
+                let verified = self
+                    .verifier
+                    .verify_event(&event.origin, payload, signature);
+                match verified {
+                    Ok(()) => {
+                        let event = swim::VerifiedEvent { event, signed };
+                        cluster.handle_user_event(now, event);
+                        return;
+                    }
+                    Err(refusal) => refusal.to_string(),
+                }
+            }
+            Err(error) => error.to_string(),
+        };
+        self.parts.counters.events_refused.fetch_add(1, Relaxed);
+        log::debug!(target: "swim", error = refusal.as_str(); "event refused");
     }
 
     fn open_gossip(
@@ -488,14 +584,9 @@ impl Reactor {
     fn sync_for_key(&mut self, now: Instant, node: &NodeId) {
         let is_recent = |at: &Instant| now < *at + KEY_SYNC_INTERVAL;
         self.key_syncs.retain(|_, at| is_recent(at));
-        let (second, count) = &mut self.key_sync_second;
-        if second.is_none_or(|at| now >= at + Duration::from_secs(1)) {
-            (*second, *count) = (Some(now), 0);
-        }
-        if self.key_syncs.contains_key(node) || *count >= MAX_KEY_SYNCS_PER_SECOND {
+        if self.key_syncs.contains_key(node) || !self.key_sync_budget.take(now) {
             return;
         }
-        *count += 1;
         self.key_syncs.insert(node.clone(), now);
         self.parts.cluster.sync_with(now, node);
     }
@@ -797,10 +888,27 @@ impl Reactor {
                 let frame = Frame::ProbeAck { seq };
                 self.parts.cluster.handle_frame(now, connection, frame);
             }
-            Control::Keyring(bytes) => self.merge_keyring(now, &peer, &bytes),
+            Control::Keyring(bytes) => self.merge_keyring(now, connection, &peer, &bytes),
             Control::KeysHeld(bytes) => {
                 self.keyring.confirm(&peer, &decode_ids(&bytes));
                 self.select_key(now);
+            }
+            Control::EventClock {
+                boot,
+                lamport,
+                number,
+            } => {
+                let clock = swim::EventClock {
+                    boot,
+                    lamport,
+                    number,
+                };
+                let frame = Frame::EventClock(clock);
+                self.parts.cluster.handle_frame(now, connection, frame);
+            }
+            Control::UserEvent { payload, signature } => {
+                let (payload, signature) = (payload.into(), signature.into());
+                self.handle_event(now, swim::SignedEvent { payload, signature });
             }
             // The worker keeps these to itself.
             Control::Hello(_)
@@ -821,30 +929,94 @@ impl Reactor {
 
     // ---- keys
 
-    fn merge_keyring(&mut self, now: Instant, peer: &NodeId, bytes: &[u8]) {
+    fn merge_keyring(
+        &mut self,
+        now: Instant,
+        connection: ConnectionId,
+        peer: &NodeId,
+        bytes: &[u8],
+    ) {
         let Ok(offer) = KeyringOffer::decode(bytes) else {
             self.parts.counters.keyrings_refused.fetch_add(1, Relaxed);
             log::debug!(target: "swim", peer:%; "malformed keyring");
             return;
         };
+        if offer.is_ahead_of(&self.keyring) && !self.ahead_offers.take(now) {
+            self.parts.counters.keyrings_refused.fetch_add(1, Relaxed);
+            log::debug!(target: "swim", peer:%; "too many keyrings from ahead; not merged");
+            return;
+        }
         match self.keyring.merge(&offer) {
             Ok(merged) => {
                 // Who offers a key holds it.
                 self.keyring.confirm_also(peer, &offer.ids());
                 if merged.changed {
                     log::debug!(target: "swim", peer:%, keys = self.keyring.keys().len();
-                        "keyring grew");
+                        "keyring changed");
                     self.on_keyring_changed(now);
                 } else {
                     self.select_key(now);
+                    // One of the two is behind, and this brings it forward: the peer merges, or
+                    // offers again what was too far ahead.
+                    if !offer.equals(&self.keyring) && self.ring_answers.take(now) {
+                        self.tell(connection, Control::Keyring(self.keyring.encode()));
+                    }
                 }
                 if merged.ahead {
                     self.parts.counters.keyrings_refused.fetch_add(1, Relaxed);
-                    self.sync_for_key(now, peer);
                 }
             }
             Err(error) => log::debug!(target: "swim", peer:%, error:%; "keyring not merged"),
         }
+    }
+
+    fn keys(&self) -> Keys {
+        let me = &self.parts.context.node;
+        let others: Vec<&NodeId> = self
+            .parts
+            .cluster
+            .swim()
+            .members()
+            .filter(|member| is_here(member.status))
+            .map(|member| &member.record.record.node)
+            .filter(|node| *node != me)
+            .collect();
+        let send = self.keyring.send_key().map(GroupKey::id);
+        let keys = self.keyring.keys().iter().rev().map(|key| {
+            let id = key.id();
+            let has = |node: &&&NodeId| self.keyring.has_confirmed(node, id);
+            let confirmed = others.iter().filter(has).count();
+            let missing = others.iter().filter(|node| !has(node));
+            KeyInfo {
+                id,
+                generation: key.generation(),
+                seals: send == Some(id),
+                confirmed: confirmed + 1,
+                missing: missing
+                    .take(MAX_MISSING_NAMED)
+                    .map(|node| (*node).clone())
+                    .collect(),
+            }
+        });
+        Keys {
+            fixed: self.keyring.is_fixed(),
+            members: others.len() + 1,
+            keys: keys.collect(),
+        }
+    }
+
+    fn rotate_key(&mut self, now: Instant) -> Result<KeyId, CommandError> {
+        let key = self.keyring.rotate(&self.random).map_err(key_failure)?;
+        log::info!(target: "node", key:%; "gossip key rotated");
+        self.on_keyring_changed(now);
+        Ok(key)
+    }
+
+    fn remove_key(&mut self, now: Instant, id: KeyId) -> Result<(), CommandError> {
+        self.keyring.remove(id).map_err(key_failure)?;
+        log::info!(target: "node", key:% = id; "gossip key removed, and all older ones");
+        self.on_keyring_changed(now);
+        Ok(())
     }
 
     /// Tells everybody what this node holds now. Rings only grow towards the same eight keys, so
@@ -867,8 +1039,8 @@ impl Reactor {
         let required = swim.members().filter_map(|member| {
             let node = &member.record.record.node;
             let is_linked = || mesh.peer(now, node).is_some_and(|p| !p.links.is_empty());
-            let is_alive = member.status == MemberStatus::Alive && *node != context.node;
-            (is_alive && is_linked()).then_some(node)
+            let is_here = is_here(member.status) && *node != context.node;
+            (is_here && is_linked()).then_some(node)
         });
         let selected = self.keyring.select(required);
         if let Some(key) = selected.filter(|_| selected != before) {
@@ -943,7 +1115,7 @@ impl Reactor {
         let (record, status, certificate, forced) = match frame {
             SyncFrame::Keyring(bytes) => {
                 // Small, and without a key there is no gossip: no limit applies to it.
-                self.merge_keyring(now, &peer, &bytes);
+                self.merge_keyring(now, connection, &peer, &bytes);
                 return;
             }
             SyncFrame::Entry {
@@ -1133,6 +1305,31 @@ impl Reactor {
                         });
                     let _ = reply.try_send(outcome);
                 }
+                Command::Explain { node, reply } => {
+                    let _ = reply.try_send(self.explain(now, &node));
+                }
+                Command::Keys { reply } => {
+                    let _ = reply.try_send(self.keys());
+                }
+                Command::RotateKey { reply } => {
+                    let _ = reply.try_send(self.rotate_key(now));
+                }
+                Command::RemoveKey { id, reply } => {
+                    let _ = reply.try_send(self.remove_key(now, id));
+                }
+                Command::Emit {
+                    name,
+                    payload,
+                    query,
+                    reply,
+                } => {
+                    let outcome = self.emit_event(now, &name, payload, query);
+                    let _ = reply.try_send(outcome);
+                }
+                Command::SetTags { change, reply } => {
+                    let outcome = self.set_tags(now, change);
+                    let _ = reply.try_send(outcome);
+                }
                 Command::Part => self.close_all(false),
                 Command::Shutdown { silently } => self.begin_shutdown(now, silently),
                 #[cfg(test)]
@@ -1141,6 +1338,74 @@ impl Reactor {
             self.settle(now);
         }
         false
+    }
+
+    fn emit_event(
+        &mut self,
+        now: Instant,
+        name: &str,
+        payload: Vec<u8>,
+        query: Option<(swim::Query, Arc<Slot>)>,
+    ) -> Result<u64, EventError> {
+        let queries = &self.parts.queries;
+        if query.is_some() && !queries.has_room() {
+            return Err(EventError::TooManyQueries(MAX_QUERIES));
+        }
+        let cluster = &mut self.parts.cluster;
+        let (query, slot) = query.unzip();
+        let event = cluster
+            .prepare_event(name, payload, query)
+            .map_err(event_error)?;
+        let number = event.number;
+        let encoded = event.encode();
+        let signature = self.parts.identity.sign_event(&encoded);
+        let signature = signature.map_err(|error| EventError::System(error.to_string()))?;
+        if let (Some(query), Some(slot)) = (&event.query, slot) {
+            let asked = cluster.swim().members().filter(|member| {
+                let record = &member.record.record;
+                let is_alive = member.status == MemberStatus::Alive;
+                is_alive && query.filter.matches(&record.node, &record.tags)
+            });
+            slot.expect(
+                asked
+                    .map(|member| member.record.record.node.clone())
+                    .collect(),
+            );
+            if !queries.insert(number, slot) {
+                return Err(EventError::TooManyQueries(MAX_QUERIES));
+            }
+        }
+        let signed = swim::SignedEvent {
+            payload: encoded.into(),
+            signature: signature.into(),
+        };
+        cluster.handle_user_event(now, swim::VerifiedEvent { event, signed });
+        Ok(number)
+    }
+
+    fn set_tags(
+        &mut self,
+        now: Instant,
+        change: TagChange,
+    ) -> Result<BTreeMap<String, String>, CommandError> {
+        let cluster = &mut self.parts.cluster;
+        let tags = match change {
+            TagChange::Replace(tags) => tags,
+            TagChange::Edit { set, delete } => {
+                let mut tags = cluster.swim().me().record.tags.clone();
+                tags.retain(|key, _| !delete.contains(key));
+                tags.extend(set);
+                tags
+            }
+        };
+        cluster
+            .set_tags(now, tags.clone())
+            .map_err(|error| CommandError::TagsTooLarge(error.0))?;
+        // Whoever set them must find them among the members.
+        self.settle(now);
+        self.members_dirty = true;
+        self.publish(now);
+        Ok(tags)
     }
 
     fn leave(&mut self, now: Instant, reply: Sender<Leave>, deadline: Instant) {
@@ -1302,6 +1567,15 @@ impl Reactor {
                     Frame::LeaveAck { incarnation } => Control::LeaveAck { incarnation },
                     Frame::Probe { seq } => Control::Probe { seq },
                     Frame::ProbeAck { seq } => Control::ProbeAck { seq },
+                    Frame::EventClock(clock) => Control::EventClock {
+                        boot: clock.boot,
+                        lamport: clock.lamport,
+                        number: clock.number,
+                    },
+                    Frame::UserEvent(event) => Control::UserEvent {
+                        payload: event.signed.payload.to_vec(),
+                        signature: event.signed.signature.to_vec(),
+                    },
                 };
                 self.tell(connection, frame);
             }
@@ -1316,6 +1590,10 @@ impl Reactor {
     }
 
     fn on_member(&mut self, now: Instant, event: swim::Event) {
+        if let swim::Event::User(event) = event {
+            self.on_user_event(now, &event);
+            return;
+        }
         self.members_dirty = true;
         // Whoever hears of it must find it among the members; large clusters lag by
         // `PUBLISH_INTERVAL`.
@@ -1329,6 +1607,8 @@ impl Reactor {
             }
             swim::Event::Suspect { node, by } => {
                 log::debug!(target: "swim", node:%, by:%; "member suspected");
+                let connection = self.connection_to(now, &node);
+                self.moments.suspected(now, &node, connection);
                 let reason = format!("suspected by {by}");
                 self.emit(EventKind::MemberSuspect { node, reason });
             }
@@ -1339,6 +1619,8 @@ impl Reactor {
             swim::Event::Dead { node, by } => {
                 let level = self.departure_level(&node);
                 log::log!(target: "swim", level, node:%, by:%; "member dead");
+                let connection = self.connection_to(now, &node);
+                self.moments.dead(now, &node, connection);
                 let reason = format!("suspected by {by} and not refuted in time");
                 self.emit(EventKind::MemberDead { node, reason });
                 self.on_membership(now);
@@ -1358,6 +1640,7 @@ impl Reactor {
             swim::Event::Forgotten { node } => {
                 log::debug!(target: "swim", node:%; "member forgotten");
                 self.gone.remove(&node);
+                self.moments.forget(&node);
                 self.opener.forget(&node);
                 self.keyring.forget(&node);
                 let swim = self.parts.cluster.swim();
@@ -1373,7 +1656,75 @@ impl Reactor {
                 log::warn!(target: "swim", node:%, other:%, addr:%;
                     "two members give the same gossip address");
             }
+            swim::Event::User(event) => self.on_user_event(now, &event),
         }
+    }
+
+    fn on_user_event(&self, now: Instant, event: &swim::UserEvent) {
+        log::debug!(target: "swim", from:% = event.origin, name = event.name.as_str(),
+            lamport = event.lamport, query = event.query.is_some(); "event");
+        let Some(query) = &event.query else {
+            self.emit(EventKind::UserEvent {
+                from: event.origin.clone(),
+                name: event.name.clone(),
+                payload: event.payload.clone(),
+                lamport: event.lamport,
+            });
+            return;
+        };
+        let me = &self.parts.cluster.swim().me().record;
+        if query.filter.matches(&me.node, &me.tags) {
+            self.parts.queries.deliver(Question {
+                query: Query {
+                    from: event.origin.clone(),
+                    name: event.name.clone(),
+                    payload: event.payload.clone(),
+                    lamport: event.lamport,
+                },
+                boot: event.boot,
+                number: event.number,
+                deadline: now + query.timeout,
+            });
+        }
+    }
+
+    fn explain(&self, now: Instant, node: &NodeId) -> Option<Explanation> {
+        let membership = self.parts.cluster.swim().explain(node)?;
+        let (when_suspected, when_dead) = self.moments.of(node);
+        Some(Explanation {
+            membership,
+            connection: self.connection_to(now, node),
+            when_suspected,
+            when_dead,
+        })
+    }
+
+    /// The connection to a member as it is now.
+    fn connection_to(&self, now: Instant, node: &NodeId) -> ConnectionInfo {
+        let cluster = &self.parts.cluster;
+        let peer = cluster.mesh().peer(now, node);
+        let link = peer
+            .as_ref()
+            .and_then(|peer| peer.current.or_else(|| peer.links.last().copied()))
+            .and_then(|link| self.parts.endpoint.connection(link));
+        let mut info = link.map_or_else(
+            || {
+                let member = cluster.swim().member(node);
+                let addr = member.map_or_else(
+                    || SocketAddr::from(([0, 0, 0, 0], 0)),
+                    |member| member.record.record.quic_addr,
+                );
+                ConnectionInfo::empty(addr, ConnectionState::Down)
+            },
+            |link| link.info(),
+        );
+        info.peer = Some(node.clone());
+        if let Some(peer) = peer {
+            info.dials = peer.dials;
+            info.last_error = peer.last_error;
+            info.next_dial = peer.next_dial.map(|at| at.saturating_duration_since(now));
+        }
+        info
     }
 
     /// INFO for the first thing that shows a peer to be gone, DEBUG for the others until it is back.
@@ -1557,7 +1908,17 @@ impl Reactor {
             conflicting: counters.conflicting_records,
             stale: counters.stale,
             stray: counters.stray_answers + counters.misdirected,
+            stale_events: counters.events_stale + counters.events_strangers,
             ..RefusedCounts::default()
+        });
+        let queries = &self.parts.queries.counters;
+        self.parts.snapshot.publish_events(EventCounts {
+            emitted: counters.events_emitted,
+            received: counters.events_received,
+            copies: counters.events_copies,
+            dropped: counters.events_dropped,
+            unanswered: queries.unanswered.load(Relaxed),
+            answers_lost: queries.answers_lost.load(Relaxed),
         });
         if self.links_dirty {
             self.links_dirty = false;
@@ -1619,6 +1980,75 @@ fn is_passing(error: &io::Error) -> bool {
         error.kind(),
         io::ErrorKind::Interrupted | io::ErrorKind::ConnectionRefused
     )
+}
+
+/// Whether it may hold keys: who is suspected must be able to read what is said of it.
+fn is_here(status: MemberStatus) -> bool {
+    match status {
+        MemberStatus::Alive | MemberStatus::Suspect => true,
+        MemberStatus::Dead | MemberStatus::Left => false,
+    }
+}
+
+fn key_failure(error: KeyringError) -> CommandError {
+    match error {
+        KeyringError::UnknownKey(id) => CommandError::UnknownKey(id),
+        KeyringError::InUse(id) => CommandError::KeyInUse(id),
+        KeyringError::Fixed
+        | KeyringError::NotEmpty
+        | KeyringError::Empty
+        | KeyringError::Exhausted
+        | KeyringError::Random
+        | KeyringError::Malformed(_) => CommandError::Keys(error.to_string()),
+    }
+}
+
+/// So many a second and no more.
+struct Budget {
+    per_second: u32,
+    second: Option<Instant>,
+    spent: u32,
+}
+
+impl Budget {
+    fn new(per_second: u32) -> Self {
+        Self {
+            per_second,
+            second: None,
+            spent: 0,
+        }
+    }
+
+    /// Whether there is one left, which is then spent.
+    fn take(&mut self, now: Instant) -> bool {
+        if self
+            .second
+            .is_none_or(|at| now >= at + Duration::from_secs(1))
+        {
+            (self.second, self.spent) = (Some(now), 0);
+        }
+        let is_left = self.spent < self.per_second;
+        self.spent += u32::from(is_left);
+        is_left
+    }
+}
+
+fn event_error(error: swim::EmitError) -> EventError {
+    match error {
+        swim::EmitError::InvalidName(name) => EventError::InvalidName(name),
+        swim::EmitError::TooLarge(bytes) => EventError::TooLarge {
+            bytes,
+            max: swim::MAX_EVENT_BYTES,
+        },
+        swim::EmitError::FilterTooLarge(bytes) => EventError::FilterTooLarge {
+            bytes,
+            max: swim::MAX_FILTER_BYTES,
+        },
+        swim::EmitError::DatagramTooSmall { bytes, max } => EventError::TooLarge { bytes, max },
+        swim::EmitError::InvalidTimeout => EventError::InvalidTimeout(swim::MAX_QUERY_TIMEOUT),
+        swim::EmitError::QueueFull(pending) => EventError::QueueFull(pending),
+        swim::EmitError::Left => EventError::Left,
+    }
 }
 
 fn encode_ids(ring: &Keyring) -> Vec<u8> {

@@ -14,7 +14,7 @@ use parking_lot::{Condvar, Mutex, RwLock};
 use crate::{
     error::NotReady,
     node_id::{ConnectionId, NodeId},
-    stats::{ConnectionInfo, MemberInfo, MemberStatus, RefusedCounts},
+    stats::{ConnectionInfo, EventCounts, MemberInfo, MemberStatus, RefusedCounts},
     transport::Connection,
 };
 
@@ -76,6 +76,7 @@ pub(crate) struct Snapshot {
     peers: RwLock<BTreeMap<NodeId, Arc<Connection>>>,
     health_score: std::sync::atomic::AtomicU32,
     refused: Mutex<RefusedCounts>,
+    events: Mutex<EventCounts>,
 }
 
 impl Snapshot {
@@ -94,6 +95,7 @@ impl Snapshot {
             peers: RwLock::default(),
             health_score: std::sync::atomic::AtomicU32::new(0),
             refused: Mutex::default(),
+            events: Mutex::default(),
         }
     }
 
@@ -120,6 +122,11 @@ impl Snapshot {
             .store(health_score, std::sync::atomic::Ordering::Relaxed);
         self.readiness.lock().alive = alive;
         self.recount();
+    }
+
+    /// What became of events and queries.
+    pub(crate) fn publish_events(&self, events: EventCounts) {
+        *self.events.lock() = events;
     }
 
     /// What membership refused; the others count for themselves.
@@ -197,6 +204,10 @@ impl Snapshot {
 
     pub(crate) fn health_score(&self) -> u32 {
         self.health_score.load(std::sync::atomic::Ordering::Relaxed)
+    }
+
+    pub(crate) fn events(&self) -> EventCounts {
+        *self.events.lock()
     }
 
     pub(crate) fn refused(&self) -> RefusedCounts {

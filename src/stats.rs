@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
-use crate::node_id::{BootId, ClusterName, NodeId};
+use crate::node_id::{BootId, ClusterName, KeyId, NodeId};
 
 /// What this node believes of a member.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -235,11 +235,16 @@ pub struct RefusedCounts {
     pub unproven_records: u64,
     /// Forced leaves that their issuer has not signed.
     pub statements: u64,
+    /// Events of applications that are malformed or not signed by their origin.
+    pub events: u64,
+    /// Events of an earlier life, of nodes that are not there, from before this node came, or too far
+    /// behind. A few are ordinary; many are recorded ones played again.
+    pub stale_events: u64,
     /// Keyrings that are malformed, and keys from too many generations ahead.
     pub keyrings: u64,
     /// Connections closed because of what came in syncs, or how often.
     pub syncs: u64,
-    /// Incarnations too far ahead to be true, in records and accusations.
+    /// Incarnations and Lamport times too far ahead to be true.
     pub implausible: u64,
     /// Records that contradict another of the same incarnation, or come from a life that ended.
     pub conflicting: u64,
@@ -247,6 +252,24 @@ pub struct RefusedCounts {
     pub stale: u64,
     /// Answers to no question, and probes meant for another node.
     pub stray: u64,
+}
+
+/// What became of events and queries of applications, counted since the start.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct EventCounts {
+    /// Events and queries that this node sent.
+    pub emitted: u64,
+    /// Those of others that came here, each once.
+    pub received: u64,
+    /// Copies of those.
+    pub copies: u64,
+    /// Those of others that this node did not pass on, for want of room; others did.
+    pub dropped: u64,
+    /// Queries that were not answered here: too many waited for their handler, or it came too late.
+    pub unanswered: u64,
+    /// Answers that could not be handed to who had asked.
+    pub answers_lost: u64,
 }
 
 /// A node in one look.
@@ -267,6 +290,8 @@ pub struct Status {
     pub members: MemberCounts,
     /// Connections by state.
     pub connections: ConnectionCounts,
+    /// Events and queries of applications.
+    pub events: EventCounts,
     /// Lifeguard's local health score: 0 is healthy, each step makes this node more patient.
     pub health_score: u32,
     /// Threads that this node runs.
@@ -277,4 +302,42 @@ pub struct Status {
     pub roster_saves: u64,
     /// How often that failed; the roster written before is intact then.
     pub roster_failures: u64,
+}
+
+/// The gossip keys that a node holds, and how far each has got.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Keys {
+    /// The key is fixed by the configuration: it neither rotates nor spreads.
+    pub fixed: bool,
+    /// How many members are there that may hold keys: alive or suspected, this node included.
+    pub members: usize,
+    /// All keys, the newest first.
+    pub keys: Vec<KeyInfo>,
+}
+
+impl Keys {
+    /// Whether the newest key is in use here and every member has confirmed to hold it, so that the
+    /// older ones can be removed. Also where there is only one.
+    pub fn is_settled(&self) -> bool {
+        self.keys
+            .first()
+            .is_some_and(|newest| newest.seals && newest.confirmed == self.members)
+    }
+}
+
+/// A gossip key, without its secret.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct KeyInfo {
+    /// Its name.
+    pub id: KeyId,
+    /// Which rotation made it; the first key of a cluster has 1, a fixed key 0.
+    pub generation: u32,
+    /// Whether this node seals with it. It opens with all.
+    pub seals: bool,
+    /// How many members are known to hold it, this node included.
+    pub confirmed: usize,
+    /// Those that are not, in the order of their names; at most 32 of them.
+    pub missing: Vec<NodeId>,
 }

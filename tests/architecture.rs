@@ -25,6 +25,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("ca", &["node_id", "trust"]),
     ("swim", &["node_id", "record", "stats", "rng"]),
     ("mesh", &["node_id", "close", "stats", "rng"]),
+    ("explanation", &["node_id", "stats", "swim"]),
     ("roster", &["node_id", "record", "stats"]),
     (
         "cluster",
@@ -59,6 +60,10 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         ],
     ),
     (
+        "query",
+        &["app", "error", "inbox", "node_id", "snapshot", "thread"],
+    ),
+    (
         "reactor",
         &[
             "close",
@@ -66,8 +71,10 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "control",
             "error",
             "event",
+            "explanation",
             "mesh",
             "node_id",
+            "query",
             "record",
             "resolver",
             "roster",
@@ -89,9 +96,11 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "cluster",
             "error",
             "event",
+            "explanation",
             "inbox",
             "mesh",
             "node_id",
+            "query",
             "reactor",
             "record",
             "snapshot",

@@ -67,7 +67,7 @@ fn mode(path: &str) -> u32 {
     fs::metadata(path).unwrap().permissions().mode() & 0o777
 }
 
-const COMMANDS: [&[&str]; 20] = [
+const COMMANDS: [&[&str]; 23] = [
     &["run"],
     &["demo"],
     &["tls"],
@@ -85,6 +85,9 @@ const COMMANDS: [&[&str]; 20] = [
     &["send"],
     &["request"],
     &["broadcast"],
+    &["event"],
+    &["query"],
+    &["tags"],
     &["join"],
     &["leave"],
     &["force-leave"],

@@ -39,7 +39,7 @@ use nodosum::{
     transport::framing::{Decoder, StreamKind},
     unversioned::{
         record::{Record, SignedRecord, VerifiedRecord},
-        swim::{Accusation, Body, ForcedLeave, Message, Statement},
+        swim::{Accusation, Body, ForcedLeave, Message, SignedEvent, Statement, UserEvent},
         trust::{Keyring, KeyringOffer, Sealer},
     },
 };
@@ -153,6 +153,8 @@ fn minus(mut now: RefusedCounts, before: RefusedCounts) -> RefusedCounts {
     now.records -= before.records;
     now.unproven_records -= before.unproven_records;
     now.statements -= before.statements;
+    now.events -= before.events;
+    now.stale_events -= before.stale_events;
     now.keyrings -= before.keyrings;
     now.syncs -= before.syncs;
     now.implausible -= before.implausible;
@@ -374,6 +376,7 @@ fn says(statements: Vec<Statement>) -> Message {
         body: Body::Gossip,
         statements,
         records: Vec::new(),
+        events: Vec::new(),
     }
 }
 
@@ -382,7 +385,29 @@ fn tells(records: Vec<SignedRecord>) -> Message {
         body: Body::Gossip,
         statements: Vec::new(),
         records,
+        events: Vec::new(),
     }
+}
+
+fn as_frame(event: &SignedEvent) -> Control {
+    Control::UserEvent {
+        payload: event.payload.to_vec(),
+        signature: event.signature.to_vec(),
+    }
+}
+
+/// The names of the events that came until one of this name did.
+fn names_heard(events: &Events, until: &str) -> Vec<String> {
+    let seen = cluster::await_event(
+        events,
+        until,
+        |kind| matches!(kind, EventKind::UserEvent { name, .. } if name == until),
+    );
+    let user = seen.into_iter().filter_map(|event| match event.kind {
+        EventKind::UserEvent { name, .. } => Some(name),
+        _ => None,
+    });
+    user.collect()
 }
 
 fn accusation(node: &NodeId, incarnation: u64, accuser: &NodeId) -> Accusation {
@@ -666,6 +691,151 @@ fn a_thief_of_the_gossip_key_can_neither_move_nor_rename_nor_retire_nor_revive_a
         0,
         "somebody was looked for at the impostor's"
     );
+    shut_down(&nodes);
+}
+
+#[test]
+fn events_are_neither_forged_in_the_name_of_others_nor_played_again() {
+    let _alone = ALONE
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
+    let lab = Lab::new("events");
+    let mut nodes = lab.start(3);
+    let listeners: Vec<_> = nodes.iter().map(Node::events).collect();
+    nodes[1].emit_event("genuine", "").unwrap();
+    for events in &listeners {
+        assert_eq!(names_heard(events, "genuine"), ["genuine"]);
+    }
+
+    // With the answer to a sync come the recent events, as they were signed.
+    let mut insider = Insider::dial(&lab, "n9", &nodes[0]);
+    insider.ask();
+    insider.raw.until("the recent event", |raw| {
+        let frames = raw.control_frames();
+        frames
+            .iter()
+            .any(|frame| matches!(frame, Control::UserEvent { .. }))
+    });
+    let mut frames = insider.raw.control_frames().into_iter();
+    let recorded = frames.find_map(|frame| match frame {
+        Control::UserEvent { payload, signature } => Some(SignedEvent {
+            payload: payload.into(),
+            signature: signature.into(),
+        }),
+        _ => None,
+    });
+    let recorded = recorded.unwrap();
+    let genuine = UserEvent::decode(&recorded.payload).unwrap();
+    assert_eq!((&genuine.origin, genuine.number), (&id("n2"), 1));
+
+    // Forged: with the insider's key, with the signature of another event, and of an earlier life.
+    let sign = |event: &UserEvent, identity: &Identity| {
+        let payload = event.encode();
+        let signature = identity.sign_event(&payload).unwrap();
+        SignedEvent {
+            payload: payload.into(),
+            signature: signature.into(),
+        }
+    };
+    let next = UserEvent {
+        number: 2,
+        lamport: 2,
+        name: "forged".to_owned(),
+        ..genuine.clone()
+    };
+    let stolen = SignedEvent {
+        payload: next.encode().into(),
+        ..recorded.clone()
+    };
+    let statement = SignedEvent {
+        payload: next.encode().into(),
+        signature: insider
+            .identity
+            .sign_statement(&next.encode())
+            .unwrap()
+            .into(),
+    };
+    let earlier = UserEvent {
+        boot: BootId([0xee; 16]),
+        ..next.clone()
+    };
+    let forged = vec![
+        sign(&next, &insider.identity),
+        stolen,
+        statement,
+        SignedEvent {
+            payload: vec![1, 2, 3].into(),
+            ..recorded.clone()
+        },
+        sign(&earlier, &insider.identity),
+        recorded.clone(),
+    ];
+    let watch = Watch::begin(&nodes);
+    let copies = nodes[0].status().events.copies;
+    for event in forged {
+        insider.tell(as_frame(&event));
+    }
+    watch.until("all was judged", |refused| {
+        let copies = nodes[0].status().events.copies - copies;
+        (refused[0].events, refused[0].stale_events) == (4, 1) && copies > 0
+    });
+    watch.end(Some(&id("n9")));
+
+    // A certificate holder that is a member speaks for itself, and its clock moves no other.
+    let record = insider.record(1);
+    let boot = record.record.boot;
+    insider.tell(Control::Record(record.signed.clone()));
+    let n9 = id("n9");
+    eventually("n9 is a member", || {
+        let members = nodes[0].members();
+        members
+            .iter()
+            .any(|m| m.node == n9 && m.status == MemberStatus::Alive)
+    });
+    let far = UserEvent {
+        origin: n9,
+        boot,
+        number: u64::MAX,
+        lamport: u64::MAX,
+        name: "far".to_owned(),
+        ..genuine
+    };
+    let far = sign(&far, &insider.identity);
+    insider.tell(as_frame(&far));
+    assert_eq!(names_heard(&listeners[0], "far"), ["far"]);
+    nodes[0].emit_event("near", "").unwrap();
+    for events in &listeners {
+        let seen = cluster::await_event(
+            events,
+            "near",
+            |kind| matches!(kind, EventKind::UserEvent { name, .. } if name == "near"),
+        );
+        let lamport = seen.into_iter().find_map(|event| match event.kind {
+            EventKind::UserEvent { name, lamport, .. } if name == "near" => Some(lamport),
+            _ => None,
+        });
+        assert_eq!(lamport, Some(2));
+    }
+
+    // Whoever starts anew has heard nothing, and yet does not take what was recorded.
+    nodes.pop().unwrap().abort();
+    let seed = nodes[0].quic_addr().to_string();
+    let builder = lab.builder("n3").seed(&seed);
+    nodes.push(builder.start().unwrap());
+    for node in &nodes {
+        node.wait_ready(nodosum::Ready::Peers(2), PATIENCE).unwrap();
+    }
+    let events = nodes[2].events();
+    let mut insider = Insider::dial(&lab, "n8", &nodes[2]);
+    let before = nodes[2].status();
+    insider.tell(as_frame(&recorded));
+    eventually("the replay was judged", || {
+        let now = nodes[2].status();
+        now.events.copies + now.refused.stale_events
+            > before.events.copies + before.refused.stale_events
+    });
+    nodes[1].emit_event("last", "").unwrap();
+    assert_eq!(names_heard(&events, "last"), ["last"]);
     shut_down(&nodes);
 }
 

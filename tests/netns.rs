@@ -4,6 +4,8 @@
 //! This needs root, `ip` and `nft`. Without them each test says loudly that it was skipped. No
 //! packet leaves the namespaces: the bridge has one of its own.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot start has failed")]
+#![expect(clippy::print_stderr, reason = "how long it took is worth reading")]
 #![expect(clippy::disallowed_methods, reason = "tests measure by the real clock")]
 
 #[path = "support/process.rs"]
@@ -14,9 +16,11 @@ use std::{
     io::Write as _,
     path::Path,
     process::{Command, Output, Stdio},
+    thread,
     time::{Duration, Instant, SystemTime},
 };
 
+use nodosum::unversioned::{record::Record, roster::Image};
 use process::{
     Lab, Node, PATIENCE, eventually, for_a_while, meshed, nothing_alarming,
     one_connection_per_pair, since, time, within,
@@ -269,8 +273,17 @@ fn one_if_cut(node: &str, peer: &str) -> usize {
     usize::from((node == "n1") != (peer == "n1"))
 }
 
+/// At the same time, so that a test run takes no longer than the longer one.
 #[test]
-fn a_partition_of_ten_seconds_heals() {
+fn partitions_of_ten_seconds_and_of_two_minutes_heal() {
+    thread::scope(|scope| {
+        let long = scope.spawn(two_minutes);
+        ten_seconds();
+        long.join().unwrap();
+    });
+}
+
+fn ten_seconds() {
     let Some(network) = Network::new("short", 3) else {
         return;
     };
@@ -295,11 +308,12 @@ fn a_partition_of_ten_seconds_heals() {
     // that they learn of it and refute; nobody has to dial.
     meshed(&nodes, REJOIN);
     one_connection_per_pair(&nodes);
+    everybody_answers(&nodes);
     calm(&nodes, one_if_cut);
 }
 
-#[test]
-fn a_partition_longer_than_gossip_goes_to_the_dead_heals() {
+/// Much longer than gossip goes to the dead, which is 15 s.
+fn two_minutes() {
     let Some(network) = Network::new("long", 3) else {
         return;
     };
@@ -314,7 +328,7 @@ fn a_partition_longer_than_gossip_goes_to_the_dead_heals() {
         let row = conns.iter().find(|row| row["peer"] == peer).unwrap();
         assert_ne!(row["state"], "established", "{row}");
     }
-    for_a_while(Duration::from_secs(40).saturating_sub(cut.elapsed()));
+    for_a_while(Duration::from_secs(120).saturating_sub(cut.elapsed()));
     network.heal();
     // Nobody is gossiped to any more. What remains are the slow dials of dead members, which go on
     // for as long as they are remembered, from both sides.
@@ -322,7 +336,71 @@ fn a_partition_longer_than_gossip_goes_to_the_dead_heals() {
     meshed(&nodes, DEAD_RETRY + REJOIN);
     eprintln!("healed after {:?}", healed.elapsed());
     one_connection_per_pair(&nodes);
+    everybody_answers(&nodes);
     calm(&nodes, one_if_cut);
+}
+
+#[test]
+fn a_restarted_node_finds_the_others_although_no_seed_is_left() {
+    let Some(network) = Network::new("roster", 3) else {
+        return;
+    };
+    let lab = Lab::new("netns-roster");
+    let seed = quic(1);
+    let states = ["n1.state", "n2.state", "n3.state"];
+    let flags = |number: usize| {
+        let flags = ["--profile", "local", "--state-dir", states[number - 1]];
+        [&flags[..], &["--seed", &seed][..]].concat()
+    };
+    let mut nodes = [
+        network.node(&lab, 1, &flags(1)[..4]),
+        network.node(&lab, 2, &flags(2)),
+        network.node(&lab, 3, &flags(3)),
+    ];
+    for node in &mut nodes {
+        node.start();
+    }
+    meshed(&nodes, PATIENCE);
+    let remembers = |node: &str, other: &str| {
+        let path = lab.path(&format!("{node}.state/roster"));
+        let image = fs::read(path).ok().and_then(|b| Image::decode(&b).ok());
+        image.is_some_and(|image| {
+            image.entries.iter().any(|entry| {
+                let record = Record::decode(&entry.record.payload).unwrap();
+                record.node.as_str() == other
+            })
+        })
+    };
+    eventually("n3 has saved that it knows n2", || remembers("n3", "n2"));
+    let incarnation = nodes[1].member("n3")["incarnation"].as_u64();
+    nodes[0].kill();
+    nodes[2].kill();
+    let begun = Instant::now();
+    nodes[2].start();
+    let left = (REJOIN + DIAL).saturating_sub(begun.elapsed());
+    nodes[2].wait(2, 1, left);
+    nodes[1].wait(2, 1, REJOIN);
+    eprintln!("found after {:?}", begun.elapsed());
+    for (node, peer) in [(1, "n3"), (2, "n2")] {
+        eventually("one connection", || {
+            let conns = nodes[node].conns();
+            let up = |row: &&Value| row["peer"] == peer && row["state"] == "established";
+            let all = |row: &&Value| row["peer"] == peer;
+            conns.iter().filter(up).count() == 1 && conns.iter().filter(all).count() == 1
+        });
+    }
+    everybody_answers(&nodes[1..]);
+    assert!(nodes[1].member("n3")["incarnation"].as_u64() > incarnation);
+    nothing_alarming(&nodes);
+}
+
+/// In both directions of every pair.
+fn everybody_answers(nodes: &[Node<'_>]) {
+    for node in nodes {
+        for peer in nodes.iter().filter(|peer| peer.name != node.name) {
+            assert!(node.asks(&peer.name), "{} to {}", node.name, peer.name);
+        }
+    }
 }
 
 #[test]

@@ -2,6 +2,7 @@
 //! and comes back.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot start has failed")]
+#![expect(clippy::print_stderr, reason = "what a person would see is worth reading")]
 #![expect(clippy::disallowed_methods, reason = "tests measure by the real clock")]
 
 #[path = "support/process.rs"]
@@ -11,6 +12,7 @@ use std::{
     fs,
     io::{BufRead as _, BufReader},
     os::unix::fs::PermissionsExt as _,
+    thread,
     time::{Duration, Instant, SystemTime},
 };
 
@@ -219,6 +221,88 @@ fn the_others_carry_out_what_was_asked(nodes: &[Node<'_>; 3]) {
 }
 
 #[test]
+fn events_queries_and_tags_reach_every_process() {
+    let lab = Lab::new("events");
+    let mut nodes = ["n1", "n2", "n3"].map(|name| lab.node(name).flags(&["--profile", "local"]));
+    nodes[0].start();
+    let seed = nodes[0].quic.clone();
+    for node in &mut nodes[1..] {
+        node.add_flags(&["--seed", &seed, "--tag", "role=worker"]);
+        node.start();
+    }
+    for node in &nodes {
+        node.wait(3, 2, PATIENCE);
+    }
+    let [n1, n2, n3] = &nodes;
+
+    let heard = |node: &Node<'_>| -> Vec<Value> {
+        let events = node.events().into_iter();
+        events
+            .filter(|event| event["event"] == "user_event")
+            .collect()
+    };
+    assert_eq!(n2.text(&["event", "deploy", "v2"]), "");
+    for node in &nodes {
+        node.await_event("user_event", "n2", 1);
+    }
+    for node in &nodes {
+        let [event] = &heard(node)[..] else {
+            panic!("not once");
+        };
+        let expected = [
+            "at", "event", "lamport", "name", "node", "payload", "reason", "schema", "seq",
+        ];
+        assert_eq!(keys(event), expected);
+        assert_eq!(
+            (&event["node"], &event["name"], &event["payload"]),
+            (&json!("n2"), &json!("deploy"), &json!("v2"))
+        );
+    }
+    assert_eq!(n1.exit_code(&["event", "no spaces"]), 2);
+    assert_eq!(n1.exit_code(&["event", "a", &"x".repeat(512)]), 2);
+
+    let all = n3.json(&["query", "echo", "hi"]);
+    let answer = |node: &str| json!({"node": node, "payload": "hi"});
+    assert_eq!(
+        all,
+        json!({"schema": 1, "answers": [answer("n1"), answer("n2"), answer("n3")],
+               "refused": [], "missing": []})
+    );
+    let some = n1.json(&["query", "echo", "hi", "--tag", "role=worker"]);
+    assert_eq!(some["answers"], json!([answer("n2"), answer("n3")]));
+    let one = n1.text(&["query", "echo", "hi", "--node", "n2", "--no-header"]);
+    assert_eq!(
+        one.split_whitespace().collect::<Vec<_>>(),
+        ["n2", "ok", "hi"]
+    );
+    let nobody = n1.client(&["query", "unheard-of", "-o", "json"]);
+    assert_eq!(nobody.status.code(), Some(4));
+    let nobody: Value = serde_json::from_slice(&nobody.stdout).unwrap();
+    assert_eq!(
+        nobody["refused"][0],
+        json!({"node": "n1", "error": "no handler"})
+    );
+
+    assert_eq!(n2.json(&["tags"])["tags"], json!({"role": "worker"}));
+    let changed = n2.json(&["tags", "--set", "zone=a", "--delete", "role"]);
+    assert_eq!(
+        changed,
+        json!({"schema": 1, "node": "n2", "tags": {"zone": "a"}})
+    );
+    for node in &nodes {
+        eventually("the new tags are seen", || {
+            node.member("n2")["tags"] == json!({"zone": "a"})
+        });
+    }
+    n1.await_event("member_updated", "n2", 1);
+    let large = format!("k={}", "v".repeat(600));
+    assert_eq!(n2.exit_code(&["tags", "--set", &large]), 2);
+    assert_eq!(n2.exit_code(&["tags", "--set", "a=1", "--delete", "a"]), 2);
+    assert_eq!(n2.json(&["tags"])["tags"], json!({"zone": "a"}));
+    nothing_alarming(&nodes);
+}
+
+#[test]
 fn a_node_joins_leaves_and_follows_events_on_command() {
     let lab = Lab::new("commands");
     let [n1, mut n2, n3] = ["n1", "n2", "n3"].map(|name| {
@@ -377,6 +461,46 @@ fn a_signal_leaves_gracefully_and_a_second_one_ends_at_once() {
     }
 }
 
+/// What `--explain` says of a member that was killed a moment ago.
+fn explains_a_death(node: &Node<'_>, dead: &str) {
+    let explained = node.json(&["members", dead, "--explain"]);
+    let expected = [
+        "schema",
+        "node",
+        "member",
+        "status",
+        "since",
+        "incarnation",
+        "health_score",
+        "evidence",
+        "case",
+        "last_death",
+        "connection",
+        "when_suspected",
+        "when_dead",
+    ];
+    assert_eq!(keys(&explained), sorted(&expected));
+    assert_eq!(explained["status"], "dead");
+    let case = &explained["case"];
+    assert_eq!(case["verdict"]["ending"], "dead", "{explained:#}");
+    assert!(!case["accusations"].as_array().unwrap().is_empty());
+    let probes = case["probes"].as_array().unwrap();
+    assert!(probes.iter().any(|probe| probe["answered"] == false));
+    let [suspected, died] = [&explained["when_suspected"], &explained["when_dead"]];
+    for moment in [suspected, died] {
+        assert!(moment["connection"]["state"].is_string(), "{moment}");
+    }
+    let story = node.text(&["members", dead, "--explain"]);
+    assert!(
+        story.starts_with(&format!("{dead} is dead since ")),
+        "{story}"
+    );
+    assert!(story.contains("this node's probe failed"), "{story}");
+    eprintln!("{story}");
+    assert_eq!(node.exit_code(&["members", "nobody", "--explain"]), 4);
+    assert_eq!(node.exit_code(&["members", "--explain"]), 2);
+}
+
 #[test]
 fn a_killed_node_is_dead_within_the_bound_and_comes_back_on_other_ports() {
     let lab = Lab::new("death");
@@ -388,6 +512,7 @@ fn a_killed_node_is_dead_within_the_bound_and_comes_back_on_other_ports() {
         let took = since(killed, &dead["at"]);
         assert!(took <= LOCAL_DEATH, "{}: {took:?}", node.name);
     }
+    explains_a_death(&nodes[0], "n3");
     let before = nodes[0].member("n3");
     let started = Instant::now();
     nodes[2].start();
@@ -485,4 +610,91 @@ fn a_node_that_stands_still_is_spared_for_a_while_and_recovers_by_itself() {
     for node in &nodes[..2] {
         assert_eq!(node.departures("n3"), 1, "{}", node.name);
     }
+}
+
+/// The names of the keys that a node holds, the newest first.
+fn key_names(node: &Node<'_>) -> Vec<String> {
+    let list = node.json(&["keys", "list"]);
+    let keys = list["keys"].as_array().unwrap();
+    let name = |key: &Value| key["key"].as_str().unwrap().to_owned();
+    keys.iter().map(name).collect()
+}
+
+/// Rotates, and returns the key that is in use everywhere.
+fn rotate(node: &Node<'_>) -> String {
+    let text = node.text(&["keys", "rotate", "--timeout", "60s"]);
+    let (key, rest) = text.split_once(' ').unwrap();
+    assert!(rest.starts_with("is in use; "), "{text}");
+    key.to_owned()
+}
+
+#[test]
+fn keys_rotate_while_the_nodes_talk_and_a_node_that_stood_still_meanwhile_recovers() {
+    let lab = Lab::new("keys");
+    let nodes = lab.three("local");
+    let list = nodes[0].json(&["keys", "list"]);
+    assert_eq!(
+        keys(&list),
+        sorted(&["cluster", "fixed", "keys", "members", "node", "schema"])
+    );
+    let expected = [
+        "key",
+        "generation",
+        "seals",
+        "confirmed",
+        "members",
+        "missing",
+    ];
+    assert_eq!(keys(&list["keys"][0]), sorted(&expected));
+    let first = key_names(&nodes[0]).remove(0);
+    assert_eq!(nodes[0].exit_code(&["keys", "remove", &first]), 4, "in use");
+    let unknown = ["keys", "remove", "0123456789abcdef"];
+    assert_eq!(nodes[0].exit_code(&unknown), 4);
+    assert_eq!(nodes[0].exit_code(&["keys", "remove", "first"]), 2);
+
+    // Under load: every request is answered, and nobody is thought to be dead.
+    thread::scope(|scope| {
+        let talking = scope.spawn(|| {
+            for _ in 0..20 {
+                all_ask_all(&nodes);
+            }
+        });
+        while !talking.is_finished() {
+            rotate(&nodes[0]);
+        }
+        talking.join().unwrap();
+    });
+    for node in &nodes {
+        let is_loss = |event: &&Value| event["event"] == "member_dead";
+        assert_eq!(node.events().iter().filter(is_loss).count(), 0);
+    }
+
+    // While n3 stands still nobody can have a key confirmed by it; once it is dead they can. The
+    // keys that n3 knows are removed, and it is several generations behind.
+    nodes[2].signal(Signal::STOP);
+    nodes[1].await_event("member_dead", "n3", 1);
+    let mut newest = String::new();
+    for _ in 0..4 {
+        let before = key_names(&nodes[0]).remove(0);
+        newest = rotate(&nodes[0]);
+        within(PATIENCE, "n2 seals with it too", || {
+            nodes[1].json(&["keys", "list"])["keys"][0]["seals"] == true
+        });
+        nodes[1].text(&["keys", "remove", &before]);
+        eventually("the old key is gone", || {
+            nodes[..2]
+                .iter()
+                .all(|node| key_names(node) == [newest.as_str()])
+        });
+    }
+    nodes[2].signal(Signal::CONT);
+    meshed(&nodes, REJOIN);
+    eventually("all hold the newest key and nothing else", || {
+        nodes.iter().all(|node| {
+            let list = node.json(&["keys", "list"]);
+            key_names(node) == [newest.as_str()] && list["keys"][0]["confirmed"] == 3
+        })
+    });
+    all_ask_all(&nodes);
+    nothing_alarming(&nodes);
 }

@@ -8,6 +8,7 @@ use std::{fs, path::Path};
 use sim::{
     campaign::{Plan, campaign},
     generate::generate,
+    planted,
     run::run,
     script::Script,
     world::Options,
@@ -82,4 +83,20 @@ fn what_was_broken_once_stays_mended() {
         let violation = run(script, options).violation;
         assert_eq!(violation, None, "{}", file.display());
     }
+}
+
+#[test]
+fn every_planted_fault_still_fits_the_source() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let plants = planted::all(root).expect("readable");
+    assert!(
+        plants.len() >= 15,
+        "only {} faults are planted",
+        plants.len()
+    );
+    let misfits: Vec<String> = plants
+        .iter()
+        .filter_map(|plant| plant.apply(root).err())
+        .collect();
+    assert!(misfits.is_empty(), "{misfits:#?}");
 }

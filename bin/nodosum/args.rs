@@ -7,7 +7,7 @@ use std::{collections::BTreeSet, ffi::OsString, net::SocketAddr, path::PathBuf, 
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use jiff::{Span, SpanRelativeTo};
-use nodosum::{ClusterName, NodeId};
+use nodosum::{ClusterName, KeyId, NodeId};
 use regex::Regex;
 
 use crate::{
@@ -71,12 +71,21 @@ pub(crate) enum Command {
     Request(Request),
     /// Send a message to an application on every connected node
     Broadcast(Broadcast),
+    /// Tell every node of the cluster something small
+    Event(Event),
+    /// Ask every node, or some, and print their answers
+    Query(Query),
+    /// Show or change the node's tags
+    Tags(Tags),
     /// Make the node join through these seeds
     Join(Join),
     /// Make the node say goodbye to its cluster
     Leave(Leave),
     /// Force a dead member out of the cluster
     ForceLeave(ForceLeave),
+    /// List, rotate and remove the keys that seal gossip
+    #[command(subcommand)]
+    Keys(Keys),
 }
 
 #[derive(Debug, Args)]
@@ -360,9 +369,15 @@ pub(crate) struct Watch {
 #[command(after_help = "\
 Example:
   nodosum members --status alive --tag zone=a -o json
+  nodosum members n3 --explain
 
 Exits with 4 when a filter is given and nothing matches.")]
 pub(crate) struct Members {
+    /// Only this one
+    pub(crate) node: Option<NodeId>,
+    /// Tell why this node believes of NODE what it does: accusers, probes, the connection
+    #[arg(long, requires = "node", conflicts_with_all = ["watch", "status", "name", "tags", "sort"])]
+    pub(crate) explain: bool,
     #[command(flatten)]
     pub(crate) read: Read,
     #[command(flatten)]
@@ -592,6 +607,68 @@ pub(crate) struct Message {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Example:
+  nodosum event deploy v2
+
+It comes to every node that is there, once, as the event `user_event` (nodosum events -f). Name and
+payload together have at most 512 bytes. PAYLOAD `-` reads standard input.")]
+pub(crate) struct Event {
+    /// What kind of news it is: 1 to 64 of letters, digits, '.', '_' and '-'
+    pub(crate) name: String,
+    /// The news
+    #[arg(default_value = "", hide_default_value = true)]
+    pub(crate) payload: OsString,
+    #[command(flatten)]
+    pub(crate) admin: Admin,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Example:
+  nodosum query echo hello --tag role=web --timeout 2s
+
+Every node of `nodosum run` answers the query `echo`; programs answer what they like. PAYLOAD `-`
+reads standard input. Exits with 1 when a node that was asked says nothing in time, with 4 when
+nobody has an answer.")]
+pub(crate) struct Query {
+    /// What is asked: 1 to 64 of letters, digits, '.', '_' and '-'
+    pub(crate) name: String,
+    /// What comes with the question
+    #[arg(default_value = "", hide_default_value = true)]
+    pub(crate) payload: OsString,
+    /// Ask only this node; may be repeated
+    #[arg(long = "node", value_name = "NODE")]
+    pub(crate) nodes: Vec<NodeId>,
+    /// Ask only nodes with this tag; of several, all must hold
+    #[arg(long = "tag", value_name = "K=V", value_parser = tag)]
+    pub(crate) tags: Vec<(String, String)>,
+    /// How long to wait for answers, at most ten minutes
+    #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = timeout)]
+    pub(crate) timeout: Duration,
+    #[command(flatten)]
+    pub(crate) read: Read,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Example:
+  nodosum tags --set role=web --set zone=a --delete canary
+
+Prints the tags that hold then; without --set and --delete those that hold now. All together take
+at most 512 bytes, counting six for each. They last until the node ends.")]
+pub(crate) struct Tags {
+    /// Add or replace a tag; may be repeated
+    #[arg(long = "set", value_name = "K=V", value_parser = tag)]
+    pub(crate) set: Vec<(String, String)>,
+    /// Remove a tag, if it is there; may be repeated
+    #[arg(long = "delete", value_name = "K")]
+    pub(crate) delete: Vec<String>,
+    #[command(flatten)]
+    pub(crate) read: Read,
+}
+
+#[derive(Debug, Args)]
 #[command(after_help = "Example:\n  nodosum join 10.0.0.1:7946 10.0.0.2:7946")]
 pub(crate) struct Join {
     /// QUIC addresses of members
@@ -628,6 +705,62 @@ Acts on a member that is dead in the eyes of the node; exits with 4 otherwise.")
 pub(crate) struct ForceLeave {
     /// The dead member
     pub(crate) node: NodeId,
+    #[command(flatten)]
+    pub(crate) admin: Admin,
+}
+
+#[derive(Debug, Subcommand)]
+#[command(after_help = "\
+Example:
+  nodosum keys rotate && nodosum keys list
+
+The cluster makes its keys itself and passes them on over authenticated connections. A secret is never
+shown.")]
+pub(crate) enum Keys {
+    /// List the keys and how many members have confirmed each
+    List(KeysList),
+    /// Make a new key and wait until it is in use everywhere
+    Rotate(KeyRotate),
+    /// Remove a key, and all older ones, for good
+    Remove(KeyRemove),
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Example:
+  nodosum keys list -o wide
+
+A rotation is finished when the newest key seals and all members have confirmed it. Each node seals
+with the newest key that all its live peers have confirmed.")]
+pub(crate) struct KeysList {
+    #[command(flatten)]
+    pub(crate) read: Read,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Example:
+  nodosum keys rotate --timeout 30s
+
+Exits with 4 when some member has not confirmed the new key in time; it spreads all the same, and a
+member that was away gets it when it returns.")]
+pub(crate) struct KeyRotate {
+    #[command(flatten)]
+    pub(crate) admin: Admin,
+    /// How long to wait until it is in use and confirmed by all
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = timeout)]
+    pub(crate) timeout: Duration,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Example:
+  nodosum keys remove 5b1f0c9a77e2d304
+
+Exits with 4 when there is no such key, or when the node still seals with it or an older one.")]
+pub(crate) struct KeyRemove {
+    /// The key, as `keys list` shows it
+    pub(crate) key: KeyId,
     #[command(flatten)]
     pub(crate) admin: Admin,
 }

@@ -11,7 +11,7 @@ use crate::{
     output::{Column, Format, Layout, clean, json_line, print, raw, render},
 };
 
-const COLUMNS: [Column<EventView>; 7] = [
+const COLUMNS: [Column<EventView>; 9] = [
     Column::text("SEQ", "seq", |event| event.seq.to_string()),
     Column::text("AT", "at", |event| event.at.clone()),
     Column::text("EVENT", "event", |event| event.event.clone()),
@@ -20,6 +20,12 @@ const COLUMNS: [Column<EventView>; 7] = [
     Column::text("MISSED", "missed", |event| raw(event.missed)),
     Column::text("UNACKNOWLEDGED", "unacknowledged", |event| {
         raw(event.unacknowledged)
+    }),
+    Column::text("NAME", "name", |event| {
+        raw(event.user.as_ref().map(|user| &user.name))
+    }),
+    Column::text("PAYLOAD", "payload", |event| {
+        raw(event.user.as_ref().map(|user| user.payload.text()))
     }),
 ];
 
@@ -46,7 +52,13 @@ pub(crate) fn run(args: &Events) -> Result<Exit, Failure> {
             | Reply::Delivery(_)
             | Reply::Payload { .. }
             | Reply::Joined { .. }
+            | Reply::Explanation(_)
+            | Reply::Keys(_)
+            | Reply::Rotated { .. }
             | Reply::Left { .. }
+            | Reply::Answer(_)
+            | Reply::Asked { .. }
+            | Reply::Tags(_)
             | Reply::Error { .. } => return Err(unexpected()),
         }
     }
@@ -91,6 +103,10 @@ fn line(layout: Layout, event: EventView) -> Result<String, Failure> {
 
 fn explanation(event: &EventView) -> String {
     let mut parts: Vec<String> = event.reason.iter().cloned().collect();
+    if let Some(user) = &event.user {
+        let text = format!("{} {}", user.name, user.payload.text());
+        parts.push(text.trim_end().to_owned());
+    }
     if let Some(missed) = event.missed {
         parts.push(format!("{missed} events are missing here"));
     }
@@ -103,6 +119,38 @@ fn explanation(event: &EventView) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::admin::protocol::{PayloadView, UserEventView};
+
+    #[test]
+    fn an_event_of_an_application_is_shown_with_its_name_and_payload() {
+        let event = EventView {
+            schema: 1,
+            seq: 3,
+            at: "2026-11-22T16:02:44.000000Z".into(),
+            event: "user_event".into(),
+            node: Some("n2".into()),
+            reason: None,
+            missed: None,
+            unacknowledged: None,
+            user: Some(Box::new(UserEventView {
+                name: "deploy".into(),
+                lamport: 4,
+                payload: PayloadView::of(b"v2".to_vec()),
+            })),
+        };
+        assert_eq!(explanation(&event), "deploy v2");
+        let json = serde_json::to_value(&event).unwrap();
+        assert_eq!(
+            json,
+            serde_json::json!({
+                "schema": 1, "seq": 3, "at": "2026-11-22T16:02:44.000000Z", "event": "user_event",
+                "node": "n2", "reason": null, "name": "deploy", "lamport": 4, "payload": "v2",
+            })
+        );
+        assert_eq!(serde_json::from_value::<EventView>(json).unwrap(), event);
+        let binary = PayloadView::of(vec![0, 255]);
+        assert_eq!(binary.text(), "0x00ff");
+    }
 
     #[test]
     fn a_line_of_the_table_says_what_when_who_and_why() {
@@ -115,6 +163,7 @@ mod tests {
             reason: Some("idle\n".into()),
             missed: None,
             unacknowledged: Some(2),
+            user: None,
         };
         let layout = Layout {
             format: Format::Table,

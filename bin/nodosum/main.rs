@@ -11,15 +11,20 @@ mod clock;
 mod cluster;
 mod conns;
 mod demo;
+mod event;
 mod events;
 mod exit;
+mod explain;
+mod keys;
 mod logging;
 mod members;
 mod messages;
 mod output;
+mod query;
 mod run;
 mod signals;
 mod status;
+mod tags;
 mod tls;
 mod wait;
 mod watch;
@@ -76,8 +81,12 @@ fn carry_out(cli: Cli) -> Result<Exit, Failure> {
         Command::Send(args) => messages::send(&args),
         Command::Request(args) => messages::request(&args),
         Command::Broadcast(args) => messages::broadcast(&args),
+        Command::Event(args) => event::run(&args),
+        Command::Query(args) => query::run(&args),
+        Command::Tags(args) => tags::run(&args),
         Command::Join(args) => cluster::join(&args),
         Command::Leave(args) => cluster::leave(&args),
         Command::ForceLeave(args) => cluster::force_leave(&args),
+        Command::Keys(args) => keys::run(&args),
     }
 }

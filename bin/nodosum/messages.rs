@@ -184,7 +184,7 @@ pub(crate) fn request(args: &Request) -> Result<Exit, Failure> {
 }
 
 /// The bytes to send: the argument itself, or standard input for `-`.
-fn payload(argument: &OsStr) -> Result<Vec<u8>, Failure> {
+pub(crate) fn payload(argument: &OsStr) -> Result<Vec<u8>, Failure> {
     let payload = if argument == "-" {
         let mut read = Vec::new();
         // One byte more than allowed tells what is too large without reading all of it.

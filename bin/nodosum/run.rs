@@ -285,7 +285,7 @@ pub(crate) fn start_failure(error: StartError) -> Failure {
     }
 }
 
-/// Requests to `echo` come back unchanged; messages to it are taken and dropped, which the log
+/// Requests to `echo`, and queries of that name, come back unchanged; messages to it are taken and dropped, which the log
 /// shows at DEBUG.
 pub(crate) fn register_echo(node: &Node) -> Result<App, Failure> {
     let failed = |error: nodosum::RegisterError| Failure::failed(format!("{ECHO}: {error}"));
@@ -300,6 +300,8 @@ pub(crate) fn register_echo(node: &Node) -> Result<App, Failure> {
         );
     })
     .map_err(failed)?;
+    node.on_query(ECHO, |query| Some(query.payload.clone()))
+        .map_err(failed)?;
     Ok(app)
 }
 

@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// For TSV, where a status is one row like everything else.
-const COLUMNS: [Column<StatusView>; 18] = [
+const COLUMNS: [Column<StatusView>; 20] = [
     Column::text("NODE", "node", |status| status.node.clone()),
     Column::text("CLUSTER", "cluster", |status| status.cluster.clone()),
     Column::text("VERSION", "version", |status| status.version.clone()),
@@ -52,6 +52,12 @@ const COLUMNS: [Column<StatusView>; 18] = [
     Column::text("THREADS", "threads", |status| status.threads.to_string()),
     Column::text("FDS", "open_fds", |status| raw(status.open_fds)),
     Column::text("RSS", "rss_bytes", |status| raw(status.rss_bytes)),
+    Column::text("SAVES", "roster_saves", |status| {
+        status.roster_saves.to_string()
+    }),
+    Column::text("UNSAVED", "roster_failures", |status| {
+        status.roster_failures.to_string()
+    }),
 ];
 
 pub(crate) fn run(args: &Status) -> Result<Exit, Failure> {

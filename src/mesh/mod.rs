@@ -1355,7 +1355,9 @@ impl Mesh {
         let (quiet, failures) = (peer.quiet, peer.failures);
         let grace_until = peer.grace_until;
         let config = &self.config;
-        let delay = if standing == Standing::Remembered && pace == Pace::Soon {
+        let is_first = standing == Standing::Remembered && peer.dead_dials == 0;
+        let delay = if is_first && pace == Pace::Soon {
+            peer.dead_dials = 1;
             self.rng.between(Duration::ZERO, REMEMBER)
         } else if standing.is_gone() {
             let bound = VERIFY.saturating_mul(1 << peer.dead_dials.min(MAX_DOUBLINGS));

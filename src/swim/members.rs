@@ -63,6 +63,8 @@ pub(super) struct Rare {
     doubts: [Option<Instant>; Doubt::ALL.len()],
     /// When a doubt made this node ask at once last.
     pub(super) hastened: Option<Instant>,
+    /// When it was told last of an accusation that nobody believes here.
+    pub(super) told: Option<Instant>,
     /// Another member says that it lives at this one's address.
     pub(super) contested_by: Option<NodeId>,
     /// Something makes it doubtful that no answer has settled.

@@ -11,7 +11,8 @@
 //!   // 5 to 7: acts to come
 //!   repeated Statement statements = 8;
 //!   repeated SignedRecord records = 9;
-//!   // 10 to 15: events of applications, with a share of each datagram of their own
+//!   repeated SignedEvent events = 10;
+//!   // 11 to 15: to come
 //! }
 //! message Ping         { uint32 seq = 1; string target = 2; }
 //! message PingReq      { uint32 seq = 1; string target = 2; }
@@ -19,6 +20,7 @@
 //! message Nack         { uint32 seq = 1; }
 //! message Statement    { uint32 kind = 1; string node = 2; uint64 incarnation = 3; string author = 4; bytes signature = 5; }
 //! message SignedRecord { bytes payload = 1; bytes signature = 2; }
+//! message SignedEvent  { bytes payload = 1; bytes signature = 2; }
 //! ```
 //!
 //! A request for an indirect probe names no address: the helper uses the one in the record that it
@@ -36,6 +38,8 @@ use crate::{
     record::{MAX_RECORD_BYTES, SignedRecord},
 };
 
+use super::user_events::{MAX_SIGNED_EVENT_BYTES, SignedEvent};
+
 /// The largest message that is read. Several times what is ever sent by default, so that clusters
 /// with larger datagrams work, and small enough that decoding stays cheap.
 pub const MAX_MESSAGE_BYTES: usize = 16 * 1024;
@@ -46,11 +50,16 @@ pub const MAX_STATEMENTS: usize = 128;
 /// The most records in one message; a default datagram holds about four.
 pub const MAX_RECORDS: usize = 64;
 
+/// The most events of applications in one message; a default datagram holds about nine. Each may
+/// cost a signature check.
+pub const MAX_EVENTS: usize = 16;
+
 /// The longest signature that is read: ECDSA P-256 in DER takes at most 72 bytes.
 pub const MAX_SIGNATURE_BYTES: usize = 128;
 
 const TAG_STATEMENT: u32 = 8;
 const TAG_RECORD: u32 = 9;
+const TAG_EVENT: u32 = 10;
 
 const KIND_SUSPECT: u32 = 1;
 const KIND_DEAD: u32 = 2;
@@ -65,6 +74,8 @@ pub struct Message {
     pub statements: Vec<Statement>,
     /// What members say of themselves, not yet verified.
     pub records: Vec<SignedRecord>,
+    /// What their applications say to everybody, not yet verified.
+    pub events: Vec<SignedEvent>,
 }
 
 /// An act of the failure detector.
@@ -157,8 +168,8 @@ pub enum DecodeError {
     /// Not protobuf.
     #[error("message is not well-formed protobuf")]
     Malformed,
-    /// More statements or records than allowed.
-    #[error("message has too many statements or records")]
+    /// More statements, records or events than allowed.
+    #[error("message has too many statements, records or events")]
     TooMany,
     /// A field is missing or outside its limits.
     #[error("message field {0:?} is missing or outside its limits")]
@@ -172,7 +183,9 @@ struct MessageWire {
     #[prost(message, repeated, tag = "8")]
     statements: Vec<StatementWire>,
     #[prost(message, repeated, tag = "9")]
-    records: Vec<SignedRecordWire>,
+    records: Vec<SignedWire>,
+    #[prost(message, repeated, tag = "10")]
+    events: Vec<SignedWire>,
 }
 
 #[derive(Clone, PartialEq, prost::Oneof)]
@@ -216,7 +229,7 @@ struct StatementWire {
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-struct SignedRecordWire {
+struct SignedWire {
     #[prost(bytes = "vec", tag = "1")]
     payload: Vec<u8>,
     #[prost(bytes = "vec", tag = "2")]
@@ -246,7 +259,12 @@ impl Message {
             records: wire
                 .records
                 .into_iter()
-                .map(SignedRecordWire::open)
+                .map(SignedWire::open_record)
+                .collect::<Result<_, _>>()?,
+            events: wire
+                .events
+                .into_iter()
+                .map(SignedWire::open_event)
                 .collect::<Result<_, _>>()?,
         })
     }
@@ -262,6 +280,7 @@ impl Message {
         self.records
             .iter()
             .for_each(|r| out.extend(encode_record(r)));
+        self.events.iter().for_each(|e| out.extend(encode_event(e)));
         out
     }
 
@@ -277,19 +296,20 @@ impl Message {
     }
 }
 
-/// Walks over the top-level fields and refuses more statements or records than a message may have.
+/// Walks over the top-level fields and refuses more news than a message may have.
 /// An empty statement takes two bytes on the wire and over a hundred in memory.
 fn count_news(bytes: &[u8]) -> Result<(), DecodeError> {
-    let (mut statements, mut records) = (0, 0);
+    let (mut statements, mut records, mut events) = (0, 0, 0);
     let mut rest = bytes;
     while !rest.is_empty() {
         let (tag, wire_type) = decode_key(&mut rest).map_err(|_| DecodeError::Malformed)?;
         match tag {
             TAG_STATEMENT => statements += 1,
             TAG_RECORD => records += 1,
+            TAG_EVENT => events += 1,
             _ => {}
         }
-        if statements > MAX_STATEMENTS || records > MAX_RECORDS {
+        if statements > MAX_STATEMENTS || records > MAX_RECORDS || events > MAX_EVENTS {
             return Err(DecodeError::TooMany);
         }
         skip_field(wire_type, tag, &mut rest, DecodeContext::default())
@@ -341,12 +361,21 @@ pub(super) fn encode_statement(statement: &Statement) -> Vec<u8> {
 
 /// A signed record, encoded as the field of a message.
 pub(super) fn encode_record(record: &SignedRecord) -> Vec<u8> {
-    let wire = SignedRecordWire {
-        payload: record.payload.to_vec(),
-        signature: record.signature.to_vec(),
+    encode_signed(TAG_RECORD, &record.payload, &record.signature)
+}
+
+/// A signed event, encoded as the field of a message.
+pub(super) fn encode_event(event: &SignedEvent) -> Vec<u8> {
+    encode_signed(TAG_EVENT, &event.payload, &event.signature)
+}
+
+fn encode_signed(tag: u32, payload: &[u8], signature: &[u8]) -> Vec<u8> {
+    let wire = SignedWire {
+        payload: payload.to_vec(),
+        signature: signature.to_vec(),
     };
-    let mut out = Vec::with_capacity(encoded_record_len(record));
-    prost::encoding::message::encode(TAG_RECORD, &wire, &mut out);
+    let mut out = Vec::with_capacity(wire.encoded_len() + 4);
+    prost::encoding::message::encode(tag, &wire, &mut out);
     out
 }
 
@@ -416,18 +445,31 @@ impl StatementWire {
     }
 }
 
-impl SignedRecordWire {
-    fn open(self) -> Result<SignedRecord, DecodeError> {
-        if self.payload.len() > MAX_RECORD_BYTES {
+impl SignedWire {
+    fn open_record(self) -> Result<SignedRecord, DecodeError> {
+        self.check(MAX_RECORD_BYTES)?;
+        Ok(SignedRecord {
+            payload: Arc::from(self.payload),
+            signature: Arc::from(self.signature),
+        })
+    }
+
+    fn open_event(self) -> Result<SignedEvent, DecodeError> {
+        self.check(MAX_SIGNED_EVENT_BYTES)?;
+        Ok(SignedEvent {
+            payload: Arc::from(self.payload),
+            signature: Arc::from(self.signature),
+        })
+    }
+
+    fn check(&self, max_bytes: usize) -> Result<(), DecodeError> {
+        if self.payload.len() > max_bytes {
             return Err(DecodeError::Field("payload"));
         }
         if self.signature.len() > MAX_SIGNATURE_BYTES {
             return Err(DecodeError::Field("signature"));
         }
-        Ok(SignedRecord {
-            payload: Arc::from(self.payload),
-            signature: Arc::from(self.signature),
-        })
+        Ok(())
     }
 }
 
@@ -461,6 +503,10 @@ mod tests {
             records: vec![SignedRecord {
                 payload: Arc::from(vec![5; MAX_RECORD_BYTES]),
                 signature: Arc::from(vec![6; 72]),
+            }],
+            events: vec![SignedEvent {
+                payload: Arc::from(vec![7; MAX_SIGNED_EVENT_BYTES]),
+                signature: Arc::from(vec![8; 72]),
             }],
         }
     }
@@ -505,6 +551,8 @@ mod tests {
         assert_eq!(Message::decode(&statements), Err(DecodeError::TooMany));
         let records = [0x4a, 0x00].repeat(MAX_RECORDS + 1);
         assert_eq!(Message::decode(&records), Err(DecodeError::TooMany));
+        let events = [0x52, 0x00].repeat(MAX_EVENTS + 1);
+        assert_eq!(Message::decode(&events), Err(DecodeError::TooMany));
         let long = vec![0; MAX_MESSAGE_BYTES + 1];
         assert_eq!(
             Message::decode(&long),

@@ -26,10 +26,11 @@
 //!
 //! **Evidence.** What a member's connection shows is told from outside. An answer of its reactor,
 //! stamped within the last interval, is worth a probe that succeeded: it ends the probe that asked
-//! before it, and while it is fresh a foreign "dead" does not shorten the wait. The pings by datagram
-//! go on regardless, since gossip needs their path. A doubt (refused, lost, stalled, unanswered)
-//! outdates the answers before it and starts a probe out of turn that asks directly, through others
-//! and over the connection at once. It proves nothing: whoever forges one has made a node ask, once
+//! before it, and while it is fresh nobody else's accusation begins a suspicion here (the accused is
+//! told, so that it can refute) and no foreign "dead" shortens one. The pings by datagram go on
+//! regardless, since gossip needs their path. A doubt (refused, lost, stalled, unanswered) outdates
+//! the answers before it and starts a probe out of turn that asks directly, through others and over
+//! the connection at once, unless this node hears nobody at all and is the one in trouble itself. It proves nothing: whoever forges one has made a node ask, once
 //! an interval. Only *refused*, the word of the host that nobody is there, does more (`verdict`).
 //!
 //! **Refutation.** Whoever pings or answers a doubted member tells it so in the same datagram
@@ -69,6 +70,7 @@ mod probing;
 mod records;
 mod suspicion;
 mod timer;
+mod user_events;
 mod verdict;
 
 use std::{
@@ -93,6 +95,7 @@ use self::{
     probe::{Probes, Purpose, Way},
     records::{Rival, Source},
     timer::{Timer, Timers},
+    user_events::UserEvents,
     verdict::evidence_of,
 };
 
@@ -102,8 +105,13 @@ pub use explain::{
     ProbeReport, Verdict,
 };
 pub use message::{
-    Accusation, Body, DecodeError, ForcedLeave, MAX_MESSAGE_BYTES, MAX_RECORDS,
+    Accusation, Body, DecodeError, ForcedLeave, MAX_EVENTS, MAX_MESSAGE_BYTES, MAX_RECORDS,
     MAX_SIGNATURE_BYTES, MAX_STATEMENTS, Message, Statement,
+};
+pub use user_events::{
+    EmitError, EventClock, EventDecodeError, MAX_EVENT_BYTES, MAX_EVENT_NAME_BYTES,
+    MAX_FILTER_BYTES, MAX_OWN_PENDING, MAX_QUERY_TIMEOUT, MAX_SIGNED_EVENT_BYTES, Query,
+    QueryFilter, SignedEvent, UserEvent, VerifiedEvent, is_event_name,
 };
 
 /// An act and a statement with the longest names always fit this much.
@@ -197,6 +205,8 @@ pub enum Event {
         /// The address.
         addr: SocketAddr,
     },
+    /// An application, maybe our own, told everybody something.
+    User(Arc<UserEvent>),
 }
 
 /// Something the core needs done.
@@ -310,7 +320,9 @@ pub struct Counters {
     pub probes_abandoned: u64,
     /// Doubts that connections raised about live members.
     pub doubts: u64,
-    /// Foreign claims of death that an answer over the connection outweighed.
+    /// Of those, the ones that were put down to this node's own deafness.
+    pub doubts_while_deaf: u64,
+    /// Foreign claims of suspicion or death that an answer over the connection outweighed.
     pub vetoes: u64,
     /// Members that became suspect here.
     pub suspicions: u64,
@@ -348,6 +360,18 @@ pub struct Counters {
     pub oversized_news: u64,
     /// News given up because there was too much at once; what was told most often went first.
     pub dropped_news: u64,
+    /// Events of applications: this node's own.
+    pub events_emitted: u64,
+    /// Events of others that were new here.
+    pub events_received: u64,
+    /// Events that had come before.
+    pub events_copies: u64,
+    /// Events of an earlier life, from before this node came, or too far behind.
+    pub events_stale: u64,
+    /// Events of nodes that are no members, or gone.
+    pub events_strangers: u64,
+    /// Events of others that this node did not pass on, for want of room.
+    pub events_dropped: u64,
     /// Times that this process stood still.
     pub late_timeouts: u64,
 }
@@ -377,8 +401,11 @@ pub struct Swim {
     retired: BTreeMap<NodeId, u64>,
     probes: Probes,
     cases: Cases,
+    /// When anybody was heard last, by datagram or over a connection.
+    heard: Option<Instant>,
     awareness: Awareness,
     queue: Queue,
+    user_events: UserEvents,
     timers: Timers,
     counters: Counters,
     told_table_full: bool,
@@ -410,6 +437,7 @@ impl Swim {
         let mut swim = Self {
             awareness: Awareness::new(config.awareness_max),
             rng,
+            user_events: UserEvents::new(id.clone(), me.record.boot),
             id,
             desired: me.record.clone(),
             own: me,
@@ -425,6 +453,7 @@ impl Swim {
             retired: BTreeMap::new(),
             probes: Probes::new(first_seq),
             cases: Cases::default(),
+            heard: None,
             queue: Queue::default(),
             timers: Timers::default(),
             counters: Counters::default(),
@@ -464,6 +493,7 @@ impl Swim {
             self.counters.unknown_senders += 1;
             return;
         };
+        self.heard = Some(now);
         // Who is dead here has to refute before it may accuse others.
         let credible = sender.is_live();
         for statement in &message.statements {
@@ -481,6 +511,7 @@ impl Swim {
     /// Takes a peer's own record, learnt over an authenticated connection to it. This is the only
     /// way back for a member that was forgotten.
     pub fn handle_record(&mut self, now: Instant, record: Arc<VerifiedRecord>) {
+        self.heard = Some(now);
         self.on_record(now, record, Source::Connection);
     }
 
@@ -580,6 +611,7 @@ impl Swim {
 
     /// Takes the answer to [`Action::PingOverConnection`].
     pub fn handle_connection_ack(&mut self, now: Instant, node: &NodeId, seq: u32) {
+        self.heard = Some(now);
         if self.probes.way(seq, node) == Some(Way::Direct) {
             self.counters.probes_connection += 1;
             self.on_answered(now, seq);
@@ -598,6 +630,7 @@ impl Swim {
         let Some(member) = self.members.get_mut(node) else {
             return;
         };
+        self.heard = Some(now);
         // Nothing that was said in the future can be told now.
         let at = at.min(now);
         member.note_answer(at);
@@ -638,6 +671,18 @@ impl Swim {
             suspicion.refuse();
             suspicion_over = Some(suspicion.deadline().max(now));
         }
+        // When everybody is silent it is this node that hears nothing, and to ask everybody at once
+        // would tell the cluster that all its members are doubtful. The turns go on.
+        let is_deaf = self
+            .heard
+            .is_none_or(|at| now.saturating_duration_since(at) > self.config.probe_interval);
+        if is_deaf && doubt != Doubt::Refused && self.members.live() > 2 {
+            self.counters.doubts_while_deaf += 1;
+            return;
+        }
+        let Some(member) = self.members.get(node) else {
+            return;
+        };
         // Whoever forges doubts gets one probe in each interval for them, and no more.
         let pause = self.config.probe_interval;
         let free_at = member
@@ -843,6 +888,7 @@ impl Swim {
         self.abandon_probes_of(&node);
         self.members.remove(&node);
         self.cases.forget(&node);
+        self.user_events.forget(&node);
         if self.retired.len() < self.config.max_members {
             self.retired.insert(node.clone(), incarnation);
             self.timers
@@ -898,8 +944,12 @@ impl Swim {
         }
     }
 
+    fn has_news(&self) -> bool {
+        !self.queue.is_empty() || !self.user_events.is_empty()
+    }
+
     fn on_gossip_turn(&mut self, now: Instant) {
-        if self.queue.is_empty() {
+        if !self.has_news() {
             return;
         }
         let to_dead = self.config.gossip_to_dead;
@@ -928,13 +978,14 @@ impl Swim {
                 1
             };
             for burst in 0..bursts {
-                if self.queue.is_empty() || (burst > 0 && !self.queue.has_unsent()) {
+                let has_unsent = self.queue.has_unsent() || self.user_events.has_unsent();
+                if !self.has_news() || (burst > 0 && !has_unsent) {
                     break;
                 }
                 self.send(&node, destination, &Body::Gossip);
             }
         }
-        if !self.queue.is_empty() {
+        if self.has_news() {
             self.timers
                 .set(Timer::Gossip, now + self.config.gossip_interval);
         }
@@ -957,8 +1008,11 @@ impl Swim {
             }
         }
         let max_transmits = self.config.retransmits(self.members.live());
-        self.queue
-            .fill(&mut payload, self.config.max_payload_bytes, max_transmits);
+        let max_bytes = self.config.max_payload_bytes;
+        self.user_events
+            .fill_around(&mut payload, max_bytes, max_transmits, |payload| {
+                self.queue.fill(payload, max_bytes, max_transmits);
+            });
         self.counters.sent.count(body);
         self.transmits.push_back(Transmit {
             to: to.clone(),

@@ -36,7 +36,7 @@ use crate::{
 };
 
 use super::{
-    Action, Event, Swim, Transmit,
+    Accusation, Action, Event, Statement, Swim, Transmit,
     explain::Ending,
     members::{Member, Standing},
     message::{self, Body},
@@ -478,6 +478,16 @@ impl Swim {
             return;
         }
         if matches!(member.standing, Standing::Alive) {
+            if member.is_fresh(now, self.config.probe_interval) {
+                self.counters.vetoes += 1;
+                let accusation = Accusation {
+                    node: node.clone(),
+                    incarnation,
+                    accuser: by.clone(),
+                };
+                self.tell_accused(now, node, &Statement::Suspect(accusation));
+                return;
+            }
             self.suspect(now, node, by.clone(), true);
         }
         // A model without own probes asks first too, or one stale member would kill in a sync.

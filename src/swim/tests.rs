@@ -87,6 +87,7 @@ impl Bench {
             body,
             statements,
             records: Vec::new(),
+            events: Vec::new(),
         };
         let addr = NOBODY.parse().unwrap();
         self.core
@@ -1092,4 +1093,57 @@ fn without_own_probes_a_foreign_verdict_is_taken_over_and_explained() {
         .core
         .handle_peer_doubted(bench.now, &id("b"), Doubt::Refused);
     assert_eq!(bench.core.counters().doubts, 0);
+}
+
+#[test]
+fn whoever_hears_nobody_doubts_itself_rather_than_everybody() {
+    let mut bench = Bench::new(Config::lan(), &["a", "b", "c"]);
+    bench.now += Duration::from_secs(2);
+    for name in ["a", "b", "c"] {
+        bench
+            .core
+            .handle_peer_doubted(bench.now, &id(name), Doubt::Unanswered);
+    }
+    assert_eq!(bench.core.counters().doubts_while_deaf, 3);
+    assert_eq!(bench.core.probes.count(Purpose::Check), 0);
+    // A single voice shows that it is not this node.
+    bench.receive("b", Body::Gossip);
+    bench
+        .core
+        .handle_peer_doubted(bench.now, &id("a"), Doubt::Unanswered);
+    assert_eq!(bench.core.probes.count(Purpose::Check), 1);
+}
+
+#[test]
+fn an_accusation_is_not_believed_while_an_answer_is_fresh_and_the_accused_is_told() {
+    let mut bench = Bench::new(Config::lan(), &["a", "b", "c"]);
+    bench
+        .core
+        .handle_peer_answered(bench.now, &id("a"), bench.now);
+    bench.sent();
+    let accusation = Accusation {
+        node: id("a"),
+        incarnation: 1,
+        accuser: id("b"),
+    };
+    for _ in 0..10 {
+        let suspect = Statement::Suspect(accusation.clone());
+        bench.tell("b", Body::Gossip, vec![suspect]);
+    }
+    let told = bench.sent();
+    assert_eq!(told.len(), 1, "once an interval");
+    assert_eq!(told[0].0, id("a"));
+    assert_eq!(
+        told[0].1.statements,
+        [Statement::Suspect(accusation.clone())]
+    );
+    assert_eq!(bench.core.counters().vetoes, 10);
+    assert_eq!(bench.events(), []);
+    bench.now += bench.core.config().probe_interval;
+    bench.tell("b", Body::Gossip, vec![Statement::Suspect(accusation)]);
+    let suspect = Event::Suspect {
+        node: id("a"),
+        by: id("b"),
+    };
+    assert_eq!(bench.events(), [suspect], "the answer is no longer fresh");
 }

@@ -7,7 +7,9 @@
 //!
 //! Accusations hold for exactly the incarnation that is stored. They count as confirmations only in
 //! the accuser's own authenticated datagram, and those of members that are dead here not at all. A
-//! foreign "dead" shortens the wait, unless a fresh answer over the connection outweighs it.
+//! foreign "dead" shortens the wait. While an answer over the connection is fresh, neither is
+//! believed: no suspicion begins here, none is shortened, and instead of passing the accusation on,
+//! which would go on for ever where nobody remembers it, this node tells the accused.
 //!
 //! # How long until a crash is known
 //!
@@ -97,7 +99,13 @@ impl Swim {
         }
         let condemned = matches!(statement, Statement::Dead(_));
         let first_hand = from == accuser;
+        let is_fresh = member.is_fresh(now, self.config.probe_interval);
         let relay = match &member.standing {
+            Standing::Alive if is_fresh => {
+                self.counters.vetoes += 1;
+                self.tell_accused(now, node, statement);
+                false
+            }
             Standing::Alive => {
                 self.suspect(now, node, accuser.clone(), first_hand);
                 if condemned {
@@ -122,6 +130,27 @@ impl Swim {
         if relay {
             self.spread_statement(now, node, statement);
         }
+    }
+
+    /// Tells a member what is said of it, so that it can refute; not more often than once an interval,
+    /// however often it is said.
+    pub(super) fn tell_accused(&mut self, now: Instant, node: &NodeId, statement: &Statement) {
+        let pause = self.config.probe_interval;
+        let Some(member) = self.members.get_mut(node) else {
+            return;
+        };
+        let destination = member.record.record.gossip_addr;
+        let told = &mut member.rare_mut().told;
+        if told.is_some_and(|at| now.saturating_duration_since(at) < pause) {
+            return;
+        }
+        *told = Some(now);
+        self.counters.sent.count(&Body::Gossip);
+        self.transmits.push_back(Transmit {
+            to: node.clone(),
+            destination,
+            payload: message::encode_statement(statement),
+        });
     }
 
     /// Counts an accusation of a suspect, if it confirms what is known; false when it tells nothing

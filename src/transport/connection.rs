@@ -1651,7 +1651,9 @@ impl Worker {
                 | Control::Probe { .. }
                 | Control::ProbeAck { .. }
                 | Control::Keyring(_)
-                | Control::KeysHeld(_)),
+                | Control::KeysHeld(_)
+                | Control::EventClock { .. }
+                | Control::UserEvent { .. }),
             ) => {
                 let connection = self.connection.id;
                 self.notices

@@ -30,8 +30,8 @@ const MAX_PROCESS_QUEUED_BYTES: usize = 256 << 20;
 pub(super) const MAX_CONTROL_QUEUED_BYTES: usize = 256 << 10;
 
 /// Application streams of one direction: messages, requests and replies of each application of
-/// either node.
-const MAX_APP_STREAMS: usize = 3 * MAX_APPS;
+/// either node, and requests and replies of queries.
+const MAX_APP_STREAMS: usize = 3 * MAX_APPS + 2;
 
 /// What waits in the whole process.
 static PROCESS_QUEUED: AtomicUsize = AtomicUsize::new(0);

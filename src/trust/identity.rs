@@ -49,6 +49,8 @@ use crate::{
 pub(super) const RECORD_CONTEXT: &[u8] = b"nodosum record v1\0";
 /// What a statement's signature covers before the statement.
 pub(super) const STATEMENT_CONTEXT: &[u8] = b"nodosum statement v1\0";
+/// What the signature of an application's event covers before the event.
+pub(super) const EVENT_CONTEXT: &[u8] = b"nodosum event v1\0";
 
 /// The largest PEM file that is read: a handful of certificates take less than a tenth of it, and
 /// a mistyped path to something huge should end in a message, not in memory.
@@ -258,6 +260,15 @@ impl Identity {
     /// [`SignError::Random`] when the system has no random bytes.
     pub fn sign_statement(&self, bytes: &[u8]) -> Result<Vec<u8>, SignError> {
         self.sign_with(STATEMENT_CONTEXT, bytes)
+    }
+
+    /// Signs an event of an application.
+    ///
+    /// # Errors
+    ///
+    /// [`SignError::Random`] when the system has no random bytes.
+    pub fn sign_event(&self, bytes: &[u8]) -> Result<Vec<u8>, SignError> {
+        self.sign_with(EVENT_CONTEXT, bytes)
     }
 
     /// A secret that depends on the private key and `label` alone, and so outlives a restart.

@@ -26,7 +26,7 @@ use prost::Message as _;
 use ring::{digest, rand::SecureRandom};
 
 use super::{MAX_MEMBERS, wipe};
-use crate::node_id::NodeId;
+use crate::node_id::{KeyId, NodeId};
 
 /// The most keys in a ring: one in use, one on its way in, one on its way out, and room for
 /// clusters that meet. When there are more, the lowest go.
@@ -38,22 +38,6 @@ pub const MAX_KEYRING_BYTES: usize = 1_024;
 
 const ID_LABEL: &[u8] = b"nodosum group key id v1\0";
 const DIGEST_LABEL: &[u8] = b"nodosum keyring digest v1\0";
-
-/// A name for a group key that gives nothing away of it.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct KeyId(pub [u8; 8]);
-
-impl fmt::Display for KeyId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
-    }
-}
-
-impl fmt::Debug for KeyId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
 
 /// A secret shared by the cluster. `Debug` does not show it, and it is overwritten when dropped.
 #[derive(Clone, PartialEq, Eq)]
@@ -139,8 +123,9 @@ pub enum KeyringError {
     /// No key has this id.
     #[error("no gossip key {0}")]
     UnknownKey(KeyId),
-    /// This key is used to send, and would go; a rotation has to come first.
-    #[error("gossip key {0} is in use; rotate first")]
+    /// This key is used to send, and would go with the one to be removed; a rotation has to come
+    /// first.
+    #[error("gossip key {0} is in use, and older keys go with newer ones; rotate first")]
     InUse(KeyId),
     /// The ring has keys already.
     #[error("there is a gossip key already")]
@@ -164,7 +149,7 @@ pub enum KeyringError {
 pub struct Merged {
     /// The set of keys or the floor is another one now: pass it on and confirm it.
     pub changed: bool,
-    /// Some offered key was too many generations ahead; the next sync gets nearer.
+    /// Some offered key was too many generations ahead; the next offer gets nearer.
     pub ahead: bool,
 }
 
@@ -251,6 +236,19 @@ impl KeyringOffer {
 }
 
 impl KeyringOffer {
+    /// Whether some key is too many generations ahead of `ring` to be taken, so that a merge will
+    /// only raise the limit. Who merges such offers limits how many, or somebody in the cluster could
+    /// raise it without end.
+    pub fn is_ahead_of(&self, ring: &Keyring) -> bool {
+        let highest = self.keys.last().map(|key| key.generation);
+        !ring.fixed && !ring.keys.is_empty() && highest > Some(ring.limit())
+    }
+
+    /// Whether `ring` holds exactly these keys above the same floor.
+    pub fn equals(&self, ring: &Keyring) -> bool {
+        self.keys == ring.keys && self.floor == ring.floor
+    }
+
     /// The ids of all offered keys, highest first: who offers them holds them.
     pub fn ids(&self) -> Vec<KeyId> {
         self.keys.iter().rev().map(GroupKey::id).collect()
@@ -356,7 +354,7 @@ impl Keyring {
                 ahead: false,
             });
         }
-        let limit = self.seen_generation.saturating_add(1);
+        let limit = self.limit();
         let before = self.digest();
         let accepted = offer.keys.iter().filter(|key| key.generation <= limit);
         self.keys.extend(accepted.cloned());
@@ -423,6 +421,13 @@ impl Keyring {
         let highest = candidates.last().copied()?;
         self.send = Some(highest);
         Some(highest)
+    }
+
+    /// Whether a member has confirmed to hold this key.
+    pub fn has_confirmed(&self, node: &NodeId, id: KeyId) -> bool {
+        self.confirmed
+            .get(node)
+            .is_some_and(|ids| ids.contains(&id))
     }
 
     /// The key to seal under; none until there is one.
@@ -493,6 +498,11 @@ impl Keyring {
             send: self.send.map_or_else(Vec::new, |id| id.0.to_vec()),
         }
         .encode_to_vec()
+    }
+
+    /// The highest generation that is taken from an offer.
+    fn limit(&self) -> u32 {
+        self.seen_generation.saturating_add(1)
     }
 
     fn changeable(&self) -> Result<(), KeyringError> {
@@ -774,6 +784,25 @@ mod tests {
         assert_eq!(merge(&mut ring, &others), CHANGED);
         assert_eq!(ring.digest(), others.digest());
         assert_eq!(ring.send_key(), others.send_key());
+    }
+
+    #[test]
+    fn an_offer_tells_whether_it_is_ahead_and_whether_it_is_the_same_ring() {
+        let ring = created();
+        let mut newer = ring_of(ring.keys());
+        newer.rotate(&random()).unwrap();
+        assert!(offer(&ring).equals(&ring) && !offer(&newer).equals(&ring));
+        assert!(!offer(&newer).is_ahead_of(&ring), "one above is taken");
+        newer.rotate(&random()).unwrap();
+        assert!(offer(&newer).is_ahead_of(&ring));
+        assert!(!offer(&newer).is_ahead_of(&Keyring::new()));
+        assert!(!offer(&newer).is_ahead_of(&Keyring::fixed([1; 32])));
+        assert!(!offer(&Keyring::new()).is_ahead_of(&ring));
+        newer.select([].iter());
+        let mut removed = ring_of(newer.keys());
+        removed.select([].iter());
+        removed.remove(removed.ids()[0]).unwrap();
+        assert!(!offer(&removed).equals(&newer));
     }
 
     #[test]

@@ -14,10 +14,11 @@ mod seal;
 mod testing;
 mod verifier;
 
+pub use crate::node_id::KeyId;
 pub use certificates::{Certificate, CertificateError, Certificates, MAX_CERTIFICATES};
 pub use identity::{Identity, SignError};
 pub use keyring::{
-    GroupKey, KeyId, Keyring, KeyringError, KeyringOffer, MAX_KEYRING_BYTES, MAX_KEYS, Merged,
+    GroupKey, Keyring, KeyringError, KeyringOffer, MAX_KEYRING_BYTES, MAX_KEYS, Merged,
 };
 pub use leaf::{MAX_CERTIFICATE_BYTES, certified_names, validity};
 pub use seal::{Header, MAX_OVERHEAD, OpenError, Opener, Sealer, overhead};

@@ -39,9 +39,9 @@ use ring::{
 
 use super::{
     MAX_MEMBERS,
-    keyring::{GroupKey, KeyId, Keyring, MAX_KEYS},
+    keyring::{GroupKey, Keyring, MAX_KEYS},
 };
-use crate::node_id::{BootId, ClusterName, MAX_LABEL_BYTES, NodeId};
+use crate::node_id::{BootId, ClusterName, KeyId, MAX_LABEL_BYTES, NodeId};
 
 const VERSION: u8 = 0x01;
 const TAG_BYTES: usize = 16;

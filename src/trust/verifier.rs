@@ -20,7 +20,7 @@ use ring::signature::{ECDSA_P256_SHA256_ASN1, UnparsedPublicKey};
 use super::{
     MAX_MEMBERS,
     certificates::{Certificate, CertificateError, Certificates},
-    identity::{Identity, RECORD_CONTEXT, STATEMENT_CONTEXT},
+    identity::{EVENT_CONTEXT, Identity, RECORD_CONTEXT, STATEMENT_CONTEXT},
 };
 use crate::{
     node_id::{ClusterName, NodeId},
@@ -151,9 +151,33 @@ impl Verifier {
         bytes: &[u8],
         signature: &[u8],
     ) -> Result<(), Refusal> {
+        self.verify_in(STATEMENT_CONTEXT, node, bytes, signature)
+    }
+
+    /// Whether one of the node's known certificates signed this event of an application.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::UnknownSigner`] or [`Refusal::Forged`].
+    pub fn verify_event(
+        &self,
+        node: &NodeId,
+        bytes: &[u8],
+        signature: &[u8],
+    ) -> Result<(), Refusal> {
+        self.verify_in(EVENT_CONTEXT, node, bytes, signature)
+    }
+
+    fn verify_in(
+        &self,
+        context: &[u8],
+        node: &NodeId,
+        bytes: &[u8],
+        signature: &[u8],
+    ) -> Result<(), Refusal> {
         let mut refusal = Refusal::UnknownSigner(node.clone());
         for certificate in self.certificates.of(node) {
-            if signed_by(certificate, STATEMENT_CONTEXT, bytes, signature) {
+            if signed_by(certificate, context, bytes, signature) {
                 return Ok(());
             }
             refusal = Refusal::Forged(node.clone());

@@ -325,6 +325,7 @@ impl World {
                     body: Body::Gossip,
                     statements: Vec::new(),
                     records,
+                    events: Vec::new(),
                 };
                 self.say(&id(via)?, &id(to)?, &message)?;
             }
@@ -335,6 +336,7 @@ impl World {
                     body: Body::Gossip,
                     statements: vec![statement],
                     records: Vec::new(),
+                    events: Vec::new(),
                 };
                 self.say(&id(from)?, &to, &message)?;
             }
@@ -784,6 +786,7 @@ impl World {
                 Event::Forgotten { node } => (node, "forgotten", Some(false), None),
                 Event::NameConflict { node, .. } => (node, "conflict", None, None),
                 Event::AddressConflict { node, .. } => (node, "contested", None, None),
+                Event::User(event) => (&event.origin, "event", None, None),
             };
             let up = state.up.entry(node.clone()).or_default();
             if needs_up.is_some_and(|needed| needed != *up) {

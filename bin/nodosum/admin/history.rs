@@ -153,6 +153,7 @@ impl Kept {
                 reason: None,
                 missed: Some(forgotten),
                 unacknowledged: None,
+                user: None,
             });
         }
         let index = usize::try_from(cursor.position - self.first).ok()?;
@@ -181,6 +182,7 @@ mod tests {
             reason: None,
             missed: None,
             unacknowledged: None,
+            user: None,
         }
     }
 

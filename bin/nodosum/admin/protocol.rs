@@ -19,10 +19,13 @@ use std::{
 };
 
 use jiff::Timestamp;
-use nodosum::{ConnectionInfo, Event, EventKind, MemberInfo, Node};
+use nodosum::{
+    ConnectionInfo, Event, EventKind, Explanation, Keys, MemberInfo, Moment, Node,
+    explain::{Case, Ending, Evidence, Verdict},
+};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use crate::exit::Exit;
+use crate::{clock::Wall, exit::Exit};
 
 /// The version of this protocol.
 pub(crate) const VERSION: u32 = 1;
@@ -97,6 +100,30 @@ pub(crate) enum Command {
     ForceLeave {
         node: String,
     },
+    Explain {
+        node: String,
+    },
+    Keys,
+    RotateKey,
+    RemoveKey {
+        key: String,
+    },
+    Event {
+        name: String,
+        payload_bytes: u64,
+    },
+    Query {
+        name: String,
+        nodes: Vec<String>,
+        tags: BTreeMap<String, String>,
+        timeout_seconds: f64,
+        payload_bytes: u64,
+    },
+    /// Changes what it names and answers with all; empty, it only asks.
+    Tags {
+        set: BTreeMap<String, String>,
+        delete: Vec<String>,
+    },
 }
 
 impl Command {
@@ -105,7 +132,9 @@ impl Command {
         match self {
             Self::Send { payload_bytes, .. }
             | Self::Broadcast { payload_bytes, .. }
-            | Self::Request { payload_bytes, .. } => *payload_bytes,
+            | Self::Request { payload_bytes, .. }
+            | Self::Event { payload_bytes, .. }
+            | Self::Query { payload_bytes, .. } => *payload_bytes,
             Self::Members
             | Self::Conns
             | Self::Status
@@ -114,7 +143,12 @@ impl Command {
             | Self::Ping { .. }
             | Self::Join { .. }
             | Self::Leave { .. }
-            | Self::ForceLeave { .. } => 0,
+            | Self::ForceLeave { .. }
+            | Self::Explain { .. }
+            | Self::Keys
+            | Self::RotateKey
+            | Self::RemoveKey { .. }
+            | Self::Tags { .. } => 0,
         }
     }
 }
@@ -146,6 +180,19 @@ pub(crate) enum Reply {
         confirmed: Vec<String>,
         unconfirmed: Vec<String>,
     },
+    Explanation(Box<ExplanationView>),
+    Keys(KeysView),
+    Rotated {
+        key: String,
+    },
+    /// One answer to a query; more follow.
+    Answer(AnswerView),
+    /// No more answers.
+    Asked {
+        refused: Vec<FailedView>,
+        missing: Vec<String>,
+    },
+    Tags(TagsView),
     Error {
         exit: Exit,
         message: String,
@@ -213,7 +260,7 @@ pub(crate) struct ConnsView {
     pub(crate) connections: Vec<ConnView>,
 }
 
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct ConnView {
     pub(crate) peer: Option<String>,
     pub(crate) side: Option<String>,
@@ -348,6 +395,231 @@ impl StatusView {
     }
 }
 
+/// The object of `members NODE --explain`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct ExplanationView {
+    pub(crate) schema: u32,
+    /// Who explains.
+    pub(crate) node: String,
+    pub(crate) member: String,
+    pub(crate) status: String,
+    pub(crate) since: String,
+    pub(crate) incarnation: u64,
+    pub(crate) health_score: u32,
+    pub(crate) evidence: EvidenceView,
+    pub(crate) case: Option<CaseView>,
+    pub(crate) last_death: Option<CaseView>,
+    pub(crate) connection: ConnView,
+    pub(crate) when_suspected: Option<MomentView>,
+    pub(crate) when_dead: Option<MomentView>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct EvidenceView {
+    pub(crate) last_answer: Option<String>,
+    pub(crate) doubts: Vec<DoubtView>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct DoubtView {
+    pub(crate) doubt: String,
+    pub(crate) at: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct CaseView {
+    pub(crate) incarnation: u64,
+    pub(crate) began: String,
+    pub(crate) members: usize,
+    pub(crate) shortest_seconds: f64,
+    pub(crate) longest_seconds: f64,
+    pub(crate) confirmations_wanted: usize,
+    pub(crate) accusations: Vec<AccusedView>,
+    pub(crate) more_accusations: u64,
+    pub(crate) probes: Vec<ProbeView>,
+    pub(crate) more_probes: u64,
+    pub(crate) vetoes: u64,
+    pub(crate) verdict: Option<VerdictView>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct AccusedView {
+    pub(crate) by: String,
+    pub(crate) at: String,
+    pub(crate) first_hand: bool,
+    pub(crate) dead: bool,
+    pub(crate) counted: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct ProbeView {
+    pub(crate) started: String,
+    pub(crate) ended: String,
+    pub(crate) took_seconds: f64,
+    pub(crate) helpers: usize,
+    pub(crate) nacks: usize,
+    pub(crate) over_connection: bool,
+    pub(crate) answered: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct VerdictView {
+    pub(crate) at: String,
+    /// `refuted`, `left`, `dead` or `taken_over`.
+    pub(crate) ending: String,
+    /// Of `dead`: the wait was cut short because its ports refused.
+    pub(crate) fast: bool,
+    /// Of `taken_over`: whose word it was.
+    pub(crate) from: Option<String>,
+    pub(crate) health_score: u32,
+    pub(crate) evidence: EvidenceView,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct MomentView {
+    pub(crate) at: String,
+    pub(crate) connection: ConnView,
+}
+
+impl ExplanationView {
+    pub(crate) fn of(node: &Node, explanation: Explanation) -> Self {
+        let wall = Wall::now();
+        let moment = |moment: Moment| MomentView {
+            at: wall.text(moment.at),
+            connection: ConnView::from(moment.connection),
+        };
+        let membership = explanation.membership;
+        Self {
+            schema: 1,
+            node: node.id().to_string(),
+            member: membership.node.to_string(),
+            status: membership.status.to_string(),
+            since: wall.text(membership.since),
+            incarnation: membership.incarnation,
+            health_score: membership.health_score,
+            evidence: EvidenceView::of(wall, membership.evidence),
+            case: membership.case.map(|case| CaseView::of(wall, case)),
+            last_death: membership.last_death.map(|case| CaseView::of(wall, case)),
+            connection: ConnView::from(explanation.connection),
+            when_suspected: explanation.when_suspected.map(moment),
+            when_dead: explanation.when_dead.map(moment),
+        }
+    }
+}
+
+impl EvidenceView {
+    fn of(wall: Wall, evidence: Evidence) -> Self {
+        let doubts = evidence.doubts.into_iter().map(|(doubt, at)| DoubtView {
+            doubt: doubt.as_str().to_owned(),
+            at: wall.text(at),
+        });
+        Self {
+            last_answer: evidence.last_answer.map(|at| wall.text(at)),
+            doubts: doubts.collect(),
+        }
+    }
+}
+
+impl CaseView {
+    fn of(wall: Wall, case: Case) -> Self {
+        let accusations = case.accusations.into_iter().map(|accused| AccusedView {
+            by: accused.by.to_string(),
+            at: wall.text(accused.at),
+            first_hand: accused.first_hand,
+            dead: accused.dead,
+            counted: accused.counted,
+        });
+        let probes = case.probes.into_iter().map(|probe| ProbeView {
+            started: wall.text(probe.started),
+            ended: wall.text(probe.ended),
+            took_seconds: probe
+                .ended
+                .saturating_duration_since(probe.started)
+                .as_secs_f64(),
+            helpers: probe.helpers,
+            nacks: probe.nacks,
+            over_connection: probe.over_connection,
+            answered: probe.answered,
+        });
+        Self {
+            incarnation: case.incarnation,
+            began: wall.text(case.began),
+            members: case.members,
+            shortest_seconds: case.shortest.as_secs_f64(),
+            longest_seconds: case.longest.as_secs_f64(),
+            confirmations_wanted: case.wanted,
+            accusations: accusations.collect(),
+            more_accusations: case.more_accusations,
+            probes: probes.collect(),
+            more_probes: case.more_probes,
+            vetoes: case.vetoes,
+            verdict: case.verdict.map(|verdict| VerdictView::of(wall, verdict)),
+        }
+    }
+}
+
+impl VerdictView {
+    fn of(wall: Wall, verdict: Verdict) -> Self {
+        let (ending, fast, from) = match verdict.ending {
+            Ending::Refuted => ("refuted", false, None),
+            Ending::Left => ("left", false, None),
+            Ending::Dead { fast } => ("dead", fast, None),
+            Ending::TakenOver { from } => ("taken_over", false, Some(from.to_string())),
+        };
+        Self {
+            at: wall.text(verdict.at),
+            ending: ending.to_owned(),
+            fast,
+            from,
+            health_score: verdict.health_score,
+            evidence: EvidenceView::of(wall, verdict.evidence),
+        }
+    }
+}
+
+/// The object of `keys list`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct KeysView {
+    pub(crate) schema: u32,
+    pub(crate) node: String,
+    pub(crate) cluster: String,
+    pub(crate) fixed: bool,
+    pub(crate) members: usize,
+    pub(crate) keys: Vec<KeyView>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct KeyView {
+    pub(crate) key: String,
+    pub(crate) generation: u32,
+    pub(crate) seals: bool,
+    pub(crate) confirmed: usize,
+    pub(crate) members: usize,
+    pub(crate) missing: Vec<String>,
+}
+
+impl KeysView {
+    pub(crate) fn of(node: &Node, keys: Keys) -> Self {
+        let members = keys.members;
+        let views = keys.keys.into_iter().map(|key| KeyView {
+            key: key.id.to_string(),
+            generation: key.generation,
+            seals: key.seals,
+            confirmed: key.confirmed,
+            members,
+            missing: key.missing.iter().map(ToString::to_string).collect(),
+        });
+        Self {
+            schema: 1,
+            node: node.id().to_string(),
+            cluster: node.cluster().to_string(),
+            fixed: keys.fixed,
+            members,
+            keys: views.collect(),
+        }
+    }
+}
+
 /// How many descriptors this process has open; unknown where the system does not say.
 fn open_fds() -> Option<u64> {
     let entries = std::fs::read_dir("/proc/self/fd").ok()?.count();
@@ -381,11 +653,72 @@ pub(crate) struct EventView {
     /// How many messages the peer never acknowledged; of `disconnected` only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) unacknowledged: Option<u64>,
+    /// What an application told everybody; of `user_event` only.
+    #[serde(default, flatten, skip_serializing_if = "Option::is_none")]
+    pub(crate) user: Option<Box<UserEventView>>,
+}
+
+/// What a `user_event` has beside the fields of all events.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct UserEventView {
+    pub(crate) name: String,
+    pub(crate) lamport: u64,
+    #[serde(flatten)]
+    pub(crate) payload: PayloadView,
+}
+
+/// Bytes of an application: as text, or in hexadecimal where they are none.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct PayloadView {
+    pub(crate) payload: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) payload_hex: Option<String>,
+}
+
+impl PayloadView {
+    pub(crate) fn of(bytes: Vec<u8>) -> Self {
+        match String::from_utf8(bytes) {
+            Ok(text) => Self {
+                payload: Some(text),
+                payload_hex: None,
+            },
+            Err(error) => Self {
+                payload: None,
+                payload_hex: Some(hex(error.as_bytes())),
+            },
+        }
+    }
+
+    /// For a table: the text, or `0x` and the digits.
+    pub(crate) fn text(&self) -> String {
+        match (&self.payload, &self.payload_hex) {
+            (Some(text), _) => text.clone(),
+            (None, Some(digits)) => format!("0x{digits}"),
+            (None, None) => String::new(),
+        }
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 impl From<Event> for EventView {
     fn from(event: Event) -> Self {
-        let (mut missed, mut unacknowledged) = (None, None);
+        let (mut missed, mut unacknowledged, mut user) = (None, None, None);
+        if let EventKind::UserEvent {
+            name,
+            payload,
+            lamport,
+            ..
+        } = &event.kind
+        {
+            user = Some(Box::new(UserEventView {
+                name: name.clone(),
+                lamport: *lamport,
+                payload: PayloadView::of(payload.clone()),
+            }));
+        }
         if let EventKind::Lagged { missed: count } = event.kind {
             missed = Some(count);
         }
@@ -405,8 +738,25 @@ impl From<Event> for EventView {
             reason: event.kind.reason().map(str::to_owned),
             missed,
             unacknowledged,
+            user,
         }
     }
+}
+
+/// One node's answer to a query.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct AnswerView {
+    pub(crate) node: String,
+    #[serde(flatten)]
+    pub(crate) answer: PayloadView,
+}
+
+/// The object of `tags`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct TagsView {
+    pub(crate) schema: u32,
+    pub(crate) node: String,
+    pub(crate) tags: BTreeMap<String, String>,
 }
 
 /// The object of `send` and `broadcast`.
@@ -555,6 +905,7 @@ mod tests {
             reason: None,
             missed: None,
             unacknowledged: None,
+            user: None,
         };
         let json = serde_json::to_string(&event).unwrap();
         assert_eq!(

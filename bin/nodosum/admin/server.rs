@@ -21,7 +21,8 @@ use std::{
 };
 
 use nodosum::{
-    App, CommandError, Delivery, Node, NodeId, RegisterError, RequestError, SendErrorKind,
+    Answers, App, CommandError, Delivery, EventError, KeyId, Node, NodeId, QueryFilter,
+    RegisterError, RequestError, SendErrorKind,
 };
 use parking_lot::{Condvar, Mutex};
 use rustix::{
@@ -34,8 +35,9 @@ use rustix::{
 use super::{
     history::{Cursor, History, Next},
     protocol::{
-        Command, ConnsView, DeliveryView, Envelope, FailedView, MAX_REQUEST_LINE, MembersView,
-        ReadError, Reply, StatusView, VERSION, Versioned, read_line, read_payload,
+        AnswerView, Command, ConnsView, DeliveryView, Envelope, ExplanationView, FailedView,
+        KeysView, MAX_REQUEST_LINE, MembersView, PayloadView, ReadError, Reply, StatusView,
+        TagsView, VERSION, Versioned, read_line, read_payload,
     },
     socket::Bound,
 };
@@ -332,6 +334,34 @@ fn carry_out(
         } => join(node, &seeds, timeout_seconds),
         Command::Leave { timeout_seconds } => leave(node, timeout_seconds),
         Command::ForceLeave { node: dead } => force_leave(node, &dead),
+        Command::Explain { node: member } => explain(node, &member),
+        Command::Keys => keys(node),
+        Command::RotateKey => rotate_key(node),
+        Command::RemoveKey { key } => remove_key(node, &key),
+        Command::Event { name, .. } => node
+            .emit_event(&name, payload)
+            .map(|()| Reply::Done)
+            .map_err(event_failure),
+        Command::Query {
+            name,
+            nodes,
+            tags,
+            timeout_seconds,
+            ..
+        } => match query(node, &name, &nodes, tags, timeout_seconds, payload) {
+            Ok(answers) => return tell_answers(stream, answers),
+            Err(failure) => Err(failure),
+        },
+        Command::Tags { set, delete } => node
+            .edit_tags(set, delete.into_iter().collect())
+            .map(|tags| {
+                Reply::Tags(TagsView {
+                    schema: 1,
+                    node: node.id().to_string(),
+                    tags,
+                })
+            })
+            .map_err(command_failure),
     };
     write_reply(stream, &reply.unwrap_or_else(Reply::from))
 }
@@ -576,12 +606,69 @@ fn request(
 
 fn command_failure(error: CommandError) -> Failure {
     let exit = match error {
-        CommandError::UnknownMember(_) | CommandError::NotDead { .. } => Exit::Unmet,
-        CommandError::InvalidSeed(_) => Exit::Usage,
+        CommandError::UnknownMember(_)
+        | CommandError::NotDead { .. }
+        | CommandError::UnknownKey(_)
+        | CommandError::KeyInUse(_) => Exit::Unmet,
+        CommandError::InvalidSeed(_) | CommandError::TagsTooLarge(_) => Exit::Usage,
         // The enum is open: whatever comes, the command failed.
         _ => Exit::Failed,
     };
     Failure::new(exit, error.to_string())
+}
+
+fn event_failure(error: EventError) -> Failure {
+    let exit = match error {
+        EventError::InvalidName(_)
+        | EventError::TooLarge { .. }
+        | EventError::FilterTooLarge { .. }
+        | EventError::InvalidTimeout(_) => Exit::Usage,
+        // The enum is open: whatever comes, nothing was sent.
+        _ => Exit::Failed,
+    };
+    Failure::new(exit, error.to_string())
+}
+
+fn query(
+    node: &Node,
+    name: &str,
+    nodes: &[String],
+    tags: BTreeMap<String, String>,
+    timeout_seconds: f64,
+    payload: Vec<u8>,
+) -> Result<Answers, Failure> {
+    let timeout = duration(timeout_seconds)?;
+    let mut filter = QueryFilter::all();
+    for name in nodes {
+        filter = filter.node(node_id(name)?);
+    }
+    for (key, value) in tags {
+        filter = filter.tag(key, value);
+    }
+    node.query(name, payload, filter, timeout)
+        .map_err(event_failure)
+}
+
+/// Tells the answers as they come. A client that goes away ends the query with the next of them, or
+/// at its time-out.
+fn tell_answers(stream: &UnixStream, mut answers: Answers) -> std::io::Result<()> {
+    for (node, answer) in answers.by_ref() {
+        let answer = AnswerView {
+            node: node.to_string(),
+            answer: PayloadView::of(answer),
+        };
+        write_reply(stream, &Reply::Answer(answer))?;
+    }
+    let report = answers.report();
+    let refused = report.refused.into_iter().map(|(node, error)| FailedView {
+        node: node.to_string(),
+        error,
+    });
+    let reply = Reply::Asked {
+        refused: refused.collect(),
+        missing: report.missing.iter().map(ToString::to_string).collect(),
+    };
+    write_reply(stream, &reply)
 }
 
 fn join(node: &Node, seeds: &[String], timeout_seconds: f64) -> Result<Reply, Failure> {
@@ -606,6 +693,28 @@ fn leave(node: &Node, timeout_seconds: f64) -> Result<Reply, Failure> {
 
 fn force_leave(node: &Node, dead: &str) -> Result<Reply, Failure> {
     node.force_leave(&node_id(dead)?).map_err(command_failure)?;
+    Ok(Reply::Done)
+}
+
+fn explain(node: &Node, member: &str) -> Result<Reply, Failure> {
+    let explanation = node.explain(&node_id(member)?).map_err(command_failure)?;
+    let view = ExplanationView::of(node, explanation);
+    Ok(Reply::Explanation(Box::new(view)))
+}
+
+fn keys(node: &Node) -> Result<Reply, Failure> {
+    let keys = node.keys().map_err(command_failure)?;
+    Ok(Reply::Keys(KeysView::of(node, keys)))
+}
+
+fn rotate_key(node: &Node) -> Result<Reply, Failure> {
+    let key = node.rotate_key().map_err(command_failure)?.to_string();
+    Ok(Reply::Rotated { key })
+}
+
+fn remove_key(node: &Node, key: &str) -> Result<Reply, Failure> {
+    let key = KeyId::from_str(key).map_err(|error| Failure::usage(error.to_string()))?;
+    node.remove_key(key).map_err(command_failure)?;
     Ok(Reply::Done)
 }
 

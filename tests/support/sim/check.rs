@@ -9,6 +9,8 @@
 //! 2. At one incarnation, alive gives way to suspect, dead and left, and never the other way.
 //! 3. Nobody is dead for a node that did not probe it itself without success since the suspicion
 //!    began, and not before the shortest suspicion is over.
+//!    And a node that runs, that nothing has disturbed, is not dead for another of that kind,
+//!    whatever third parties suffer or say.
 //! 4. `Left` stands in a record that the leaver signed, or was forced by a named member on one that
 //!    was dead here. Who is dead or left comes back above that incarnation or after being forgotten.
 //! 5. One content for each (node, incarnation, boot id).
@@ -16,11 +18,15 @@
 //! 7. Events of a member form Up (Suspect Alive | Updated)* (Dead | Left)… and their replay is the
 //!    view.
 //! 8. `Started` comes once; a node that stops dials nobody.
+//!    Who runs and is connected confirms a leave in time, and who has confirmed it knows of it.
 //! 9. Queues, dials and datagrams are bounded, and so is what one node sends in one probe interval.
 //! 10. What an outsider or a liar says has none of these effects, since all of the above hold while
 //!     they speak.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+};
 
 use nodosum::{
     BootId, MemberStatus, NodeId,
@@ -44,6 +50,9 @@ const MAX_CHECKS: u64 = 64;
 const LEAVE_FANOUT: u64 = 32;
 /// Datagrams to one member in a round of gossip (`swim`).
 const MAX_BURST: u64 = 4;
+
+/// Dials of one peer or seed in a probe interval.
+const DIALS_A_PEER: u64 = 10;
 
 /// What really happened.
 #[derive(Default)]
@@ -145,6 +154,7 @@ struct Window {
     sent: u64,
     received: u64,
     statements: u64,
+    dials: u64,
 }
 
 /// One life of one node, watched.
@@ -160,6 +170,9 @@ pub(crate) struct Observer {
     pub(crate) changed_at: u64,
     pub(crate) deaths: Vec<(u64, usize)>,
     pub(crate) dials: u64,
+    /// Addresses at which the node has met itself.
+    own: BTreeSet<SocketAddr>,
+    pub(crate) born_at: u64,
 }
 
 impl Observer {
@@ -178,6 +191,8 @@ impl Observer {
             changed_at: now,
             deaths: Vec::new(),
             dials: 0,
+            own: BTreeSet::new(),
+            born_at: now,
         }
     }
 
@@ -221,8 +236,11 @@ impl Observer {
         self.seen(peer).refused_at = Some(now);
     }
 
-    pub(crate) fn on_dial(&mut self) {
+    /// Whether the node has found out before that this is its own address.
+    pub(crate) fn on_dial(&mut self, addr: SocketAddr) -> bool {
         self.dials += 1;
+        self.window.dials += 1;
+        self.own.contains(&addr)
     }
 
     pub(crate) fn on_sync(&mut self, entries: usize) {
@@ -230,7 +248,7 @@ impl Observer {
     }
 }
 
-fn index_of(name: &NodeId) -> Option<usize> {
+pub(crate) fn index_of(name: &NodeId) -> Option<usize> {
     name.as_str()
         .strip_prefix('n')?
         .parse::<usize>()
@@ -267,7 +285,7 @@ impl World {
         }
     }
 
-    fn check_peer(&self, node: usize, event: &mesh::Event) -> Result<(), String> {
+    fn check_peer(&mut self, node: usize, event: &mesh::Event) -> Result<(), String> {
         match event {
             mesh::Event::Connected {
                 node: peer,
@@ -289,11 +307,16 @@ impl World {
                 }
                 Ok(())
             }
+            mesh::Event::SelfDial { addr } => {
+                if let Some(process) = &mut self.nodes[node].process {
+                    process.observer.own.insert(*addr);
+                }
+                Ok(())
+            }
             mesh::Event::Disconnected { .. }
             | mesh::Event::SeedReached { .. }
             | mesh::Event::SeedFailed { .. }
             | mesh::Event::JoinRoundOver { .. }
-            | mesh::Event::SelfDial { .. }
             | mesh::Event::SupersededBoot { .. } => Ok(()),
         }
     }
@@ -327,6 +350,7 @@ impl World {
             | swim::Event::Forgotten { node }
             | swim::Event::AddressConflict { node, .. }
             | swim::Event::NameConflict { node, .. } => node,
+            swim::Event::User(event) => &event.origin,
         };
         let Some(index) = index_of(name) else {
             return Err(format!("an event names {name}, which is nobody"));
@@ -334,6 +358,10 @@ impl World {
         let has_left = self.truth.left.contains(&index);
         let hostile = self.nodes[index].hostile;
         let is_forced = |by: &NodeId| self.truth.forced.contains(&(by.clone(), name.clone()));
+        // Undisturbed both, and for so long that the first failed probe lies within that time.
+        let calm_since = (self.calm_since(node), self.calm_since(index));
+        let both_run = self.nodes[index].process.is_some() && !hostile && !self.nodes[node].hostile;
+        let same_life = self.life_since(index);
         let is_truly_forced = match event {
             swim::Event::Left { by: Some(by), .. } => is_forced(by),
             _ => false,
@@ -396,6 +424,11 @@ impl World {
                     return Err(format!("{name} is dead without a failed probe here"));
                 }
                 let first = seen.suspect_at.saturating_sub(longest_probe);
+                let is_calm =
+                    matches!(calm_since, (Some(here), Some(there)) if here.max(there) < first);
+                if is_calm && both_run && same_life < first {
+                    return Err(format!("{name} is dead, and nothing was wrong with it"));
+                }
                 if seen.pinged_at.is_none_or(|at| at < first) {
                     return Err(format!("{name} is dead without a ping from here"));
                 }
@@ -431,9 +464,12 @@ impl World {
                     None | Some(_) => {}
                 }
                 seen.told = Told::Left;
-                seen.gone_at = Some(incarnation);
+                // Back in the same step: the view is past the record with which it left.
+                seen.gone_at = Some(incarnation - u64::from(!is_left));
                 observer.changed_at = now;
             }
+            // Nobody emits any here yet.
+            swim::Event::User(_) => return wrong("User"),
             swim::Event::Updated { .. } => {
                 if told != Told::Up {
                     return wrong("Updated");
@@ -453,6 +489,35 @@ impl World {
             swim::Event::NameConflict { .. } | swim::Event::AddressConflict { .. } => {}
         }
         Ok(())
+    }
+
+    /// When the life of a node that runs began.
+    fn life_since(&self, node: usize) -> u64 {
+        self.process(node)
+            .map_or(self.now, |process| process.observer.born_at)
+    }
+
+    /// A leave has had its time.
+    pub(crate) fn check_leave(&mut self, node: usize) {
+        let Some(leave) = self.cluster(node).and_then(Cluster::leaving) else {
+            return;
+        };
+        let patience = 6 * SEC;
+        let since = self.now.saturating_sub(patience);
+        let is_calm = |node: usize| self.calm_since(node).is_some_and(|at| at < since);
+        // The leave itself is what disturbs the leaver.
+        let leaver_is_calm = self.nodes[node].process.is_some() && self.is_calm_but_for_leave(node);
+        let silent = leave.waiting.iter().filter_map(index_of).find(|peer| {
+            leaver_is_calm
+                && is_calm(*peer)
+                && self.nodes[*peer].process.is_some()
+                && self.life_since(*peer) < since
+                && !self.nodes[*peer].hostile
+        });
+        if let Some(peer) = silent {
+            let why = format!("its leave is not confirmed by n{}", peer + 1);
+            self.violate(node, &why);
+        }
     }
 
     /// The shortest times from suspect to dead that the rules allow: as a rule, and after the ports
@@ -477,6 +542,7 @@ impl World {
             self.options.mesh.max_dials + self.options.mesh.max_seeds,
             self.options.mesh.max_members,
         );
+        let local = self.local(node);
         let Some(process) = &mut self.nodes[node].process else {
             return;
         };
@@ -490,6 +556,17 @@ impl World {
                 outcome = Err(format!(
                     "sent {} messages in {} ms, {bound} are allowed",
                     window.sent,
+                    (now - window.since) / MS
+                ));
+            }
+            // Full jitter below a bound that doubles: a peer is dialled a handful of times in the
+            // first second, and one of them in each ten after a while.
+            let mesh = process.cluster.mesh();
+            let peers = mesh.peers(local).count() + mesh.seeds().count();
+            if outcome.is_ok() && window.dials > (peers as u64 + 1) * DIALS_A_PEER {
+                outcome = Err(format!(
+                    "dialled {} times in {} ms, with {peers} peers",
+                    window.dials,
                     (now - window.since) / MS
                 ));
             }

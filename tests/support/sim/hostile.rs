@@ -127,6 +127,7 @@ impl World {
             body: Body::Gossip,
             statements: Vec::new(),
             records: Vec::new(),
+            events: Vec::new(),
         };
         let about = self.someone();
         let accuser = name_of(self.someone());

@@ -6,6 +6,7 @@ pub(crate) mod check;
 pub(crate) mod conditions;
 pub(crate) mod generate;
 pub(crate) mod hostile;
+pub(crate) mod planted;
 pub(crate) mod queue;
 pub(crate) mod registry;
 pub(crate) mod run;

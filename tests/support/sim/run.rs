@@ -192,6 +192,16 @@ impl World {
         let status = view.as_ref().map(|view| view.status);
         if !is_core {
             let is_gone = self.nodes[b].process.is_none();
+            let life = self.process(a)?.life;
+            if is_gone
+                && self.nodes[b].fate == Fate::Left
+                && self.nodes[b].confirmed_by.contains(&(a, life))
+                && status == Some(MemberStatus::Dead)
+            {
+                return Some(format!(
+                    "{name} has confirmed the leave of {other}, dead for it"
+                ));
+            }
             let is_cut = !is_gone && !self.nodes[b].hostile;
             let is_settled = match status {
                 None | Some(MemberStatus::Dead | MemberStatus::Left) => true,

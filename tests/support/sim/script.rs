@@ -352,6 +352,30 @@ impl What {
         }
     }
 
+    /// Whether the act disturbs this node: what it hears, what is heard of it, or how it runs. Liars
+    /// disturb nobody; that is the point of them.
+    pub(crate) fn disturbs(&self, node: usize) -> bool {
+        match self {
+            Self::Block { from, to }
+            | Self::Clog { from, to }
+            | Self::Loss { from, to, .. }
+            | Self::Delay { from, to, .. } => from.contains(node) || to.contains(node),
+            Self::Duplicate { .. } | Self::Reorder { .. } | Self::Corrupt { .. } => true,
+            Self::NoNames | Self::Hostile(_) | Self::Tags { .. } | Self::Join { .. } => false,
+            Self::Start { .. }
+            | Self::Crash { .. }
+            | Self::Leave { .. }
+            | Self::Stop { .. }
+            | Self::Pause { .. }
+            | Self::Stall { .. }
+            | Self::Stress { .. }
+            | Self::Full { .. }
+            | Self::Unsigned { .. }
+            | Self::Sever { .. }
+            | Self::ForceLeave { .. } => self.concerns(node),
+        }
+    }
+
     /// Whether the act takes time, so that its end matters.
     pub(crate) fn lasts(&self) -> bool {
         !matches!(

@@ -57,6 +57,7 @@ impl Tally {
                 swim::Event::Forgotten { .. } => "forgotten",
                 swim::Event::NameConflict { .. } => "name_conflict",
                 swim::Event::AddressConflict { .. } => "address_conflict",
+                swim::Event::User(_) => "user_event",
             },
             Event::Peer(peer) => match peer {
                 mesh::Event::Connected { .. } => "connected",

@@ -38,6 +38,7 @@ use nodosum::{
         mesh,
         record::Record,
         rng::Rng,
+        roster::Image,
         swim::{self, Doubt, ForcedLeave, SyncEntry},
     },
 };
@@ -275,9 +276,15 @@ pub(crate) struct Node {
     /// The act that ended its process, which alone may start it again.
     ended_by: Option<usize>,
     lives: u32,
-    incarnations: Vec<u64>,
     via: Nodes,
+    /// What it has left on its disk, the newest last.
+    saved: Vec<Vec<u8>>,
     pub(crate) hostile: bool,
+    /// Acts that disturb it now, and since when none has.
+    disturbances: u32,
+    calm_since: u64,
+    /// Who had confirmed its last leave when it ended, with the lives they lived.
+    pub(crate) confirmed_by: Vec<(usize, u32)>,
 }
 
 /// Numbers of datagrams already opened, of one life of a sender.
@@ -415,9 +422,12 @@ impl World {
                 fate: Fate::Unborn,
                 ended_by: None,
                 lives: 0,
-                incarnations: Vec::new(),
                 via: Nodes::default(),
+                saved: Vec::new(),
                 hostile: false,
+                disturbances: 0,
+                calm_since: 0,
+                confirmed_by: Vec::new(),
             })
             .collect();
         let mut world = Self {
@@ -635,6 +645,7 @@ impl World {
             Happening::LeaveDeadline { node, life } => {
                 if self.life(node) == Some(life) {
                     self.tally.count("leaves_unconfirmed");
+                    self.check_leave(node);
                     self.exit(node);
                 }
             }
@@ -751,11 +762,14 @@ impl World {
             self.nodes[node].addr = self.addresses.len() as u32;
             self.addresses.push(node);
         }
-        let incarnation = match (memory, self.nodes[node].incarnations.last()) {
-            (Memory::Kept, Some(last)) => last + 1,
-            (Memory::Old, Some(last)) => last / 2 + 1,
-            (Memory::Lost, Some(_)) | (_, None) => 1,
+        let saved = &self.nodes[node].saved;
+        let saved = match memory {
+            Memory::Kept => saved.last(),
+            Memory::Old => saved.get(saved.len() / 2),
+            Memory::Lost => None,
         };
+        let image = saved.and_then(|bytes| Image::decode(bytes).ok());
+        let incarnation = image.as_ref().map_or(1, |image| image.incarnation + 1);
         let boot = u128::from(self.rng.u64()) << 64 | u128::from(self.rng.u64());
         let boot = BootId(boot.to_be_bytes());
         let addr = self.nodes[node].addr;
@@ -788,7 +802,6 @@ impl World {
         let total = self.nodes.len();
         let state = &mut self.nodes[node];
         state.lives += 1;
-        state.incarnations.push(incarnation);
         state.fate = Fate::Running;
         state.host_up = true;
         state.ended_by = None;
@@ -832,6 +845,9 @@ impl World {
             )
         });
         // Nothing held by acts that began before it ran holds it now: a new process is another.
+        if let Some(image) = image {
+            self.restore(node, &image);
+        }
         let seeds = via.iter().map(|seed| name_of(seed).to_string()).collect();
         if let Some(process) = &mut self.nodes[node].process {
             process.cluster.start(now, seeds);
@@ -863,6 +879,16 @@ impl World {
         process.exiting = true;
         let life = process.life;
         process.cluster.stop(now);
+        let leave = process.cluster.leaving();
+        let confirmed: Vec<NodeId> = leave.map_or_else(Vec::new, |leave| leave.confirmed.clone());
+        let confirmed = confirmed.iter().filter_map(|name| self.index_of(name));
+        let confirmed = confirmed
+            .filter_map(|peer| Some((peer, self.life(peer)?)))
+            .collect();
+        self.nodes[node].confirmed_by = confirmed;
+        let Some(process) = &mut self.nodes[node].process else {
+            return;
+        };
         let open: Vec<_> = process.open.iter().copied().collect();
         self.settle(node);
         for (conn, end) in open {
@@ -878,6 +904,7 @@ impl World {
         let what = self.script.acts[act].what.clone();
         self.tally.began(what.class());
         self.say(|| format!("begin {what}"));
+        self.disturb(&what, true);
         match what {
             What::Start { node, via } => self.start(node, via, Memory::Lost, false),
             What::Crash { node, host, .. } => {
@@ -976,6 +1003,7 @@ impl World {
     fn end(&mut self, act: usize) {
         let what = self.script.acts[act].what.clone();
         self.say(|| format!("end   {what}"));
+        self.disturb(&what, false);
         match what {
             What::Crash {
                 node,
@@ -1015,6 +1043,44 @@ impl World {
             | What::Tags { .. }
             | What::ForceLeave { .. } => {}
         }
+    }
+
+    fn disturb(&mut self, what: &What, begins: bool) {
+        let lasts = what.lasts();
+        let now = self.now;
+        for (node, state) in self.nodes.iter_mut().enumerate() {
+            if what.disturbs(node) {
+                state.calm_since = now;
+                match begins {
+                    true if lasts => state.disturbances += 1,
+                    true => {}
+                    false => state.disturbances -= 1,
+                }
+            }
+        }
+    }
+
+    /// Since when nothing has disturbed a node, or `None` while something does.
+    pub(crate) fn calm_since(&self, node: usize) -> Option<u64> {
+        let state = &self.nodes[node];
+        (state.disturbances == 0).then_some(state.calm_since)
+    }
+
+    /// Whether nothing but its own leave has disturbed a node for a while.
+    pub(crate) fn is_calm_but_for_leave(&self, node: usize) -> bool {
+        let since = self.now.saturating_sub(6 * SEC);
+        !self.script.acts.iter().any(|act| {
+            let ends = act.until_ms.map_or(u64::MAX, |until| until * MS);
+            let over = if act.what.lasts() {
+                ends
+            } else {
+                act.at_ms * MS
+            };
+            act.what.disturbs(node)
+                && !matches!(act.what, What::Leave { .. })
+                && act.at_ms * MS <= self.now
+                && over >= since
+        })
     }
 
     fn start_again(&mut self, node: usize, act: usize, memory: Memory, moved: bool) {
@@ -1258,7 +1324,46 @@ impl World {
             Action::AnswerSync { connection, stream } => {
                 self.send_sync(node, connection, Some(stream));
             }
+            Action::SaveRoster => self.save(node),
         }
+    }
+
+    /// A certificate is the number of its node.
+    fn save(&mut self, node: usize) {
+        let now = self.local(node);
+        if let Some(process) = &mut self.nodes[node].process {
+            let image = process
+                .cluster
+                .image(now, |fingerprint| fingerprint[..8].into());
+            self.nodes[node].saved.push(image.encode());
+            self.tally.count("rosters_saved");
+        }
+    }
+
+    /// Gives a new life what an earlier one has saved, as the reactor does.
+    fn restore(&mut self, node: usize, image: &Image) {
+        let now = self.local(node);
+        for entry in &image.entries {
+            let Some(record) = self.registry.find(&entry.record).cloned() else {
+                self.violate(node, "a saved record was never signed");
+                return;
+            };
+            if let Some(process) = &mut self.nodes[node].process {
+                process.cluster.remember(now, &record.record, entry);
+            }
+            if entry.certificate.is_empty() {
+                continue;
+            }
+            if let Some(owner) = self.index_of(&record.record.node) {
+                self.learn_certificate(node, owner);
+            }
+            if record.record.left
+                && let Some(process) = &mut self.nodes[node].process
+            {
+                process.cluster.remember_left(now, record);
+            }
+        }
+        self.tally.count("rosters_restored");
     }
 
     fn sign(&mut self, node: usize, record: Record) {
@@ -1275,7 +1380,6 @@ impl World {
         if let Err(why) = self.truth.signs(node, &record) {
             self.violate(node, &why);
         }
-        self.nodes[node].incarnations.push(record.incarnation);
         let signed = self.registry.sign(record);
         if let Some(process) = &mut self.nodes[node].process {
             process.cluster.handle_signed(now, signed);
@@ -1594,8 +1698,10 @@ impl World {
                 && (process.exiting || process.leaving)
             {
                 self.violate(node, "dials although it stops");
-            } else if let Some(process) = &mut self.nodes[node].process {
-                process.observer.on_dial();
+            } else if let Some(process) = &mut self.nodes[node].process
+                && process.observer.on_dial(addr)
+            {
+                self.violate(node, &format!("dials {addr} again, which is its own"));
             }
         }
         let conn = self.conns.len();
