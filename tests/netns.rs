@@ -7,11 +7,6 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot start has failed")]
 #![expect(clippy::print_stderr, reason = "how long it took is worth reading")]
 #![expect(clippy::disallowed_methods, reason = "tests measure by the real clock")]
-#![allow(
-    clippy::print_stderr,
-    clippy::unwrap_used,
-    reason = "tests panic and print, in their helpers too"
-)]
 
 #[path = "support/process.rs"]
 mod process;

@@ -2,10 +2,6 @@
 //! and comes back.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot start has failed")]
-#![expect(
-    clippy::print_stderr,
-    reason = "what a person would see is worth reading"
-)]
 #![expect(clippy::disallowed_methods, reason = "tests measure by the real clock")]
 
 #[path = "support/process.rs"]

@@ -1318,8 +1318,6 @@ impl World {
             Action::Tell { connection, frame } => {
                 self.send_frame(node, connection, Wire::Frame(frame));
             }
-            // What a process remembers is modelled by `Memory`.
-            Action::SaveRoster => self.tally.count("rosters_saved"),
             Action::StartSync { connection } => self.send_sync(node, connection, None),
             Action::AnswerSync { connection, stream } => {
                 self.send_sync(node, connection, Some(stream));
