@@ -2,9 +2,9 @@
 //!
 //! A turn: read gossip first, so that no flood of handshakes can drown the failure detector; then
 //! what the workers say, commands, and a bounded number of listener datagrams; then the cores'
-//! timers. Every input goes to a core at once, and after each the cores' outputs are carried out
-//! until both are quiet: [`Swim`] tells who is alive, [`Mesh`] whom to be connected to, and each
-//! fact travels from the one to the other here and nowhere else. Then the turn's changes are
+//! timers. Every input goes to the [`Cluster`] at once, and after each its outputs are carried out
+//! until it is quiet: it decides who is alive, whom to be connected to, and what the others are
+//! told; here are the sockets, keys and clock that it does not know. Then the turn's changes are
 //! published, and the thread sleeps until a socket, the waker or the next deadline.
 //!
 //! Nothing here waits for anything but that sleep: names are looked up elsewhere, handshakes run on
