@@ -626,6 +626,11 @@ impl Cluster {
         self.mesh.allocate()
     }
 
+    /// Takes all news for told; see [`Swim::forget_news`].
+    pub fn forget_news(&mut self) {
+        self.swim.forget_news();
+    }
+
     // ---- outputs
 
     /// The next datagram to send.

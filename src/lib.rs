@@ -38,6 +38,7 @@ pub mod cluster;
 pub mod control;
 mod error;
 mod event;
+mod explanation;
 mod inbox;
 #[doc(hidden)]
 pub mod mesh;
@@ -75,6 +76,7 @@ pub use error::{
     SendErrorKind, StartError,
 };
 pub use event::{Event, EventKind};
+pub use explanation::{Explanation, Moment};
 pub use inbox::{Message, Request};
 pub use node::{Builder, LeaveReport, Node, Profile, ShutdownReport};
 pub use node_id::{BootId, ClusterName, InvalidKeyId, InvalidName, KeyId, NodeId};
@@ -88,6 +90,13 @@ pub use stats::{
 pub use subscribers::Events;
 pub use swim::{MAX_EVENT_BYTES, MAX_QUERY_TIMEOUT, QueryFilter};
 pub use trust::Identity;
+
+/// The parts of an [`Explanation`]: what membership noted while it doubted a member.
+pub mod explain {
+    pub use crate::swim::{
+        Accused, Case, Doubt, Ending, Evidence, Explanation as Membership, ProbeReport, Verdict,
+    };
+}
 
 /// The pure cores, for tests, simulation and the curious. Outside semantic versioning.
 pub mod unversioned {

@@ -27,6 +27,7 @@ use crate::{
     error::{
         CommandError, EventError, IdentityError, NotReady, RegisterError, RequestError, StartError,
     },
+    explanation::Explanation,
     inbox::{self, Registry},
     mesh,
     node_id::{BootId, ClusterName, KeyId, NodeId},
@@ -738,6 +739,21 @@ impl Node {
             node: node.clone(),
             reply,
         })?
+    }
+
+    /// Why this node believes of a member what it does: who accused it and who confirmed that, which
+    /// probes failed, how well this node itself was, and what the connection to it looked like then.
+    ///
+    /// # Errors
+    ///
+    /// [`CommandError::UnknownMember`], [`CommandError::Stopped`] or [`CommandError::Timeout`].
+    pub fn explain(&self, node: &NodeId) -> Result<Explanation, CommandError> {
+        let asked = node.clone();
+        self.ask(LEAVE_TIMEOUT, |reply| Command::Explain {
+            node: asked,
+            reply,
+        })?
+        .ok_or_else(|| CommandError::UnknownMember(node.to_string()))
     }
 
     /// The gossip keys of this node, and how many members have confirmed to hold each: what tells

@@ -2,9 +2,9 @@
 //!
 //! A turn: read gossip first, so that no flood of handshakes can drown the failure detector; then
 //! what the workers say, commands, and a bounded number of listener datagrams; then the cores'
-//! timers. Every input goes to a core at once, and after each the cores' outputs are carried out
-//! until both are quiet: [`Swim`] tells who is alive, [`Mesh`] whom to be connected to, and each
-//! fact travels from the one to the other here and nowhere else. Then the turn's changes are
+//! timers. Every input goes to the [`Cluster`] at once, and after each its outputs are carried out
+//! until it is quiet: it decides who is alive, whom to be connected to, and what the others are
+//! told; here are the sockets, keys and clock that it does not know. Then the turn's changes are
 //! published, and the thread sleeps until a socket, the waker or the next deadline.
 //!
 //! Nothing here waits for anything but that sleep: names are looked up elsewhere, handshakes run on
@@ -36,6 +36,7 @@ use crate::{
     control::{Control, SyncFrame},
     error::{CommandError, EventError},
     event::EventKind,
+    explanation::{Explanation, Moments},
     mesh,
     node_id::{ConnectionId, NodeId},
     query::{MAX_QUERIES, Queries, Query, Question, Slot},
@@ -44,7 +45,10 @@ use crate::{
     roster::{self, Image},
     snapshot::{DialRow, Snapshot, Stage},
     state_dir,
-    stats::{EventCounts, KeyInfo, Keys, MemberInfo, MemberStatus, RefusedCounts, Side},
+    stats::{
+        ConnectionInfo, ConnectionState, EventCounts, KeyInfo, Keys, MemberInfo, MemberStatus,
+        RefusedCounts, Side,
+    },
     subscribers::Subscribers,
     swim,
     thread::panic_message,
@@ -128,6 +132,10 @@ pub(crate) enum Command {
     ForceLeave {
         node: NodeId,
         reply: Sender<Result<(), CommandError>>,
+    },
+    Explain {
+        node: NodeId,
+        reply: Sender<Option<Explanation>>,
     },
     Keys {
         reply: Sender<Keys>,
@@ -262,6 +270,7 @@ struct Reactor {
     /// dead, in either order, and that is one line. As large as the table of members at most.
     gone: BTreeSet<NodeId>,
     /// Who waits for the end of the leave, and until when.
+    moments: Moments,
     leave_replies: Vec<(Instant, Sender<Leave>)>,
     shutdown: Option<Instant>,
     next_refusal_line: Option<Instant>,
@@ -327,6 +336,7 @@ impl Reactor {
             ring_answers: Budget::new(MAX_RING_ANSWERS_PER_SECOND),
             unacknowledged: BTreeMap::new(),
             gone: BTreeSet::new(),
+            moments: Moments::default(),
             leave_replies: Vec::new(),
             shutdown: None,
             next_refusal_line: None,
@@ -1295,6 +1305,9 @@ impl Reactor {
                         });
                     let _ = reply.try_send(outcome);
                 }
+                Command::Explain { node, reply } => {
+                    let _ = reply.try_send(self.explain(now, &node));
+                }
                 Command::Keys { reply } => {
                     let _ = reply.try_send(self.keys());
                 }
@@ -1594,6 +1607,8 @@ impl Reactor {
             }
             swim::Event::Suspect { node, by } => {
                 log::debug!(target: "swim", node:%, by:%; "member suspected");
+                let connection = self.connection_to(now, &node);
+                self.moments.suspected(now, &node, connection);
                 let reason = format!("suspected by {by}");
                 self.emit(EventKind::MemberSuspect { node, reason });
             }
@@ -1604,6 +1619,8 @@ impl Reactor {
             swim::Event::Dead { node, by } => {
                 let level = self.departure_level(&node);
                 log::log!(target: "swim", level, node:%, by:%; "member dead");
+                let connection = self.connection_to(now, &node);
+                self.moments.dead(now, &node, connection);
                 let reason = format!("suspected by {by} and not refuted in time");
                 self.emit(EventKind::MemberDead { node, reason });
                 self.on_membership(now);
@@ -1623,6 +1640,7 @@ impl Reactor {
             swim::Event::Forgotten { node } => {
                 log::debug!(target: "swim", node:%; "member forgotten");
                 self.gone.remove(&node);
+                self.moments.forget(&node);
                 self.opener.forget(&node);
                 self.keyring.forget(&node);
                 let swim = self.parts.cluster.swim();
@@ -1668,6 +1686,45 @@ impl Reactor {
                 deadline: now + query.timeout,
             });
         }
+    }
+
+    fn explain(&self, now: Instant, node: &NodeId) -> Option<Explanation> {
+        let membership = self.parts.cluster.swim().explain(node)?;
+        let (when_suspected, when_dead) = self.moments.of(node);
+        Some(Explanation {
+            membership,
+            connection: self.connection_to(now, node),
+            when_suspected,
+            when_dead,
+        })
+    }
+
+    /// The connection to a member as it is now.
+    fn connection_to(&self, now: Instant, node: &NodeId) -> ConnectionInfo {
+        let cluster = &self.parts.cluster;
+        let peer = cluster.mesh().peer(now, node);
+        let link = peer
+            .as_ref()
+            .and_then(|peer| peer.current.or_else(|| peer.links.last().copied()))
+            .and_then(|link| self.parts.endpoint.connection(link));
+        let mut info = link.map_or_else(
+            || {
+                let member = cluster.swim().member(node);
+                let addr = member.map_or_else(
+                    || SocketAddr::from(([0, 0, 0, 0], 0)),
+                    |member| member.record.record.quic_addr,
+                );
+                ConnectionInfo::empty(addr, ConnectionState::Down)
+            },
+            |link| link.info(),
+        );
+        info.peer = Some(node.clone());
+        if let Some(peer) = peer {
+            info.dials = peer.dials;
+            info.last_error = peer.last_error;
+            info.next_dial = peer.next_dial.map(|at| at.saturating_duration_since(now));
+        }
+        info
     }
 
     /// INFO for the first thing that shows a peer to be gone, DEBUG for the others until it is back.

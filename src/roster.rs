@@ -14,8 +14,8 @@
 //! how long a node was off says nothing about the others, and no clock on the wall can shorten or
 //! stretch it. Who left is remembered for as long as membership keeps its tombstone.
 //!
-//! **When it is saved.** Soon after something changed, and not again before [`SAVE_INTERVAL`]; every
-//! [`REFRESH_INTERVAL`] while somebody is gone, so that the count goes on after a crash.
+//! **When it is saved.** Soon after something changed, and not again before `SAVE_INTERVAL`; every
+//! `REFRESH_INTERVAL` while somebody is gone, so that the count goes on after a crash.
 //!
 //! **The file** is one image, always written whole: 8 bytes of magic and a version (`u32`, as all
 //! numbers here in network order), then frames of a length (`u32`) and a protobuf message each, first

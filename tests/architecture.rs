@@ -25,6 +25,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("ca", &["node_id", "trust"]),
     ("swim", &["node_id", "record", "stats", "rng"]),
     ("mesh", &["node_id", "close", "stats", "rng"]),
+    ("explanation", &["node_id", "stats", "swim"]),
     ("roster", &["node_id", "record", "stats"]),
     (
         "cluster",
@@ -70,6 +71,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "control",
             "error",
             "event",
+            "explanation",
             "mesh",
             "node_id",
             "query",
@@ -94,6 +96,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "cluster",
             "error",
             "event",
+            "explanation",
             "inbox",
             "mesh",
             "node_id",

@@ -4,6 +4,8 @@
 //! This needs root, `ip` and `nft`. Without them each test says loudly that it was skipped. No
 //! packet leaves the namespaces: the bridge has one of its own.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot start has failed")]
+#![expect(clippy::print_stderr, reason = "how long it took is worth reading")]
 #![expect(clippy::disallowed_methods, reason = "tests measure by the real clock")]
 
 #[path = "support/process.rs"]

@@ -460,6 +460,45 @@ fn a_signal_leaves_gracefully_and_a_second_one_ends_at_once() {
     }
 }
 
+/// What `--explain` says of a member that was killed a moment ago.
+fn explains_a_death(node: &Node<'_>, dead: &str) {
+    let explained = node.json(&["members", dead, "--explain"]);
+    let expected = [
+        "schema",
+        "node",
+        "member",
+        "status",
+        "since",
+        "incarnation",
+        "health_score",
+        "evidence",
+        "case",
+        "last_death",
+        "connection",
+        "when_suspected",
+        "when_dead",
+    ];
+    assert_eq!(keys(&explained), sorted(&expected));
+    assert_eq!(explained["status"], "dead");
+    let case = &explained["case"];
+    assert_eq!(case["verdict"]["ending"], "dead", "{explained:#}");
+    assert!(!case["accusations"].as_array().unwrap().is_empty());
+    let probes = case["probes"].as_array().unwrap();
+    assert!(probes.iter().any(|probe| probe["answered"] == false));
+    let [suspected, died] = [&explained["when_suspected"], &explained["when_dead"]];
+    for moment in [suspected, died] {
+        assert!(moment["connection"]["state"].is_string(), "{moment}");
+    }
+    let story = node.text(&["members", dead, "--explain"]);
+    assert!(
+        story.starts_with(&format!("{dead} is dead since ")),
+        "{story}"
+    );
+    assert!(story.contains("this node's probe failed"), "{story}");
+    assert_eq!(node.exit_code(&["members", "nobody", "--explain"]), 4);
+    assert_eq!(node.exit_code(&["members", "--explain"]), 2);
+}
+
 #[test]
 fn a_killed_node_is_dead_within_the_bound_and_comes_back_on_other_ports() {
     let lab = Lab::new("death");
@@ -471,6 +510,7 @@ fn a_killed_node_is_dead_within_the_bound_and_comes_back_on_other_ports() {
         let took = since(killed, &dead["at"]);
         assert!(took <= LOCAL_DEATH, "{}: {took:?}", node.name);
     }
+    explains_a_death(&nodes[0], "n3");
     let before = nodes[0].member("n3");
     let started = Instant::now();
     nodes[2].start();

@@ -369,9 +369,15 @@ pub(crate) struct Watch {
 #[command(after_help = "\
 Example:
   nodosum members --status alive --tag zone=a -o json
+  nodosum members n3 --explain
 
 Exits with 4 when a filter is given and nothing matches.")]
 pub(crate) struct Members {
+    /// Only this one
+    pub(crate) node: Option<NodeId>,
+    /// Tell why this node believes of NODE what it does: accusers, probes, the connection
+    #[arg(long, requires = "node", conflicts_with_all = ["watch", "status", "name", "tags", "sort"])]
+    pub(crate) explain: bool,
     #[command(flatten)]
     pub(crate) read: Read,
     #[command(flatten)]

@@ -1,6 +1,8 @@
 //! The one place of the binary that reads the clock.
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
+
+use jiff::Timestamp;
 
 /// The time now.
 #[expect(
@@ -9,6 +11,31 @@ use std::time::{Duration, Instant};
 )]
 pub(crate) fn now() -> Instant {
     Instant::now()
+}
+
+/// What a clock on the wall shows at instants around now.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Wall {
+    now: Instant,
+    wall: SystemTime,
+}
+
+impl Wall {
+    #[expect(clippy::disallowed_methods, reason = "people are told the time of day")]
+    pub(crate) fn now() -> Self {
+        Self {
+            now: Instant::now(),
+            wall: SystemTime::now(),
+        }
+    }
+
+    /// RFC 3339, in UTC, with milliseconds.
+    pub(crate) fn text(self, at: Instant) -> String {
+        let ago = self.now.saturating_duration_since(at);
+        let then = self.wall.checked_sub(ago).unwrap_or(SystemTime::UNIX_EPOCH);
+        let then = Timestamp::try_from(then).unwrap_or(Timestamp::UNIX_EPOCH);
+        format!("{then:.3}")
+    }
 }
 
 /// A point in time after which something is given up.

@@ -52,6 +52,7 @@ pub(crate) fn run(args: &Events) -> Result<Exit, Failure> {
             | Reply::Delivery(_)
             | Reply::Payload { .. }
             | Reply::Joined { .. }
+            | Reply::Explanation(_)
             | Reply::Keys(_)
             | Reply::Rotated { .. }
             | Reply::Left { .. }

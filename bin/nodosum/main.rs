@@ -14,6 +14,7 @@ mod demo;
 mod event;
 mod events;
 mod exit;
+mod explain;
 mod keys;
 mod logging;
 mod members;

@@ -10,6 +10,7 @@ use crate::{
     },
     args::{MemberSort, MemberStatus, Members},
     exit::{Exit, Failure},
+    explain,
     output::{Column, raw, render, seconds, wide},
     watch,
 };
@@ -70,6 +71,9 @@ const COLUMNS: [Column<MemberView>; 9] = [
 ];
 
 pub(crate) fn run(args: &Members) -> Result<Exit, Failure> {
+    if let Some(node) = args.node.as_ref().filter(|_| args.explain) {
+        return explain::run(args, node.as_str());
+    }
     watch::run(&args.watch, &args.read, || {
         let reply = call(&args.read.admin, Command::Members, &[], CALL_TIMEOUT)?;
         let Reply::Members(mut view) = reply else {
@@ -90,7 +94,7 @@ pub(crate) fn run(args: &Members) -> Result<Exit, Failure> {
 }
 
 fn is_filtered(args: &Members) -> bool {
-    !args.status.is_empty() || args.name.is_some() || !args.tags.is_empty()
+    args.node.is_some() || !args.status.is_empty() || args.name.is_some() || !args.tags.is_empty()
 }
 
 /// Keeps what the filters ask for, in the order asked for.
@@ -101,6 +105,10 @@ fn select(args: &Members, view: &mut MembersView) {
                 .status
                 .iter()
                 .any(|status| name(*status) == member.status))
+            && args
+                .node
+                .as_ref()
+                .is_none_or(|node| node.as_str() == member.node)
             && args
                 .name
                 .as_ref()
@@ -198,6 +206,8 @@ mod tests {
     fn filters_keep_what_they_name_and_rows_come_in_the_order_asked_for() {
         assert_eq!(selected(&[]), ["n1", "n2", "n3"]);
         assert_eq!(selected(&["--status", "dead,left"]), ["n3"]);
+        assert_eq!(selected(&["n2"]), ["n2"]);
+        assert_eq!(selected(&["n2", "--status", "dead"]), [""; 0]);
         assert_eq!(
             selected(&["--name", "^n[12]$", "--sort", "rtt"]),
             ["n2", "n1"]

@@ -80,6 +80,7 @@ pub(crate) fn run(args: &Query) -> Result<Exit, Failure> {
             | Reply::Tags(_)
             | Reply::Keys(_)
             | Reply::Rotated { .. }
+            | Reply::Explanation(_)
             | Reply::Error { .. } => return Err(unexpected()),
         }
     };

@@ -88,6 +88,12 @@ impl Queue {
         is_full
     }
 
+    /// Gives everything up.
+    pub(super) fn clear(&mut self) {
+        self.pieces.clear();
+        self.order.clear();
+    }
+
     pub(super) fn remove(&mut self, node: &NodeId, kind: Kind) {
         let key = (node.clone(), kind);
         if let Some(piece) = self.pieces.remove(&key) {

@@ -346,7 +346,7 @@ pub struct Counters {
     pub unknown_members: u64,
     /// Statements about an incarnation other than the stored one, and older records.
     pub stale: u64,
-    /// Incarnations too far ahead to be true.
+    /// Incarnations too far ahead to be true, and forced leaves of members that live.
     pub implausible: u64,
     /// Records that contradict another of the same incarnation, or come from a life that ended.
     pub conflicting_records: u64,
@@ -540,7 +540,8 @@ impl Swim {
     }
 
     /// Takes a forced leave whose signature the caller has verified. It acts now if the member is
-    /// dead here, later if it dies at that incarnation, and never on a member that is alive.
+    /// dead here, at its death if it is suspected at that incarnation, and never on a member that is
+    /// alive: nothing that was said of the living waits for their death. A sync brings it again.
     pub fn handle_forced_leave(&mut self, now: Instant, forced: ForcedLeave) {
         if forced.node == self.id {
             self.on_accused(now, forced.incarnation);
@@ -555,6 +556,10 @@ impl Swim {
             return;
         }
         if matches!(member.standing, Standing::Left) {
+            return;
+        }
+        if matches!(member.standing, Standing::Alive) {
+            self.counters.implausible += 1;
             return;
         }
         let node = forced.node.clone();
@@ -769,6 +774,12 @@ impl Swim {
             signature: Vec::new(),
         }));
         Ok(())
+    }
+
+    /// Takes all news for told. A simulation that begins with members who know each other calls
+    /// this; in a real cluster somebody would miss it until the next sync.
+    pub fn forget_news(&mut self) {
+        self.queue.clear();
     }
 
     // ---- outputs

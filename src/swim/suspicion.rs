@@ -132,10 +132,12 @@ impl Suspicion {
     }
 
     /// When to look at the accused again after a probe that failed: once the shortest wait is over,
-    /// and then once in each such time.
+    /// and then once in each such time. If its ports refuse, the shortest wait is the floor: by then
+    /// most members know it to be dead, and whoever has heard too few of them asks.
     pub(super) fn next_look(&self, now: Instant) -> Instant {
-        let first = self.start + self.min;
-        if now < first { first } else { now + self.min }
+        let shortest = if self.refused { self.floor } else { self.min };
+        let first = self.start + shortest;
+        if now < first { first } else { now + shortest }
     }
 
     /// Counts a confirmation; false when it tells nothing new.

@@ -1054,6 +1054,25 @@ fn who_was_at_an_address_before_is_asked_at_once_and_told_of_if_both_live() {
 }
 
 #[test]
+fn a_forced_leave_of_the_living_does_not_wait_for_their_death() {
+    let mut bench = Bench::new(Config::lan(), &["a"]);
+    let forced = ForcedLeave {
+        node: id("a"),
+        incarnation: 1,
+        issuer: id("me"),
+        signature: vec![1],
+    };
+    bench.core.handle_forced_leave(bench.now, forced);
+    assert_eq!(bench.core.counters().implausible, 1);
+    while bench.core.member(&id("a")).unwrap().status != MemberStatus::Dead {
+        bench.tick();
+    }
+    bench.tick();
+    let status = bench.core.member(&id("a")).unwrap().status;
+    assert_eq!(status, MemberStatus::Dead);
+}
+
+#[test]
 fn a_sync_carries_what_forced_a_member_out() {
     let mut bench = Bench::new(Config::lan(), &["a"]);
     while bench.core.member(&id("a")).unwrap().status != MemberStatus::Dead {

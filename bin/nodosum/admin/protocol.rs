@@ -19,10 +19,13 @@ use std::{
 };
 
 use jiff::Timestamp;
-use nodosum::{ConnectionInfo, Event, EventKind, Keys, MemberInfo, Node};
+use nodosum::{
+    ConnectionInfo, Event, EventKind, Explanation, Keys, MemberInfo, Moment, Node,
+    explain::{Case, Ending, Evidence, Verdict},
+};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use crate::exit::Exit;
+use crate::{clock::Wall, exit::Exit};
 
 /// The version of this protocol.
 pub(crate) const VERSION: u32 = 1;
@@ -97,6 +100,9 @@ pub(crate) enum Command {
     ForceLeave {
         node: String,
     },
+    Explain {
+        node: String,
+    },
     Keys,
     RotateKey,
     RemoveKey {
@@ -138,6 +144,7 @@ impl Command {
             | Self::Join { .. }
             | Self::Leave { .. }
             | Self::ForceLeave { .. }
+            | Self::Explain { .. }
             | Self::Keys
             | Self::RotateKey
             | Self::RemoveKey { .. }
@@ -173,6 +180,7 @@ pub(crate) enum Reply {
         confirmed: Vec<String>,
         unconfirmed: Vec<String>,
     },
+    Explanation(Box<ExplanationView>),
     Keys(KeysView),
     Rotated {
         key: String,
@@ -252,7 +260,7 @@ pub(crate) struct ConnsView {
     pub(crate) connections: Vec<ConnView>,
 }
 
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct ConnView {
     pub(crate) peer: Option<String>,
     pub(crate) side: Option<String>,
@@ -383,6 +391,188 @@ impl StatusView {
             rss_bytes: rss_bytes(),
             roster_saves: status.roster_saves,
             roster_failures: status.roster_failures,
+        }
+    }
+}
+
+/// The object of `members NODE --explain`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct ExplanationView {
+    pub(crate) schema: u32,
+    /// Who explains.
+    pub(crate) node: String,
+    pub(crate) member: String,
+    pub(crate) status: String,
+    pub(crate) since: String,
+    pub(crate) incarnation: u64,
+    pub(crate) health_score: u32,
+    pub(crate) evidence: EvidenceView,
+    pub(crate) case: Option<CaseView>,
+    pub(crate) last_death: Option<CaseView>,
+    pub(crate) connection: ConnView,
+    pub(crate) when_suspected: Option<MomentView>,
+    pub(crate) when_dead: Option<MomentView>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct EvidenceView {
+    pub(crate) last_answer: Option<String>,
+    pub(crate) doubts: Vec<DoubtView>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct DoubtView {
+    pub(crate) doubt: String,
+    pub(crate) at: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct CaseView {
+    pub(crate) incarnation: u64,
+    pub(crate) began: String,
+    pub(crate) members: usize,
+    pub(crate) shortest_seconds: f64,
+    pub(crate) longest_seconds: f64,
+    pub(crate) confirmations_wanted: usize,
+    pub(crate) accusations: Vec<AccusedView>,
+    pub(crate) more_accusations: u64,
+    pub(crate) probes: Vec<ProbeView>,
+    pub(crate) more_probes: u64,
+    pub(crate) vetoes: u64,
+    pub(crate) verdict: Option<VerdictView>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct AccusedView {
+    pub(crate) by: String,
+    pub(crate) at: String,
+    pub(crate) first_hand: bool,
+    pub(crate) dead: bool,
+    pub(crate) counted: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct ProbeView {
+    pub(crate) started: String,
+    pub(crate) ended: String,
+    pub(crate) took_seconds: f64,
+    pub(crate) helpers: usize,
+    pub(crate) nacks: usize,
+    pub(crate) over_connection: bool,
+    pub(crate) answered: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct VerdictView {
+    pub(crate) at: String,
+    /// `refuted`, `left`, `dead` or `taken_over`.
+    pub(crate) ending: String,
+    /// Of `dead`: the wait was cut short because its ports refused.
+    pub(crate) fast: bool,
+    /// Of `taken_over`: whose word it was.
+    pub(crate) from: Option<String>,
+    pub(crate) health_score: u32,
+    pub(crate) evidence: EvidenceView,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct MomentView {
+    pub(crate) at: String,
+    pub(crate) connection: ConnView,
+}
+
+impl ExplanationView {
+    pub(crate) fn of(node: &Node, explanation: Explanation) -> Self {
+        let wall = Wall::now();
+        let moment = |moment: Moment| MomentView {
+            at: wall.text(moment.at),
+            connection: ConnView::from(moment.connection),
+        };
+        let membership = explanation.membership;
+        Self {
+            schema: 1,
+            node: node.id().to_string(),
+            member: membership.node.to_string(),
+            status: membership.status.to_string(),
+            since: wall.text(membership.since),
+            incarnation: membership.incarnation,
+            health_score: membership.health_score,
+            evidence: EvidenceView::of(wall, membership.evidence),
+            case: membership.case.map(|case| CaseView::of(wall, case)),
+            last_death: membership.last_death.map(|case| CaseView::of(wall, case)),
+            connection: ConnView::from(explanation.connection),
+            when_suspected: explanation.when_suspected.map(moment),
+            when_dead: explanation.when_dead.map(moment),
+        }
+    }
+}
+
+impl EvidenceView {
+    fn of(wall: Wall, evidence: Evidence) -> Self {
+        let doubts = evidence.doubts.into_iter().map(|(doubt, at)| DoubtView {
+            doubt: doubt.as_str().to_owned(),
+            at: wall.text(at),
+        });
+        Self {
+            last_answer: evidence.last_answer.map(|at| wall.text(at)),
+            doubts: doubts.collect(),
+        }
+    }
+}
+
+impl CaseView {
+    fn of(wall: Wall, case: Case) -> Self {
+        let accusations = case.accusations.into_iter().map(|accused| AccusedView {
+            by: accused.by.to_string(),
+            at: wall.text(accused.at),
+            first_hand: accused.first_hand,
+            dead: accused.dead,
+            counted: accused.counted,
+        });
+        let probes = case.probes.into_iter().map(|probe| ProbeView {
+            started: wall.text(probe.started),
+            ended: wall.text(probe.ended),
+            took_seconds: probe
+                .ended
+                .saturating_duration_since(probe.started)
+                .as_secs_f64(),
+            helpers: probe.helpers,
+            nacks: probe.nacks,
+            over_connection: probe.over_connection,
+            answered: probe.answered,
+        });
+        Self {
+            incarnation: case.incarnation,
+            began: wall.text(case.began),
+            members: case.members,
+            shortest_seconds: case.shortest.as_secs_f64(),
+            longest_seconds: case.longest.as_secs_f64(),
+            confirmations_wanted: case.wanted,
+            accusations: accusations.collect(),
+            more_accusations: case.more_accusations,
+            probes: probes.collect(),
+            more_probes: case.more_probes,
+            vetoes: case.vetoes,
+            verdict: case.verdict.map(|verdict| VerdictView::of(wall, verdict)),
+        }
+    }
+}
+
+impl VerdictView {
+    fn of(wall: Wall, verdict: Verdict) -> Self {
+        let (ending, fast, from) = match verdict.ending {
+            Ending::Refuted => ("refuted", false, None),
+            Ending::Left => ("left", false, None),
+            Ending::Dead { fast } => ("dead", fast, None),
+            Ending::TakenOver { from } => ("taken_over", false, Some(from.to_string())),
+        };
+        Self {
+            at: wall.text(verdict.at),
+            ending: ending.to_owned(),
+            fast,
+            from,
+            health_score: verdict.health_score,
+            evidence: EvidenceView::of(wall, verdict.evidence),
         }
     }
 }

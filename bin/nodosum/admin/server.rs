@@ -35,9 +35,9 @@ use rustix::{
 use super::{
     history::{Cursor, History, Next},
     protocol::{
-        AnswerView, Command, ConnsView, DeliveryView, Envelope, FailedView, KeysView,
-        MAX_REQUEST_LINE, MembersView, PayloadView, ReadError, Reply, StatusView, TagsView,
-        VERSION, Versioned, read_line, read_payload,
+        AnswerView, Command, ConnsView, DeliveryView, Envelope, ExplanationView, FailedView,
+        KeysView, MAX_REQUEST_LINE, MembersView, PayloadView, ReadError, Reply, StatusView,
+        TagsView, VERSION, Versioned, read_line, read_payload,
     },
     socket::Bound,
 };
@@ -334,6 +334,7 @@ fn carry_out(
         } => join(node, &seeds, timeout_seconds),
         Command::Leave { timeout_seconds } => leave(node, timeout_seconds),
         Command::ForceLeave { node: dead } => force_leave(node, &dead),
+        Command::Explain { node: member } => explain(node, &member),
         Command::Keys => keys(node),
         Command::RotateKey => rotate_key(node),
         Command::RemoveKey { key } => remove_key(node, &key),
@@ -693,6 +694,12 @@ fn leave(node: &Node, timeout_seconds: f64) -> Result<Reply, Failure> {
 fn force_leave(node: &Node, dead: &str) -> Result<Reply, Failure> {
     node.force_leave(&node_id(dead)?).map_err(command_failure)?;
     Ok(Reply::Done)
+}
+
+fn explain(node: &Node, member: &str) -> Result<Reply, Failure> {
+    let explanation = node.explain(&node_id(member)?).map_err(command_failure)?;
+    let view = ExplanationView::of(node, explanation);
+    Ok(Reply::Explanation(Box::new(view)))
 }
 
 fn keys(node: &Node) -> Result<Reply, Failure> {

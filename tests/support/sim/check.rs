@@ -467,7 +467,8 @@ impl World {
                     None | Some(_) => {}
                 }
                 seen.told = Told::Left;
-                seen.gone_at = Some(incarnation);
+                // Back in the same step: the view is past the record with which it left.
+                seen.gone_at = Some(incarnation - u64::from(!is_left));
                 observer.changed_at = now;
             }
             // Nobody emits any here yet.
