@@ -129,11 +129,36 @@ impl World {
 
     /// The process is gone, as if killed.
     pub(crate) fn vanish(&mut self, node: usize) {
+        self.harvest(node);
         let Some(process) = self.nodes[node].process.take() else {
             return;
         };
         for (conn, end) in &process.open {
             self.conns[*conn].ends[*end].phase = Phase::Over;
+        }
+    }
+
+    /// Adds what a life's core has counted, at its end or the run's.
+    pub(super) fn harvest(&mut self, node: usize) {
+        let Some(counters) = self.cluster(node).map(|cluster| *cluster.swim().counters()) else {
+            return;
+        };
+        let counts = [
+            ("vetoes", counters.vetoes),
+            ("fast_deaths", counters.fast_deaths),
+            ("late_timeouts", counters.late_timeouts),
+            ("probes_indirect", counters.probes_indirect),
+            ("probes_connection", counters.probes_connection),
+            ("probes_by_evidence", counters.probes_by_evidence),
+            ("probes_abandoned", counters.probes_abandoned),
+            ("implausible", counters.implausible),
+            ("conflicting_records", counters.conflicting_records),
+        ];
+        for (name, count) in counts {
+            // A zero is no entry, so that a campaign notices.
+            if count > 0 {
+                self.tally.add(name, count);
+            }
         }
     }
 

@@ -69,6 +69,16 @@ const ACTS: &[&str] = &[
     "force_leave",
 ];
 const COUNTS: &[&str] = &[
+    "conflicting_records",
+    "fast_deaths",
+    "implausible",
+    "late_timeouts",
+    "probes_abandoned",
+    "probes_by_evidence",
+    "probes_connection",
+    "probes_indirect",
+    "rosters_restored",
+    "vetoes",
     "crashes",
     "drains",
     "forced_leaves_asked",

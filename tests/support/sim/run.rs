@@ -45,7 +45,7 @@ pub(crate) struct Outcome {
 ///   score falls by one with each of at most 8 answered probes of at most 8 intervals;
 /// - the longest suspicion, and one more of those probes at its end: `S_max(n) + 8 · P`;
 /// - twice the time in which a dead member is dialled again: its pause with jitter, all other dead
-///   before it in the half of the dial slots that failing peers share, and a dial that is lost;
+///   before it in the quarter of the dial slots that is theirs, and a dial that is lost;
 /// - the same for seeds, in case both sides have forgotten each other;
 /// - the idle time-out of a connection whose other end is gone, and one sync.
 pub(crate) fn heal_bound(options: &Options, nodes: usize) -> Duration {
@@ -57,7 +57,7 @@ pub(crate) fn heal_bound(options: &Options, nodes: usize) -> Duration {
     let probes = interval * (2 * count + worst * worst);
     let dying = swim.suspicion_max(nodes) + interval * worst;
     let handshake = Duration::from_secs(5);
-    let slots = (mesh.max_dials / 2).max(1) as u32;
+    let slots = (mesh.max_dials / 4).max(1) as u32;
     let redial = mesh.dead_retry * 5 / 4 + handshake * count.div_ceil(slots) + handshake;
     let seeds = mesh.seed_retry * 5 / 4 + mesh.resolve_timeout + handshake;
     let idle = Duration::from_nanos(IDLE);
