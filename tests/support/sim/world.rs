@@ -8,6 +8,7 @@
 //!   little fast or slow. Nothing happens between two entries of the agenda.
 //! - **Signatures.** A record verifies when exactly these bytes were signed here by its node. Whose
 //!   certificate a node has not seen, by handshake or sync, has to wait, and is a hint where to dial.
+//! - **Events of applications** are signed like records. Those that a sync brings come in one piece.
 //! - **Seals.** A datagram opens when receiver and sender share a key, the sender is a member and
 //!   this is the life that its record names, and its number was not seen before. A datagram that was
 //!   changed on its way does not open.
@@ -374,6 +375,8 @@ pub(crate) struct World {
     /// The first invariant that broke.
     pub(crate) violation: Option<String>,
     next_key: u32,
+    /// Events that applications have emitted.
+    emissions: u64,
     cluster_name: ClusterName,
     /// What an outsider has recorded.
     pub(crate) recorded: Vec<Datagram>,
@@ -447,6 +450,7 @@ impl World {
             events: 0,
             violation: None,
             next_key: 0,
+            emissions: 0,
             cluster_name: "sim".parse().expect("a label"),
             recorded: Vec::new(),
             script,
@@ -971,6 +975,14 @@ impl World {
                     self.settle(node);
                 }
             }
+            What::Emit { node, count, bytes } => {
+                if self.process(node).is_some_and(|p| !p.is_frozen()) {
+                    for _ in 0..count {
+                        self.emit(node, bytes as usize);
+                    }
+                    self.settle(node);
+                }
+            }
             What::ForceLeave { by, node } => {
                 let now = self.local(by);
                 let name = name_of(node);
@@ -1041,6 +1053,7 @@ impl World {
             | What::Sever { .. }
             | What::Join { .. }
             | What::Tags { .. }
+            | What::Emit { .. }
             | What::ForceLeave { .. } => {}
         }
     }
@@ -1232,6 +1245,10 @@ impl World {
                 self.violate(node, "does not come to rest after one input");
                 return;
             }
+        }
+        if let Some(process) = &mut self.nodes[node].process {
+            let waiting = process.cluster.swim().pending_events();
+            process.observer.events_waited = waiting > 0;
         }
         if self.options.checked {
             self.check(node);
@@ -1425,7 +1442,18 @@ impl World {
                 return;
             }
             process.observer.on_transmit(now, &transmit);
+            let waiting = process.cluster.swim().pending_events();
+            if let Err(why) = process
+                .observer
+                .on_shared_datagram(&transmit, waiting, limit)
+            {
+                self.violate(node, &why);
+                return;
+            }
         }
+        let Some(process) = &mut self.nodes[node].process else {
+            return;
+        };
         process.sent += 1;
         self.tally.datagrams += 1;
         self.tally.bytes += transmit.payload.len() as u64;
@@ -1569,6 +1597,7 @@ impl World {
         let now = self.local(node);
         let records = self.verify(node, &message);
         let forced: Vec<ForcedLeave> = message.forced_leaves().cloned().collect();
+        let events = message.events.clone();
         let statements = message.statements.len();
         let sender = name_of(from);
         let at = self.now;
@@ -1588,7 +1617,90 @@ impl World {
                 self.tally.count("statements_refused");
             }
         }
+        if !events.is_empty() {
+            // What is sent now was composed before these came.
+            self.settle(node);
+        }
+        for event in events {
+            self.take_event(node, &event);
+        }
         self.settle(node);
+    }
+
+    // ---- events of applications
+
+    /// The application of a node emits an event. Returns its number; the caller lets the node settle.
+    pub(crate) fn emit(&mut self, node: usize, bytes: usize) -> Option<u64> {
+        let now = self.local(node);
+        let serial = self.emissions;
+        let mut payload = serial.to_be_bytes().to_vec();
+        payload.resize(bytes.max(payload.len()), serial as u8);
+        let query = serial.is_multiple_of(4).then(|| swim::Query {
+            filter: swim::QueryFilter::all(),
+            timeout: Duration::from_secs(5),
+        });
+        let process = self.nodes[node].process.as_mut()?;
+        let event = match process.cluster.prepare_event("e", payload, query) {
+            Ok(event) => event,
+            Err(swim::EmitError::QueueFull(_)) => {
+                self.tally.count("emissions_refused");
+                return None;
+            }
+            Err(swim::EmitError::Left) => return None,
+            Err(error) => {
+                self.violate(node, &format!("cannot emit: {error}"));
+                return None;
+            }
+        };
+        if let Err(why) = process.observer.on_emit(&event) {
+            self.violate(node, &why);
+            return None;
+        }
+        self.emissions += 1;
+        self.tally.count("emissions");
+        let number = event.number;
+        let event = self.registry.sign_event(event);
+        if let Some(process) = &mut self.nodes[node].process {
+            process.cluster.handle_user_event(now, event);
+        }
+        Some(number)
+    }
+
+    /// Takes an event as the reactor does: first whether it is new here, then whether its origin,
+    /// whose certificate has to be known, has signed it.
+    fn take_event(&mut self, node: usize, signed: &swim::SignedEvent) {
+        let now = self.local(node);
+        let Ok(event) = swim::UserEvent::decode(&signed.payload) else {
+            self.tally.count("events_refused");
+            return;
+        };
+        let origin = self.index_of(&event.origin);
+        let Some(process) = &mut self.nodes[node].process else {
+            return;
+        };
+        let before = *process.cluster.swim().counters();
+        if !process.cluster.is_new_event(&event) {
+            let after = process.cluster.swim().counters();
+            self.tally
+                .count(if after.events_copies > before.events_copies {
+                    "event_copies"
+                } else if after.events_strangers > before.events_strangers {
+                    "events_of_strangers"
+                } else {
+                    "events_stale"
+                });
+            return;
+        }
+        let is_known = origin.is_some_and(|origin| process.certificates.contains(origin));
+        if !is_known || !self.registry.is_event_signed(signed) {
+            self.tally.count("events_refused");
+            return;
+        }
+        let event = swim::VerifiedEvent {
+            event,
+            signed: signed.clone(),
+        };
+        process.cluster.handle_user_event(now, event);
     }
 
     fn verify(
@@ -1921,6 +2033,12 @@ impl World {
             self.close(conn, end, CloseCode::Overloaded);
             return;
         }
+        let wire = match wire {
+            Wire::Frame(Frame::EventClock(clock)) if self.conditions.insider() == Some(node) => {
+                Wire::Frame(Frame::EventClock(self.false_clock(clock)))
+            }
+            wire => wire,
+        };
         let to = self.conns[conn].ends[1 - end].node;
         let latency = self.reliable_latency(node, to, PTO);
         let frames = &mut self.conns[conn].ends[end].frames;
@@ -1987,6 +2105,18 @@ impl World {
         let now = self.local(to);
         if let Some(process) = &mut self.nodes[to].process {
             match wire {
+                Wire::Frame(Frame::UserEvents(events)) => {
+                    self.tally.frames += events.len() as u64;
+                    let told = process.cluster.swim().counters().events_received;
+                    for event in events {
+                        self.take_event(to, &event.signed);
+                    }
+                    let after = self
+                        .cluster(to)
+                        .map_or(0, |cluster| cluster.swim().counters().events_received);
+                    self.tally
+                        .add("events_mended_by_sync", after.saturating_sub(told));
+                }
                 Wire::Frame(frame) => {
                     self.tally.frames += 1;
                     process.cluster.handle_frame(now, id, frame);
