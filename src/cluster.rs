@@ -75,8 +75,9 @@ pub enum Frame {
     },
     /// Where the teller stands with events of applications; comes before any of the next.
     EventClock(swim::EventClock),
-    /// A recent event of an application, verified.
-    UserEvent(Box<swim::VerifiedEvent>),
+    /// Recent events of applications, verified; oldest first. One frame here, so that hundreds of
+    /// them do not fill a queue of commands; on the wire each is one of its own.
+    UserEvents(Vec<swim::VerifiedEvent>),
 }
 
 /// What the owner of sockets and keys shall do.
@@ -390,7 +391,11 @@ impl Cluster {
             Frame::Probe { seq } => self.tell(connection, Frame::ProbeAck { seq }),
             Frame::ProbeAck { seq } => self.swim.handle_connection_ack(now, &peer, seq),
             Frame::EventClock(clock) => self.swim.handle_event_clock(&peer, clock),
-            Frame::UserEvent(event) => self.swim.handle_user_event(now, *event),
+            Frame::UserEvents(events) => {
+                for event in events {
+                    self.swim.handle_user_event(now, event);
+                }
+            }
         }
         self.settle(now);
     }
@@ -867,10 +872,10 @@ impl Cluster {
     /// Tells the events that the peer may have missed, and where this node stands with them.
     fn tell_events(&mut self, now: Instant, connection: ConnectionId) {
         self.tell(connection, Frame::EventClock(self.swim.event_clock()));
-        let recent = self.swim.recent_events(now).cloned();
-        let frames = recent.map(|event| Frame::UserEvent(Box::new(event)));
-        let told = frames.map(|frame| Action::Tell { connection, frame });
-        self.actions.extend(told);
+        let recent: Vec<_> = self.swim.recent_events(now).cloned().collect();
+        if !recent.is_empty() {
+            self.tell(connection, Frame::UserEvents(recent));
+        }
     }
 
     fn start_sync(&mut self, now: Instant, node: &NodeId) {

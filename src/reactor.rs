@@ -1572,10 +1572,15 @@ impl Reactor {
                         lamport: clock.lamport,
                         number: clock.number,
                     },
-                    Frame::UserEvent(event) => Control::UserEvent {
-                        payload: event.signed.payload.to_vec(),
-                        signature: event.signed.signature.to_vec(),
-                    },
+                    Frame::UserEvents(events) => {
+                        let frames = events.iter().map(|event| Control::UserEvent {
+                            payload: event.signed.payload.to_vec(),
+                            signature: event.signed.signature.to_vec(),
+                        });
+                        let command = WorkerCommand::Controls(frames.collect());
+                        self.parts.endpoint.command(connection, command);
+                        return;
+                    }
                 };
                 self.tell(connection, frame);
             }

@@ -1043,6 +1043,11 @@ impl Worker {
                     }
                 }
                 Command::Control(frame) => self.connection.push_control(state, frame),
+                Command::Controls(frames) => {
+                    for frame in frames {
+                        self.connection.push_control(state, frame);
+                    }
+                }
                 Command::Use => {
                     if state.phase == Phase::Up {
                         state.phase = Phase::InUse;

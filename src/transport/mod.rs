@@ -258,6 +258,8 @@ pub(crate) enum Command {
     Inject(Datagram),
     /// Send a control frame.
     Control(Control),
+    /// Send several, one after the other.
+    Controls(Vec<Control>),
     /// Say USE and let application data flow.
     Use,
     /// Finish what is under way, then close as a duplicate.

@@ -266,6 +266,14 @@ impl World {
                     self.settle(node);
                 }
             }
+            What::Emit { node, count, bytes } => {
+                if self.process(node).is_some_and(|p| !p.is_frozen()) {
+                    for _ in 0..count {
+                        self.emit(node, bytes as usize);
+                    }
+                    self.settle(node);
+                }
+            }
             What::ForceLeave { by, node } => {
                 let now = self.local(by);
                 let name = name_of(node);
@@ -336,6 +344,7 @@ impl World {
             | What::Sever { .. }
             | What::Join { .. }
             | What::Tags { .. }
+            | What::Emit { .. }
             | What::ForceLeave { .. } => {}
         }
     }

@@ -20,6 +20,9 @@
 //! 8. `Started` comes once; a node that stops dials nobody.
 //!    Who runs and is connected confirms a leave in time, and who has confirmed it knows of it.
 //! 9. Queues, dials and datagrams are bounded, and so is what one node sends in one probe interval.
+//!    Events of applications: each is told at most once in a life, as its origin emitted it, and only
+//!    of a life that is alive here; a node's own have a Lamport time above all it was told; no five
+//!    full datagrams in a row leave without one while some wait.
 //! 10. What an outsider or a liar says has none of these effects, since all of the above hold while
 //!     they speak.
 
@@ -34,7 +37,7 @@ use nodosum::{
         cluster::{Cluster, Event},
         mesh,
         record::Record,
-        swim::{self, Body, Transmit},
+        swim::{self, Body, Transmit, UserEvent},
     },
 };
 
@@ -53,6 +56,13 @@ const MAX_CHECKS: u64 = 64;
 const LEAVE_FANOUT: u64 = 32;
 /// Datagrams to one member in a round of gossip (`swim`).
 const MAX_BURST: u64 = 4;
+
+/// Events that wait at most: those of others, and of the node's own (`swim`).
+pub(crate) const MAX_EVENTS_WAITING: usize = 256 + swim::MAX_OWN_PENDING;
+/// A quarter of each datagram adds up to the largest event in so many.
+const MAX_WITHOUT_EVENTS: usize = 4;
+/// The step of the Lamport clock that is believed (`swim`).
+const MAX_LAMPORT_STEP: u64 = 1 << 32;
 
 /// Dials of one peer or seed in a probe interval.
 const DIALS_A_PEER: u64 = 10;
@@ -176,6 +186,14 @@ pub(crate) struct Observer {
     /// Addresses at which the node has met itself.
     own: BTreeSet<SocketAddr>,
     pub(crate) born_at: u64,
+    /// Events of applications that were told: origin, its life, number.
+    events: BTreeSet<(usize, BootId, u64)>,
+    /// What the Lamport clock must have reached, and the last number of an own event.
+    lamport: u64,
+    last_number: u64,
+    /// Whether events waited after the last step, and how many datagrams in a row took none.
+    pub(crate) events_waited: bool,
+    without_events: usize,
 }
 
 impl Observer {
@@ -196,6 +214,11 @@ impl Observer {
             dials: 0,
             own: BTreeSet::new(),
             born_at: now,
+            events: BTreeSet::new(),
+            lamport: 0,
+            last_number: 0,
+            events_waited: false,
+            without_events: 0,
         }
     }
 
@@ -222,6 +245,50 @@ impl Observer {
         {
             self.seen(index).pinged_at = Some(now);
         }
+    }
+
+    /// Holds a datagram against the share that events have, when some waited before this step and
+    /// wait after it. One that is half empty, such as the direct word of a leave, proves nothing.
+    pub(crate) fn on_shared_datagram(
+        &mut self,
+        transmit: &Transmit,
+        waiting: usize,
+        limit: usize,
+    ) -> Result<(), String> {
+        if waiting > 0 && transmit.payload.len() <= limit / 2 {
+            return Ok(());
+        }
+        let has_none = || {
+            swim::Message::decode(&transmit.payload).is_ok_and(|message| message.events.is_empty())
+        };
+        if waiting == 0 || !self.events_waited || !has_none() {
+            self.without_events = 0;
+            return Ok(());
+        }
+        self.without_events += 1;
+        if self.without_events > MAX_WITHOUT_EVENTS {
+            return Err(format!(
+                "{} datagrams in a row without any of {waiting} events",
+                self.without_events
+            ));
+        }
+        Ok(())
+    }
+
+    /// The application emits.
+    pub(crate) fn on_emit(&mut self, event: &UserEvent) -> Result<(), String> {
+        if event.lamport <= self.lamport || event.number <= self.last_number {
+            return Err(format!(
+                "emits number {} at {}, after {} and having heard of {}",
+                event.number, event.lamport, self.last_number, self.lamport
+            ));
+        }
+        (self.lamport, self.last_number) = (event.lamport, event.number);
+        Ok(())
+    }
+
+    pub(crate) fn has_heard(&self, origin: usize, boot: BootId, number: u64) -> bool {
+        self.events.contains(&(origin, boot, number))
     }
 
     pub(crate) fn on_message(
@@ -270,6 +337,7 @@ fn initiative(config: &swim::Config) -> u64 {
 impl World {
     pub(crate) fn check_event(&mut self, node: usize, event: &Event) {
         let outcome = match event {
+            Event::Member(swim::Event::User(event)) => self.check_user(node, event),
             Event::Member(event) => self.check_member(node, event),
             Event::Peer(event) => self.check_peer(node, event),
             Event::Started => {
@@ -471,8 +539,8 @@ impl World {
                 seen.gone_at = Some(incarnation - u64::from(!is_left));
                 observer.changed_at = now;
             }
-            // Nobody emits any here yet.
-            swim::Event::User(_) => return wrong("User"),
+            // Has its own check.
+            swim::Event::User(_) => {}
             swim::Event::Updated { .. } => {
                 if told != Told::Up {
                     return wrong("Updated");
@@ -492,6 +560,45 @@ impl World {
             swim::Event::NameConflict { .. } | swim::Event::AddressConflict { .. } => {}
         }
         Ok(())
+    }
+
+    /// A node tells its application an event.
+    fn check_user(&mut self, node: usize, event: &UserEvent) -> Result<(), String> {
+        let UserEvent {
+            origin,
+            boot,
+            number,
+            lamport,
+            ..
+        } = event;
+        if !self.registry.is_emitted(event) {
+            return Err(format!("tells an event of {origin} that nobody emitted"));
+        }
+        let Some(index) = index_of(origin) else {
+            return Err(format!("an event names {origin}, which is nobody"));
+        };
+        let Some(process) = &mut self.nodes[node].process else {
+            return Ok(());
+        };
+        let observer = &mut process.observer;
+        if !observer.events.insert((index, *boot, *number)) {
+            return Err(format!("tells event {number} of {origin} twice"));
+        }
+        if index == node {
+            return Ok(());
+        }
+        let told = observer.seen(index).told;
+        if !matches!(told, Told::Up | Told::Suspect) {
+            return Err(format!("tells an event of {origin} after {told:?}"));
+        }
+        if *lamport <= observer.lamport.saturating_add(MAX_LAMPORT_STEP) {
+            observer.lamport = observer.lamport.max(*lamport);
+        }
+        let view = process.cluster.swim().member(origin);
+        match view.map(|view| view.record.record.boot) {
+            Some(current) if current == *boot => Ok(()),
+            Some(_) | None => Err(format!("tells an event of an earlier life of {origin}")),
+        }
     }
 
     /// When the life of a node that runs began.
@@ -662,6 +769,9 @@ fn bounds(cluster: &Cluster, (dials, members): (usize, usize)) -> Result<(), Str
     let known = swim.members().count();
     if swim.pending_news() > 2 * known + 2 {
         return Err(format!("{} news of {known} members", swim.pending_news()));
+    }
+    if swim.pending_events() > MAX_EVENTS_WAITING {
+        return Err(format!("{} events wait", swim.pending_events()));
     }
     let counts = cluster.mesh().counts();
     if counts.dialing > dials {

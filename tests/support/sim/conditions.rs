@@ -52,6 +52,7 @@ impl Conditions {
             | What::Sever { .. }
             | What::Join { .. }
             | What::Tags { .. }
+            | What::Emit { .. }
             | What::ForceLeave { .. } => {}
         }
     }

@@ -394,6 +394,12 @@ impl World {
             self.close(conn, end, CloseCode::Overloaded);
             return;
         }
+        let wire = match wire {
+            Wire::Frame(Frame::EventClock(clock)) if self.conditions.insider() == Some(node) => {
+                Wire::Frame(Frame::EventClock(self.false_clock(clock)))
+            }
+            wire => wire,
+        };
         let to = self.conns[conn].ends[1 - end].node;
         let latency = self.reliable_latency(node, to, PTO);
         let frames = &mut self.conns[conn].ends[end].frames;
@@ -460,6 +466,18 @@ impl World {
         let now = self.local(to);
         if let Some(process) = &mut self.nodes[to].process {
             match wire {
+                Wire::Frame(Frame::UserEvents(events)) => {
+                    self.tally.frames += events.len() as u64;
+                    let told = process.cluster.swim().counters().events_received;
+                    for event in events {
+                        self.take_event(to, &event.signed);
+                    }
+                    let after = self
+                        .cluster(to)
+                        .map_or(0, |cluster| cluster.swim().counters().events_received);
+                    self.tally
+                        .add("events_mended_by_sync", after.saturating_sub(told));
+                }
                 Wire::Frame(frame) => {
                     self.tally.frames += 1;
                     process.cluster.handle_frame(now, id, frame);

@@ -112,11 +112,15 @@ pub(crate) fn generate(seed: u64, nodes: Option<(usize, usize)>) -> Script {
             draft.act(class);
         }
     }
-    let Draft { acts, mut rng, .. } = draft;
+    let Draft {
+        mut acts, mut rng, ..
+    } = draft;
     let ends = acts
         .iter()
         .map(|act| act.until_ms.unwrap_or(act.at_ms))
         .max();
+    let ends = ends.unwrap_or(0);
+    acts.extend(emissions(seed, nodes, ends));
     let skewed = match rng.below(4) {
         0 => (0..nodes).filter(|_| rng.below(2) == 0).collect(),
         _ => Vec::new(),
@@ -135,9 +139,42 @@ pub(crate) fn generate(seed: u64, nodes: Option<(usize, usize)>) -> Script {
         icmp: rng.below(4) != 0,
         skewed: Nodes::of(skewed),
         tombstone_s: [60, 600, 86_400, 86_400][rng.index(4)],
-        faults_end_ms: ends.unwrap_or(0) + 1_000,
+        faults_end_ms: ends + 1_000,
         acts,
     }
+}
+
+/// What applications emit, in half of the seeds. It disturbs nobody, so it comes beside the faults
+/// and not in the place of one, and lengthens nothing.
+fn emissions(seed: u64, nodes: usize, ends: u64) -> Vec<Act> {
+    let mut rng = Rng::new(seed ^ 0xe4e4_7500_0f0f_a995);
+    if rng.below(2) == 0 {
+        return Vec::new();
+    }
+    let one = |rng: &mut Rng| {
+        let at_ms = match rng.below(3) {
+            // While everybody joins there is most other news.
+            0 => rng.below(ends.min(6_000) + 1),
+            _ => rng.below(ends + 1),
+        };
+        // More than may wait at once, in small clusters; in large ones that is many copies.
+        let count = match rng.below(10) {
+            0 if nodes <= 8 => 60 + rng.below(40),
+            0..=5 => 1,
+            _ => 2 + rng.below(12),
+        };
+        let what = What::Emit {
+            node: rng.index(nodes),
+            count,
+            bytes: [8, 60, 200, 500][rng.index(4)],
+        };
+        Act {
+            at_ms,
+            until_ms: None,
+            what,
+        }
+    };
+    (0..1 + rng.below(8)).map(|_| one(&mut rng)).collect()
 }
 
 fn draw_size(rng: &mut Rng, wanted: Option<(usize, usize)>) -> usize {

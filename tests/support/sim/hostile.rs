@@ -7,20 +7,23 @@
 //!   recorded to whomever it likes, also to a later life of the receiver.
 //! - The **key holder** has the gossip key and no certificate, so it can seal in any member's name:
 //!   accusations in everybody's name at incarnations real and absurd, forced leaves without a
-//!   signature, forged records, old records, pings and answers to nothing. Its numbers of datagrams
+//!   signature, forged records and events, old ones of both, pings and answers to nothing. Its numbers of datagrams
 //!   are taken as always fresh.
 //! - The **insider** has a certificate: the same in its own name, records of its own with absurd
 //!   incarnations, other nodes' addresses, tags, `left` and back again; forced leaves that it really
-//!   signed; and in its syncs everybody is dead. What becomes of the insider itself is its own
+//!   signed; events of its own with absurd numbers and times; and in its syncs everybody is dead. What becomes of the insider itself is its own
 //!   fault; what the others believe of each other is checked as ever.
 
 use std::collections::BTreeMap;
 
 use nodosum::{
-    MemberStatus,
+    BootId, MemberStatus,
     unversioned::{
         record::{Record, SignedRecord},
-        swim::{Accusation, Body, ForcedLeave, Message, Statement, SyncEntry},
+        swim::{
+            Accusation, Body, EventClock, ForcedLeave, Message, SignedEvent, Statement, SyncEntry,
+            UserEvent,
+        },
     },
 };
 
@@ -139,7 +142,8 @@ impl World {
                 Some(_) | None => accuser,
             },
         };
-        match self.rng.below(8) {
+        match self.rng.below(9) {
+            8 => message.events.extend(self.event_to_show(insider)),
             0..=2 => message.statements.push(Statement::Suspect(accusation)),
             3 => message.statements.push(Statement::Dead(accusation)),
             4 => {
@@ -221,6 +225,62 @@ impl World {
             payload: forged.encode().into(),
             signature: vec![9; 71].into(),
         })
+    }
+
+    /// An insider's own event with something absurd in it; somebody's of any time, repeated; or a
+    /// forged one.
+    fn event_to_show(&mut self, insider: Option<usize>) -> Option<SignedEvent> {
+        const LAMPORTS: [u64; 6] = [0, 1, 1 << 32, 1 << 33, 1 << 62, u64::MAX];
+        if let Some(node) = insider
+            && self.rng.below(2) == 0
+        {
+            let boot = match self.rng.below(4) {
+                0 => BootId([7; 16]),
+                _ => self.process(node)?.boot,
+            };
+            let number = match self.rng.below(20) {
+                0 => u64::MAX,
+                _ => 1 + self.rng.below(200),
+            };
+            let event = UserEvent {
+                origin: name_of(node),
+                boot,
+                number,
+                lamport: LAMPORTS[self.rng.index(LAMPORTS.len())],
+                name: "lie".to_owned(),
+                payload: self.rng.u64().to_be_bytes().to_vec(),
+                query: None,
+            };
+            return Some(self.registry.sign_event(event).signed);
+        }
+        let number = self.rng.u64();
+        let real = self.registry.some_event(number)?.clone();
+        let mut event = UserEvent::decode(&real.payload).ok()?;
+        match self.rng.below(6) {
+            0 => event.payload = b"forged".to_vec(),
+            1 => event.number = event.number.saturating_add(1),
+            2 => event.lamport = u64::MAX,
+            3 => {
+                let whom = self.someone();
+                event.origin = name_of(whom);
+                event.boot = self.process(whom)?.boot;
+            }
+            _ => return Some(real),
+        }
+        Some(SignedEvent {
+            payload: event.encode().into(),
+            signature: real.signature,
+        })
+    }
+
+    /// Where an insider says that it stands with events.
+    pub(crate) fn false_clock(&mut self, clock: EventClock) -> EventClock {
+        let absurd = [0, 1 << 32, 1 << 33, u64::MAX];
+        EventClock {
+            lamport: absurd[self.rng.index(4)],
+            number: absurd[self.rng.index(4)],
+            ..clock
+        }
     }
 
     /// What an insider says in a sync.

@@ -74,7 +74,18 @@ impl World {
                 return;
             }
             process.observer.on_transmit(now, &transmit);
+            let waiting = process.cluster.swim().pending_events();
+            if let Err(why) = process
+                .observer
+                .on_shared_datagram(&transmit, waiting, limit)
+            {
+                self.violate(node, &why);
+                return;
+            }
         }
+        let Some(process) = &mut self.nodes[node].process else {
+            return;
+        };
         process.sent += 1;
         self.tally.datagrams += 1;
         self.tally.bytes += transmit.payload.len() as u64;
@@ -218,6 +229,7 @@ impl World {
         let now = self.local(node);
         let records = self.verify(node, &message);
         let forced: Vec<ForcedLeave> = message.forced_leaves().cloned().collect();
+        let events = message.events.clone();
         let statements = message.statements.len();
         let sender = name_of(from);
         let at = self.now;
@@ -236,6 +248,13 @@ impl World {
             } else {
                 self.tally.count("statements_refused");
             }
+        }
+        if !events.is_empty() {
+            // What is sent now was composed before these came.
+            self.settle(node);
+        }
+        for event in events {
+            self.take_event(node, &event);
         }
         self.settle(node);
     }

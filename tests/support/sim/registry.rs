@@ -8,7 +8,7 @@ use std::{
 
 use nodosum::unversioned::{
     record::{Record, SignedRecord, VerifiedRecord},
-    swim::ForcedLeave,
+    swim::{ForcedLeave, SignedEvent, UserEvent, VerifiedEvent},
 };
 
 /// A usual size of an ECDSA P-256 signature in DER.
@@ -19,6 +19,9 @@ const SIGNATURE_BYTES: usize = 71;
 pub(crate) struct Registry {
     records: HashMap<Arc<[u8]>, Arc<VerifiedRecord>>,
     forced: BTreeSet<Vec<u8>>,
+    /// Every event emitted, by the bytes that its origin signed, and in their order.
+    is_event: BTreeSet<Arc<[u8]>>,
+    events: Vec<SignedEvent>,
 }
 
 fn signature(bytes: &[u8]) -> Vec<u8> {
@@ -61,5 +64,30 @@ impl Registry {
     pub(crate) fn is_forced_signed(&self, forced: &ForcedLeave) -> bool {
         let bytes = forced.signed_bytes();
         signature(&bytes) == forced.signature && self.forced.contains(&bytes)
+    }
+
+    pub(crate) fn sign_event(&mut self, event: UserEvent) -> VerifiedEvent {
+        let payload: Arc<[u8]> = event.encode().into();
+        let signature = signature(&payload).into();
+        let signed = SignedEvent { payload, signature };
+        if self.is_event.insert(Arc::clone(&signed.payload)) {
+            self.events.push(signed.clone());
+        }
+        VerifiedEvent { event, signed }
+    }
+
+    pub(crate) fn is_event_signed(&self, signed: &SignedEvent) -> bool {
+        self.is_event.contains(&signed.payload) && *signed.signature == *signature(&signed.payload)
+    }
+
+    /// Whether an event was emitted exactly as it is told.
+    pub(crate) fn is_emitted(&self, event: &UserEvent) -> bool {
+        self.is_event.contains(&*event.encode())
+    }
+
+    /// An event of any time; the same number chooses the same.
+    pub(crate) fn some_event(&self, number: u64) -> Option<&SignedEvent> {
+        let place = number.checked_rem(self.events.len() as u64)? as usize;
+        self.events.get(place)
     }
 }

@@ -4,7 +4,7 @@
 //! of the configuration ([`heal_bound`]). They agree when every one sees every other alive in its
 //! latest record, the gone as gone, and each pair holds exactly one connection, the same at both
 //! ends. Then nothing may happen any more: no doubt, no death, no dial but of the dead, and no more
-//! datagrams than probing takes.
+//! datagrams than probing takes. In the end they emit events, and everybody has to hear them all.
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -14,6 +14,7 @@ use std::{
 use nodosum::{MemberStatus, unversioned::swim};
 
 use super::{
+    check::MAX_EVENTS_WAITING,
     connections::Phase,
     script::Script,
     tally::Tally,
@@ -27,6 +28,9 @@ const WATCHED: u32 = 30;
 /// News in flight may be sent for so long after the last change, in rounds of gossip beyond the
 /// retransmissions.
 const GOSSIP_SLACK: u32 = 10;
+
+/// How many nodes emit events in the end, and how many the first of them emits.
+const SPEAKERS: usize = 8;
 
 /// What a run came to.
 pub(crate) struct Outcome {
@@ -258,6 +262,14 @@ impl World {
         let calm_until = self.now + calm.as_nanos() as u64;
         let agreed_at = self.now;
         self.run_until(calm_until);
+        // A burst of events is passed on for longer: one to a datagram and one datagram to a round,
+        // if they are large and there is nobody else.
+        let rounds = swim.retransmits(self.nodes.len()) * MAX_EVENTS_WAITING as u32;
+        let events_until = self.now + (swim.gossip_interval * rounds).as_nanos() as u64;
+        while self.violation.is_none() && self.events_wait() && self.now < events_until {
+            let next = self.now + SEC / 2;
+            self.run_until(next);
+        }
         let before = self.tally.clone();
         let watched = swim.probe_interval * WATCHED;
         let until = self.now + watched.as_nanos() as u64;
@@ -302,6 +314,62 @@ impl World {
         }
         if !impaired {
             self.check_idle(&before, watched, core.len(), &swim);
+            self.speak(&core, &swim);
+        }
+    }
+
+    fn events_wait(&self) -> bool {
+        let waits = |node| {
+            self.cluster(node)
+                .is_some_and(|cluster| cluster.swim().pending_events() > 0)
+        };
+        self.core().into_iter().any(waits)
+    }
+
+    /// Several emit events, and everybody hears of all of them: by gossip at once, and whom that
+    /// missed in one of the two syncs of its own for which an event is kept.
+    fn speak(&mut self, core: &[usize], swim: &swim::Config) {
+        if self.violation.is_some() {
+            return;
+        }
+        let mut emitted = Vec::new();
+        for (place, &node) in core.iter().take(SPEAKERS).enumerate() {
+            for _ in 0..if place == 0 { SPEAKERS } else { 1 } {
+                let number = self.emit(node, 40);
+                let boot = self.process(node).map(|process| process.boot);
+                if let (Some(number), Some(boot)) = (number, boot) {
+                    self.tally.count("emissions_at_rest");
+                    emitted.push((node, boot, number));
+                } else {
+                    self.violate(node, "cannot emit at rest");
+                }
+            }
+            self.settle(node);
+        }
+        // Clocks run up to a hundredth slow.
+        let patience = (swim.sync_every(self.nodes.len()) * 2 + swim.probe_interval) * 51 / 50;
+        let limit = self.now + patience.as_nanos() as u64;
+        let missed = |world: &Self| {
+            emitted.iter().find_map(|(origin, boot, number)| {
+                let has_heard = |node: usize| {
+                    world
+                        .process(node)
+                        .is_none_or(|process| process.observer.has_heard(*origin, *boot, *number))
+                };
+                let deaf = core.iter().find(|node| !has_heard(**node))?;
+                Some((*deaf, *origin, *number))
+            })
+        };
+        while self.violation.is_none() && missed(self).is_some() && self.now < limit {
+            let next = self.now + SEC / 4;
+            self.run_until(next);
+        }
+        if let Some((node, origin, number)) = missed(self) {
+            let why = format!(
+                "has not heard event {number} of {} within {patience:?}",
+                name_of(origin)
+            );
+            self.violate(node, &why);
         }
     }
 

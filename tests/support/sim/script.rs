@@ -213,6 +213,12 @@ pub(crate) enum What {
         node: usize,
         value: u64,
     },
+    /// The application emits so many events at once, of so many bytes each.
+    Emit {
+        node: usize,
+        count: u64,
+        bytes: u64,
+    },
     ForceLeave {
         by: usize,
         node: usize,
@@ -284,6 +290,7 @@ impl What {
             Self::Sever { .. } => "sever",
             Self::Join { .. } => "double_join",
             Self::Tags { .. } => "tags",
+            Self::Emit { .. } => "emit",
             Self::ForceLeave { .. } => "force_leave",
             Self::NoNames => "no_names",
             Self::Hostile(Hostility::Outsider) => "outsider",
@@ -314,6 +321,7 @@ impl What {
             | Self::Sever { .. }
             | Self::Join { .. }
             | Self::Tags { .. }
+            | Self::Emit { .. }
             | Self::ForceLeave { .. }
             | Self::NoNames
             | Self::Hostile(_) => false,
@@ -334,6 +342,7 @@ impl What {
             | Self::Unsigned { node: other }
             | Self::Join { node: other, .. }
             | Self::Tags { node: other, .. }
+            | Self::Emit { node: other, .. }
             | Self::Hostile(Hostility::Insider(other)) => *other == node,
             Self::Sever { a, b } => *a == node || *b == node,
             Self::ForceLeave { by, node: other } => *by == node || *other == node,
@@ -361,7 +370,11 @@ impl What {
             | Self::Loss { from, to, .. }
             | Self::Delay { from, to, .. } => from.contains(node) || to.contains(node),
             Self::Duplicate { .. } | Self::Reorder { .. } | Self::Corrupt { .. } => true,
-            Self::NoNames | Self::Hostile(_) | Self::Tags { .. } | Self::Join { .. } => false,
+            Self::NoNames
+            | Self::Hostile(_)
+            | Self::Tags { .. }
+            | Self::Emit { .. }
+            | Self::Join { .. } => false,
             Self::Start { .. }
             | Self::Crash { .. }
             | Self::Leave { .. }
@@ -384,6 +397,7 @@ impl What {
                 | Self::Sever { .. }
                 | Self::Join { .. }
                 | Self::Tags { .. }
+                | Self::Emit { .. }
                 | Self::ForceLeave { .. }
         )
     }
@@ -453,6 +467,9 @@ impl fmt::Display for What {
             Self::Sever { a, b } => write!(f, "sever n{} n{}", a + 1, b + 1),
             Self::Join { node, via } => write!(f, "join n{} via {via}", node + 1),
             Self::Tags { node, value } => write!(f, "tags n{} {value}", node + 1),
+            Self::Emit { node, count, bytes } => {
+                write!(f, "emit n{} count {count} bytes {bytes}", node + 1)
+            }
             Self::ForceLeave { by, node } => write!(f, "force-leave n{} n{}", by + 1, node + 1),
             Self::NoNames => f.write_str("no-names"),
             Self::Hostile(Hostility::Outsider) => f.write_str("outsider"),
@@ -559,6 +576,11 @@ impl FromStr for What {
             ["tags", name, value] => Self::Tags {
                 node: node(name)?,
                 value: number(value, "")?,
+            },
+            ["emit", name, "count", count, "bytes", bytes] => Self::Emit {
+                node: node(name)?,
+                count: number(count, "")?,
+                bytes: number(bytes, "")?,
             },
             ["force-leave", by, name] => Self::ForceLeave {
                 by: node(by)?,

@@ -205,6 +205,7 @@ fn without(what: &mut What, node: usize) {
         | What::Unsigned { .. }
         | What::Sever { .. }
         | What::Tags { .. }
+        | What::Emit { .. }
         | What::ForceLeave { .. }
         | What::NoNames
         | What::Hostile(_) => {}

@@ -255,6 +255,8 @@ pub(crate) struct World {
     /// The first invariant that broke.
     pub(crate) violation: Option<String>,
     pub(super) next_key: u32,
+    /// Events that applications have emitted.
+    pub(super) emissions: u64,
     pub(super) cluster_name: ClusterName,
     /// What an outsider has recorded.
     pub(crate) recorded: Vec<Datagram>,
@@ -328,6 +330,7 @@ impl World {
             events: 0,
             violation: None,
             next_key: 0,
+            emissions: 0,
             cluster_name: "sim".parse().expect("a label"),
             recorded: Vec::new(),
             script,
@@ -654,6 +657,10 @@ impl World {
                 self.violate(node, "does not come to rest after one input");
                 return;
             }
+        }
+        if let Some(process) = &mut self.nodes[node].process {
+            let waiting = process.cluster.swim().pending_events();
+            process.observer.events_waited = waiting > 0;
         }
         if self.options.checked {
             self.check(node);
