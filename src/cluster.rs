@@ -374,7 +374,12 @@ impl Cluster {
         match frame {
             Frame::Record(record) if record.record.node == peer => {
                 let (left, incarnation) = (record.record.left, record.record.incarnation);
-                self.swim.handle_record(now, record);
+                if self.links_to(now, &peer).contains(&connection) {
+                    self.swim.handle_record(now, record);
+                } else {
+                    // Of a life that the mesh has judged to be over.
+                    self.hear_of(now, &peer, record);
+                }
                 if left {
                     self.tell(connection, Frame::LeaveAck { incarnation });
                 }
@@ -433,6 +438,29 @@ impl Cluster {
             self.finish_start();
         }
         self.settle(now);
+    }
+
+    /// What a peer says of itself in its sync is its own word, if it is news: it may have had to go
+    /// above what was believed here of an earlier life, which nobody else can put right.
+    fn take_own_word(
+        &mut self,
+        now: Instant,
+        connection: ConnectionId,
+        peer: &NodeId,
+        entries: &[swim::SyncEntry],
+    ) {
+        let word = entries
+            .iter()
+            .find(|entry| entry.record.record.node == *peer);
+        let Some(record) = word.map(|entry| &entry.record) else {
+            return;
+        };
+        let known = self.swim.member(peer);
+        let is_news =
+            known.is_some_and(|m| m.record.record.incarnation < record.record.incarnation);
+        if is_news && self.links_to(now, peer).contains(&connection) {
+            self.swim.handle_record(now, Arc::clone(record));
+        }
     }
 
     /// A sync that this node asked for was broken off or could not be begun.

@@ -56,6 +56,8 @@ pub(super) struct Rare {
     pub(super) forced: Option<ForcedLeave>,
     /// The life before this one. It never comes back: if it seems to, two processes share a name.
     pub(super) superseded: Option<BootId>,
+    /// The handshake of the life after it was seen here.
+    pub(super) superseded_for_certain: bool,
     pub(super) conflict_told: bool,
     /// The life that its own handshake proved last, where that is not the one of the record.
     proven_before: Option<BootId>,

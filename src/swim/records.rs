@@ -320,12 +320,14 @@ impl Swim {
         let gossip_addr = claim.gossip_addr;
         if boot_changed {
             // After two restarts at once, what others still tell of the life before must not end
-            // the one whose handshake was seen here.
+            // the one whose handshake was seen here. Nor does a farewell: the life that says it may
+            // have been followed by the one that is stored, and arrive late.
             let superseded = stored.boot;
-            let outlives = is_proven || !member.is_proven();
+            let outlives = (is_proven || !member.is_proven()) && !claim.left;
             let rare = member.rare_mut();
             if outlives {
                 rare.superseded = Some(superseded);
+                rare.superseded_for_certain = is_proven;
             }
             rare.conflict_told = false;
         }
@@ -396,8 +398,12 @@ impl Swim {
             return false;
         }
         let outlived = member.superseded() == Some(claim.boot);
-        // Its own handshake weighs more than a life that is known by hearsay only.
-        let is_vindicated = source.is_owner() && !member.is_proven();
+        // Its own word weighs more than what was heard: which of two lives is the later one,
+        // handshakes know and incarnations do not.
+        let is_certain = member
+            .rare()
+            .is_some_and(|rare| rare.superseded_for_certain);
+        let is_vindicated = source.is_owner() && !is_certain;
         if outlived && !is_vindicated {
             self.counters.conflicting_records += 1;
             if !std::mem::replace(&mut member.rare_mut().conflict_told, true) {

@@ -1166,3 +1166,46 @@ fn an_accusation_is_not_believed_while_an_answer_is_fresh_and_the_accused_is_tol
     };
     assert_eq!(bench.events(), [suspect], "the answer is no longer fresh");
 }
+
+#[test]
+fn the_last_words_of_an_earlier_life_do_not_lock_out_the_present_one() {
+    for left in [true, false] {
+        let mut bench = Bench::new(Config::lan(), &["b"]);
+        let (now, b) = (bench.now, id("b"));
+        let entry = |record: Record| SyncEntry {
+            record: signed(record),
+            status: MemberStatus::Alive,
+            forced: None,
+        };
+        bench.core.handle_record(now, signed(record("a", 1, 1)));
+        // Others have met the second life, and the first one's last words come late.
+        let last = Record {
+            left,
+            ..record("a", 3, 1)
+        };
+        let told = vec![entry(record("a", 2, 2)), entry(last)];
+        bench.core.handle_sync(now, &b, told);
+        assert_eq!(
+            bench
+                .core
+                .member(&id("a"))
+                .unwrap()
+                .record
+                .record
+                .incarnation,
+            3
+        );
+        let present = record("a", 4, 2);
+        if left {
+            bench
+                .core
+                .handle_sync(now, &b, vec![entry(present.clone())]);
+        } else {
+            // Which life is the later one only a connection can tell.
+            bench.core.handle_record(now, signed(present.clone()));
+        }
+        let member = bench.core.member(&id("a")).unwrap();
+        assert_eq!(member.record.record, present);
+        assert_eq!(member.status, MemberStatus::Alive);
+    }
+}

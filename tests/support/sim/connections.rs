@@ -441,9 +441,15 @@ impl World {
             self.conns[conn].ends[end].frames.clear();
             return;
         }
+        let is_gone = self.conns[conn].ends[end].phase != Phase::Up;
+        if is_gone && tries > 0 {
+            // What did not arrive at first is not sent again by a process that has ended.
+            self.conns[conn].ends[end].frames.clear();
+            return;
+        }
         if self.conditions.is_blocked(from, to) {
             self.tally.fault("block_frame");
-            if self.conns[conn].ends[end].phase != Phase::Up {
+            if is_gone {
                 return;
             }
             self.conns[conn].ends[end].sending = true;
