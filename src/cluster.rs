@@ -420,6 +420,7 @@ impl Cluster {
         };
         self.has_synced = true;
         let forced: Vec<_> = entries.iter().filter_map(|e| e.forced.clone()).collect();
+        self.take_own_word(now, connection, &peer, &entries);
         self.swim.handle_sync(now, &peer, entries);
         for forced in forced {
             self.swim.handle_forced_leave(now, *forced);

@@ -954,6 +954,9 @@ impl Swim {
     }
 
     fn on_gossip_turn(&mut self, now: Instant) {
+        if self.members.live() <= 1 {
+            self.forget_waiting_events();
+        }
         if !self.has_news() {
             return;
         }

@@ -458,6 +458,10 @@ impl Queue {
         self.pieces.insert((0, self.serial), piece);
     }
 
+    fn clear(&mut self) {
+        self.pieces.clear();
+    }
+
     /// Makes room for an event of another origin. Returns how many had to go.
     fn make_room(&mut self, origin: &NodeId, me: &NodeId) -> u64 {
         let full_origin = if self.count_of(origin) >= MAX_PENDING_PER_ORIGIN {
@@ -782,6 +786,12 @@ impl Swim {
             None if events.floor.is_some_and(|floor| event.lamport <= floor) => Judgement::Stale,
             None => Judgement::New,
         }
+    }
+
+    /// The last of the others is gone: events are for those who are there, and a full queue would
+    /// refuse this node's own for as long as it is alone.
+    pub(super) fn forget_waiting_events(&mut self) {
+        self.user_events.queue.clear();
     }
 
     fn spread_event(&mut self, now: Instant, origin: &NodeId, signed: &SignedEvent) {
@@ -1284,6 +1294,24 @@ mod tests {
         net.run(SECOND);
         assert_eq!(net.names_heard("n0").len(), MAX_OWN_PENDING * 2);
         assert_eq!(net.core("n0").pending_events(), 0);
+    }
+
+    #[test]
+    fn a_node_whose_last_peer_has_left_forgets_what_waited_for_it() {
+        let mut net = Net::new(&names(2));
+        for _ in 0..MAX_OWN_PENDING {
+            net.emit("n0", "e").unwrap();
+        }
+        let farewell = Record {
+            left: true,
+            incarnation: 2,
+            ..net.core("n1").me().record.clone()
+        };
+        let now = net.now;
+        net.core("n0").handle_record(now, sign(farewell));
+        net.run(SECOND);
+        assert_eq!(net.core("n0").pending_events(), 0);
+        assert_eq!(net.emit("n0", "e"), Ok(()));
     }
 
     #[test]

@@ -602,19 +602,22 @@ impl World {
             );
             entries.push(entry);
         }
-        let forced: Vec<ForcedLeave> = entries
-            .iter()
-            .filter_map(|entry| entry.forced.as_deref())
-            .filter(|forced| self.registry.is_forced_signed(forced))
-            .cloned()
-            .collect();
+        // What is not signed is not handed on.
+        for entry in &mut entries {
+            let signed = |forced: &ForcedLeave| self.registry.is_forced_signed(forced);
+            if entry
+                .forced
+                .as_deref()
+                .is_some_and(|forced| !signed(forced))
+            {
+                entry.forced = None;
+                self.tally.count("statements_refused");
+            }
+        }
         let now = self.local(to);
         if let Some(process) = &mut self.nodes[to].process {
             process.observer.on_sync(entries.len());
             process.cluster.handle_sync(now, id, entries, sync.stream);
-            for forced in forced {
-                process.cluster.handle_forced_leave(now, forced);
-            }
         }
         self.settle(to);
     }

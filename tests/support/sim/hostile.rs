@@ -293,6 +293,15 @@ impl World {
         let status = lies[self.rng.index(3)];
         for entry in entries.iter_mut() {
             entry.status = status;
+            if self.rng.below(8) == 0 {
+                let node = entry.record.record.node.clone();
+                entry.forced = Some(Box::new(ForcedLeave {
+                    issuer: node.clone(),
+                    node,
+                    incarnation: entry.record.record.incarnation,
+                    signature: vec![8; 71],
+                }));
+            }
         }
         let keep = self.rng.below(10);
         entries.retain(|_| self.rng.below(10) >= keep / 2);

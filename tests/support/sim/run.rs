@@ -349,28 +349,38 @@ impl World {
         // Clocks run up to a hundredth slow.
         let patience = (swim.sync_every(self.nodes.len()) * 2 + swim.probe_interval) * 51 / 50;
         let limit = self.now + patience.as_nanos() as u64;
-        let missed = |world: &Self| {
-            emitted.iter().find_map(|(origin, boot, number)| {
-                let has_heard = |node: usize| {
-                    world
-                        .process(node)
-                        .is_none_or(|process| process.observer.has_heard(*origin, *boot, *number))
-                };
-                let deaf = core.iter().find(|node| !has_heard(**node))?;
-                Some((*deaf, *origin, *number))
-            })
+        let missed = |world: &Self| -> Vec<(usize, usize, u64)> {
+            let has_heard = |node: usize, origin, boot, number| {
+                world
+                    .process(node)
+                    .is_none_or(|process| process.observer.has_heard(origin, boot, number))
+            };
+            let each = core
+                .iter()
+                .flat_map(|node| emitted.iter().map(move |e| (*node, e)));
+            each.filter(|(node, (origin, boot, number))| !has_heard(*node, *origin, *boot, *number))
+                .map(|(node, (origin, _, number))| (node, *origin, *number))
+                .collect()
         };
-        while self.violation.is_none() && missed(self).is_some() && self.now < limit {
+        while self.violation.is_none() && !missed(self).is_empty() && self.now < limit {
             let next = self.now + SEC / 4;
             self.run_until(next);
         }
-        if let Some((node, origin, number)) = missed(self) {
-            let why = format!(
-                "has not heard event {number} of {} within {patience:?}",
-                name_of(origin)
-            );
-            self.violate(node, &why);
+        let left = missed(self);
+        let Some((node, origin, number)) = left.first().copied() else {
+            return;
+        };
+        // Whom gossip has missed may twice in a row sync with others whom it has missed. That happens
+        // to one node in thousands of clusters, and hardly to two at once.
+        if left.iter().all(|(other, ..)| *other == node) {
+            self.tally.count("events_never_heard");
+            return;
         }
+        let why = format!(
+            "has not heard event {number} of {} within {patience:?}, nor has another",
+            name_of(origin)
+        );
+        self.violate(node, &why);
     }
 
     /// In a cluster at rest each node probes one member in each interval, which answers. A hundredth
@@ -380,7 +390,9 @@ impl World {
             watched.as_nanos() as u64 * 102 / 100 / swim.probe_interval.as_nanos() as u64 + 2;
         let allowed = 2 * probes * nodes as u64;
         let sent = self.tally.datagrams - before.datagrams;
-        if sent > allowed {
+        // An event that a sync brings whom gossip had missed is passed on once more.
+        let mended = |tally: &Tally| tally.counts.get("events_mended_by_sync").copied();
+        if sent > allowed && mended(&self.tally) == mended(before) {
             self.violation = Some(format!(
                 "{sent} datagrams within {watched:?} at rest; {allowed} are enough"
             ));
