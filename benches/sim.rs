@@ -247,6 +247,8 @@ fn print_report(report: &mut Report, threads: usize) {
         "agreement        p50 {half:.1} s, p99 {most:.1} s, at most {all:.1} s after the faults"
     );
     println!("closest to bound {:>13} %   seed {seed}", share / 10);
+    let (events, seed) = report.heaviest;
+    println!("heaviest         {events:>14}   seed {seed}");
     println!("trace            {:>14x}", report.hash & 0xffff_ffff_ffff);
     let tables = [
         ("transitions", &report.tally.transitions),

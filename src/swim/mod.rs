@@ -1139,7 +1139,7 @@ impl Swim {
             let Standing::Suspect(suspicion) = &mut member.standing else {
                 continue;
             };
-            suspicion.extend(late);
+            suspicion.give_back(now, late);
             let deadline = suspicion.deadline().max(now);
             self.timers.set(Timer::Suspicion(node), deadline);
         }

@@ -152,9 +152,10 @@ impl Suspicion {
         !std::mem::replace(&mut self.condemned, true)
     }
 
-    /// Grants the accused time during which this node could not have heard it.
-    pub(super) fn extend(&mut self, by: Duration) {
-        self.start += by;
+    /// Gives the accused back what fell into it of the time `late`, up to `now`, in which this node
+    /// could not have heard it. A suspicion that began since has lost nothing.
+    pub(super) fn give_back(&mut self, now: Instant, late: Duration) {
+        self.start += late.min(now.saturating_duration_since(self.start));
     }
 }
 
@@ -328,5 +329,29 @@ mod tests {
         assert!(suspicion.wants_second_probe());
         suspicion.probe_failed();
         assert_eq!(suspicion.deadline(), now + Duration::from_secs(1));
+    }
+
+    #[test]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "a starting point in time; nothing is measured"
+    )]
+    fn time_lost_before_a_suspicion_began_does_not_lengthen_it() {
+        let start = Instant::now();
+        let second = Duration::from_secs(1);
+        let waits = Waits {
+            min: 4 * second,
+            max: 24 * second,
+            floor: second,
+            wanted: 2,
+        };
+        let mut suspicion = Suspicion::new(id("a"), start, waits);
+        let deadline = suspicion.deadline();
+        suspicion.give_back(start, 3_600 * second);
+        assert_eq!(suspicion.deadline(), deadline);
+        suspicion.give_back(start + 5 * second, 3_600 * second);
+        assert_eq!(suspicion.deadline(), deadline + 5 * second);
+        suspicion.give_back(start + 9 * second, second);
+        assert_eq!(suspicion.deadline(), deadline + 6 * second);
     }
 }

@@ -135,6 +135,8 @@ pub(crate) struct Report {
     pub(crate) agreed: Vec<Duration>,
     /// The largest share of its bound that agreement took, in thousandths, and the seed.
     pub(crate) closest: (u64, u64),
+    /// The most entries of the agenda in one run, and its seed.
+    pub(crate) heaviest: (u64, u64),
     pub(crate) took: Duration,
     /// The hashes of all seeds, in no order.
     pub(crate) hash: u64,
@@ -144,6 +146,7 @@ impl Report {
     fn add(&mut self, seed: u64, outcome: Outcome) {
         self.seeds += 1;
         self.events += outcome.events;
+        self.heaviest = self.heaviest.max((outcome.events, seed));
         self.hash ^= outcome.hash.rotate_left((seed % 64) as u32);
         self.tally.merge(&outcome.tally);
         if let Some(agreed) = outcome.agreed_after {

@@ -3,8 +3,8 @@
 //! Acts are taken away in ever smaller groups as long as the run still breaks (Zeller's delta
 //! debugging); every act stands for itself, so any subset is a script. A node goes by losing its
 //! start and every act about it alone. Then the acts are made shorter, the end of the faults moves
-//! forward, and the circumstances become plain. Any violation counts as the same: a smaller script
-//! that breaks another invariant is welcome as well.
+//! forward, and the circumstances become plain. What is kept is a script that breaks in the same way,
+//! as far as the words tell; another fault is for another search.
 
 use super::{
     run::run,
@@ -33,6 +33,13 @@ pub(crate) fn violation_of(script: &Script) -> Option<String> {
         return None;
     }
     run(script.clone(), Options::of(script)).violation
+}
+
+/// What a violation says, without names and numbers.
+fn kind(why: &str) -> Vec<&str> {
+    let words = why.split_whitespace();
+    let plain = words.filter(|word| !word.contains(|c: char| c.is_ascii_digit()));
+    plain.filter(|word| *word != "at").take(4).collect()
 }
 
 /// The smallest script found that still breaks, and why it does.
@@ -67,12 +74,12 @@ impl Shrinker<'_> {
         }
         self.runs += 1;
         match (self.breaks)(&candidate) {
-            Some(why) => {
+            Some(why) if kind(&why) == kind(&self.why) => {
                 self.best = candidate;
                 self.why = why;
                 true
             }
-            None => false,
+            Some(_) | None => false,
         }
     }
 

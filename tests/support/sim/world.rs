@@ -47,6 +47,9 @@ use super::{
 pub(crate) const MS: u64 = 1_000_000;
 pub(crate) const SEC: u64 = 1_000 * MS;
 
+/// Entries of the agenda in one run. The heaviest seeds take a tenth; what goes beyond goes in circles.
+const MAX_EVENTS: u64 = 5_000_000;
+
 /// A connection on which nothing is heard for so long is over (`transport`).
 pub(crate) const IDLE: u64 = 15 * SEC;
 
@@ -393,6 +396,9 @@ impl World {
         };
         self.now = self.now.max(at);
         self.events += 1;
+        if self.events > MAX_EVENTS && self.violation.is_none() {
+            self.violation = Some("goes in circles".to_owned());
+        }
         self.happen(happening);
     }
 
