@@ -83,6 +83,7 @@ pub struct Builder {
     profile: Profile,
     expected: (Option<String>, Option<String>),
     transport: transport::Config,
+    subscribers: Arc<Subscribers>,
     #[cfg(test)]
     panic_at_start: bool,
 }
@@ -154,6 +155,12 @@ impl Builder {
     pub fn expect_cluster(mut self, name: impl Into<String>) -> Self {
         self.expected.1 = Some(name.into());
         self
+    }
+
+    /// Subscribes to everything from the start on. A node may be ready before
+    /// [`start`](Self::start) has returned, and [`Node::events`] then comes too late to hear of it.
+    pub fn events(&self) -> Events {
+        Events::new(self.subscribers.subscribe())
     }
 
     /// Settings of the transport, for tests of their own limits.
@@ -260,7 +267,7 @@ impl Builder {
         let now = Instant::now();
         let node = self.identity.node().clone();
         let snapshot = Arc::new(Snapshot::new());
-        let subscribers = Arc::new(Subscribers::new());
+        let subscribers = self.subscribers;
         let counters = Arc::new(Counters::default());
         let (stuck_sender, stuck) = crossbeam_channel::bounded(1);
         let parts = Parts {
@@ -455,6 +462,7 @@ impl Node {
             profile: Profile::default(),
             expected: (None, None),
             transport: transport::Config::default(),
+            subscribers: Arc::new(Subscribers::new()),
             #[cfg(test)]
             panic_at_start: false,
         }
@@ -556,8 +564,9 @@ impl Node {
         }
     }
 
-    /// Subscribes to what happens from now on. Each subscriber has its own channel of 1,024 events;
-    /// a slow one holds nobody up and is told how many it missed.
+    /// Subscribes to what happens from now on; [`Builder::events`] also tells how the node became
+    /// ready. Each subscriber has its own channel of 1,024 events; a slow one holds nobody up and is
+    /// told how many it missed.
     pub fn events(&self) -> Events {
         Events::new(self.handle.subscribers.subscribe())
     }
@@ -804,6 +813,17 @@ mod tests {
             authority.certificate_pem().as_bytes(),
         );
         Node::builder(identity.unwrap())
+    }
+
+    #[test]
+    fn whoever_subscribes_before_the_start_hears_that_the_node_is_ready() {
+        let builder = builder();
+        let events = builder.events();
+        let node = builder.start().unwrap();
+        let patience = Duration::from_secs(20);
+        let first = events.recv_timeout(patience).map(|event| event.kind);
+        assert_eq!(first, Some(EventKind::Ready));
+        node.shutdown(patience);
     }
 
     #[test]

@@ -16,7 +16,7 @@ use std::{
 };
 
 use crossbeam_channel::select;
-use nodosum::{App, Builder, Identity, Node, StartError};
+use nodosum::{App, Builder, Events, Identity, Node, StartError};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde::Serialize;
 
@@ -56,8 +56,9 @@ pub(crate) fn run(args: &Run) -> Result<Exit, Failure> {
     // Taken before the node starts: another node at that socket is most likely this one, and two
     // with one identity would fight over their place in the cluster.
     let socket = bind(&place(args.admin.path.as_deref(), identity.node())?)?;
+    let events = builder.events();
     let node = builder.start().map_err(start_failure)?;
-    let (history, server) = match serve(&node, args, socket) {
+    let (history, server) = match serve(&node, events, args, socket) {
         Ok(served) => served,
         Err(failure) => {
             node.shutdown(LEAVE_TIMEOUT);
@@ -81,8 +82,13 @@ pub(crate) fn run(args: &Run) -> Result<Exit, Failure> {
 }
 
 /// Everything around a started node. When it fails, the node is still running.
-fn serve(node: &Node, args: &Run, socket: Bound) -> Result<(Arc<History>, Server), Failure> {
-    let history = History::record(node.events())?;
+fn serve(
+    node: &Node,
+    events: Events,
+    args: &Run,
+    socket: Bound,
+) -> Result<(Arc<History>, Server), Failure> {
+    let history = History::record(events)?;
     let echo = register_echo(node)?;
     let server = Server::start(node.clone(), Arc::clone(&history), [echo], socket)?;
     if let Some(path) = &args.ports_file
