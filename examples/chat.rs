@@ -26,12 +26,13 @@ fn main() -> Result<(), Box<dyn Error>> {
     let (Some(tls_dir), Some(bind)) = (args.next(), args.next()) else {
         return Err("usage: chat TLS-DIR IP:PORT [SEED]...".into());
     };
-    let node = Node::builder(Identity::from_dir(tls_dir)?)
+    let builder = Node::builder(Identity::from_dir(tls_dir)?)
         .bind(bind.parse()?)
-        .seeds(args)
-        .start()?;
+        .seeds(args);
+    // Before the start, or who is connected first would be missed.
+    let events = builder.events();
+    let node = builder.start()?;
     let chat = node.register("chat")?;
-    let events = node.events();
     let lines = stdin_lines()?;
     println!(
         "{} at {}; type, or end with Ctrl-D",

@@ -186,6 +186,7 @@ impl Builder {
 
     /// Subscribes to everything from the start on. A node may be ready before
     /// [`start`](Self::start) has returned, and [`Node::events`] then comes too late to hear of it.
+    /// If the node does not start, the channel ends.
     pub fn events(&self) -> Events {
         Events::new(self.subscribers.subscribe())
     }

@@ -663,8 +663,7 @@ impl World {
         let has_end =
             self.conns[conn].ends[1 - end].phase == Phase::Up && self.is_current(conn, 1 - end);
         let state = self.process(peer).map(|p| (p.paused > 0, p.stalled > 0));
-        let mut answered = false;
-        let heard_before = self.conns[conn].ends[end].heard_at;
+        let (mut heard, mut answered) = (false, false);
         match state {
             Some((paused, stalled)) if has_end => {
                 if forth {
@@ -672,6 +671,7 @@ impl World {
                 }
                 if forth && back && !paused {
                     self.conns[conn].ends[end].heard_at = self.now;
+                    heard = true;
                     answered = !stalled;
                 }
             }
@@ -687,11 +687,10 @@ impl World {
             }
             Some(_) | None => {}
         }
-        let is_silent = self.conns[conn].ends[end].heard_at == heard_before;
-        self.conns[conn].ends[end].stalled &= is_silent;
-        if is_silent && !self.conns[conn].ends[end].stalled {
+        self.conns[conn].ends[end].stalled &= !heard;
+        if !heard && !self.conns[conn].ends[end].stalled {
             // QUIC's probe time-outs add up to this while nothing comes back.
-            let silent_since = heard_before;
+            let silent_since = self.conns[conn].ends[end].heard_at;
             self.later(
                 STALL,
                 Happening::Stalled {

@@ -61,6 +61,12 @@ impl World {
     pub(super) fn on_transmit(&mut self, node: usize, transmit: swim::Transmit) {
         self.note(&[1, node as u64, self.now]);
         self.note_bytes(&transmit.payload);
+        self.say(|| {
+            let message = swim::Message::decode(&transmit.payload);
+            let said = message.map(|message| format!("{message:?}"));
+            let said = said.unwrap_or_else(|error| error.to_string());
+            format!("{} -> {}: {said:.200}", name_of(node), transmit.to)
+        });
         let now = self.now;
         let limit = self.options.swim.max_payload_bytes;
         let skewed = self.script.skewed.contains(node);
