@@ -914,7 +914,8 @@ impl Arena {
             swim::Event::Updated { node, .. } => (What::Updated, node, None),
             swim::Event::Forgotten { .. }
             | swim::Event::NameConflict { .. }
-            | swim::Event::AddressConflict { .. } => return,
+            | swim::Event::AddressConflict { .. }
+            | swim::Event::User(_) => return,
         };
         let told = Told {
             at: self.now,
@@ -1015,6 +1016,7 @@ impl Arena {
                         body: Body::Ack { seq: *seq },
                         statements: Vec::new(),
                         records: Vec::new(),
+                        events: Vec::new(),
                     };
                     let transmit = swim::Transmit {
                         to: sender.clone(),
