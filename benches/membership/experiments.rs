@@ -21,7 +21,7 @@ use super::{
 pub(crate) struct Context {
     pub(crate) quick: bool,
     pub(crate) threads: usize,
-    /// Instead of the sizes of E13 and E14.
+    /// Instead of the sizes of E3, E13 and E14.
     pub(crate) nodes: Option<usize>,
     /// E4 and E6 look at the same runs.
     pub(crate) tens: OnceLock<Vec<Ten>>,
@@ -368,7 +368,7 @@ fn e1(context: &Context) -> Findings {
             .map(|count| {
                 let total = of(candidate, Some(*count), &|m| m.all);
                 // Nothing cannot be shown on this scale; a tenth stands for it.
-                (*count as f64, total.max(0.1))
+                (*count as f64, if total == 0.0 { 0.1 } else { total })
             })
             .collect();
         series(candidate.title(), points)
@@ -582,7 +582,8 @@ fn bootstrap(candidate: Candidate, nodes: usize, seed: u64) -> Bootstrap {
 }
 
 fn e3(context: &Context) -> Findings {
-    let plan: &[usize] = context.some(&[500, 1_000, 2_000], &[20]);
+    let asked = context.nodes.map(|nodes| vec![nodes]);
+    let plan = asked.unwrap_or_else(|| context.some(vec![500, 2_000], vec![20]));
     let candidates = [Candidate::Memberlist, Candidate::Nodosum];
     let runs: Vec<(usize, Candidate)> = plan
         .iter()
@@ -592,7 +593,7 @@ fn e3(context: &Context) -> Findings {
         bootstrap(*candidate, *nodes, 1)
     });
     let mut findings = Findings::default();
-    for (pair, nodes) in results.chunks_exact(2).zip(plan) {
+    for (pair, nodes) in results.chunks_exact(2).zip(&plan) {
         findings.rows.push(
             Row::new("E3", "equal_views_after", *nodes, "s")
                 .ours(pair[1].converged)
@@ -769,7 +770,7 @@ fn e4(context: &Context) -> Findings {
 fn e6(context: &Context) -> Findings {
     let (nodes, tens) = tens(context);
     let mut findings = Findings::default();
-    // Rapid's table of memberlist under the same script, in kB/s (NSDI'18, table 2).
+    // Rapid's table of memberlist under the same script, in kB/s (USENIX ATC'18).
     let published = [
         ("sent", 50.0, None),
         ("sent", 0.0, Some(640.0)),
