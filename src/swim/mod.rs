@@ -338,6 +338,8 @@ pub struct Counters {
     pub received: MessageCounts,
     /// Messages of senders that are not in the table.
     pub unknown_senders: u64,
+    /// Messages from another address than the sender's record names; answers go to the latter.
+    pub foreign_addrs: u64,
     /// Pings meant for somebody else.
     pub misdirected: u64,
     /// Answers to no probe, or from nobody who was asked.
@@ -496,6 +498,10 @@ impl Swim {
         self.heard = Some(now);
         // Who is dead here has to refute before it may accuse others.
         let credible = sender.is_live();
+        // Answers go where the sender's own record says, wherever the question came from: whoever
+        // holds a gossip key could otherwise have them sent to strangers.
+        let reply_to = sender.record.record.gossip_addr;
+        self.counters.foreign_addrs += u64::from(from_addr != reply_to);
         for statement in &message.statements {
             match statement {
                 Statement::Suspect(accusation) | Statement::Dead(accusation) => {
@@ -505,7 +511,7 @@ impl Swim {
                 Statement::ForcedLeave(_) => {}
             }
         }
-        self.on_body(now, from, from_addr, message.body);
+        self.on_body(now, from, reply_to, message.body);
     }
 
     /// Takes a peer's own record, learnt over an authenticated connection to it. This is the only
