@@ -329,13 +329,15 @@ impl Swim {
             return;
         };
         suspicion.answered();
-        // The wait is longer again if it had been cut; that it is over may have been found already.
-        let deadline = suspicion.deadline().max(now);
-        self.timers.set(Timer::Suspicion(node.clone()), deadline);
+        let interval = self.config.probe_interval;
+        let again = now + self.rng.between(interval * 2, interval * 4);
+        // The wait is longer again if it had been cut. If it is over nonetheless, the accused has
+        // not refuted, and the next look at it decides, not one as soon as a ping can be answered.
+        let deadline = Some(suspicion.deadline()).filter(|at| *at > now);
+        self.timers
+            .set(Timer::Suspicion(node.clone()), deadline.unwrap_or(again));
         if self.config.rules.check_suspects {
-            let interval = self.config.probe_interval;
-            let again = self.rng.between(interval * 2, interval * 4);
-            self.timers.set(Timer::Check(node.clone()), now + again);
+            self.timers.set(Timer::Check(node.clone()), again);
         }
     }
 

@@ -1209,3 +1209,30 @@ fn the_last_words_of_an_earlier_life_do_not_lock_out_the_present_one() {
         assert_eq!(member.status, MemberStatus::Alive);
     }
 }
+
+#[test]
+fn a_suspect_that_answers_and_does_not_refute_is_asked_at_a_steady_pace() {
+    let mut bench = Bench::new(Config::lan(), &["a", "b", "c"]);
+    let accusation = Accusation {
+        node: id("a"),
+        incarnation: 1,
+        accuser: id("b"),
+    };
+    bench.tell("b", Body::Gossip, vec![Statement::Suspect(accusation)]);
+    let (start, minute) = (bench.now, Duration::from_secs(60));
+    let mut asked = 0;
+    while bench.now < start + minute {
+        assert!(asked < 1_000, "without a pause");
+        bench.tick();
+        for (to, message) in bench.sent() {
+            if let Body::Ping { seq, .. } = message.body {
+                asked += u32::from(to == id("a"));
+                bench.receive(to.as_str(), Body::Ack { seq });
+            }
+        }
+    }
+    let member = bench.core.member(&id("a")).unwrap();
+    assert_eq!(member.status, MemberStatus::Suspect);
+    // In its turn once in three intervals, and besides once in two to four.
+    assert!((20..=60).contains(&asked), "{asked}");
+}
