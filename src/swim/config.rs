@@ -76,6 +76,8 @@ pub struct Rules {
     pub lateness: bool,
     /// While there is news that was never sent, several datagrams go to one member at once.
     pub bursts: bool,
+    /// A verdict that others spread as well is spread less often.
+    pub feedback: bool,
     /// A node that has just joined syncs soon and then ever more rarely. Off: always at the full
     /// interval.
     pub early_syncs: bool,
@@ -98,6 +100,7 @@ impl Rules {
             evidence: true,
             lateness: true,
             bursts: true,
+            feedback: true,
             early_syncs: true,
             leave_burst: true,
         }
@@ -113,6 +116,7 @@ impl Rules {
             evidence: false,
             lateness: false,
             bursts: false,
+            feedback: false,
             early_syncs: false,
             leave_burst: false,
             ..Self::nodosum()

@@ -2,7 +2,9 @@
 //!
 //! There is at most one record and one statement about each member, and a newer one replaces the
 //! older. Each piece is sent a limited number of times; what was sent least goes first, then what
-//! is largest, then what is newest. When thousands of members come at once there is more news than
+//! is largest, then what is newest. A verdict that comes from others while it is told here counts as
+//! told once: when ten thousand find the same at once, most of what each could say is known (the
+//! feedback of Demers and others, *Epidemic algorithms*, PODC 1987). When thousands of members come at once there is more news than
 //! gossip can carry; then what was sent most is given up, and the syncs bring the rest. A record is
 //! kept as the shared bytes that came in, and encoded when it goes out.
 
@@ -164,6 +166,11 @@ impl Queue {
         appended
     }
 
+    /// Another member tells this news, so it need not be told here as often.
+    pub(super) fn heard(&mut self, node: &NodeId, kind: Kind, max_transmits: u32) {
+        self.count_transmit((node.clone(), kind), max_transmits);
+    }
+
     fn count_transmit(&mut self, key: Key, max_transmits: u32) {
         let Some(mut piece) = self.pieces.remove(&key) else {
             return;
@@ -229,6 +236,18 @@ mod tests {
         }
         assert!(queue.is_empty());
         assert!(filled(&mut queue, 9).is_empty());
+    }
+
+    #[test]
+    fn what_others_tell_as_well_is_told_less_often() {
+        let mut queue = Queue::default();
+        queue.push(id("a"), Kind::Statement, news(vec![1]));
+        queue.heard(&id("a"), Kind::Statement, 3);
+        queue.heard(&id("b"), Kind::Statement, 3);
+        for _ in 0..2 {
+            assert_eq!(filled(&mut queue, 9), [1]);
+        }
+        assert!(queue.is_empty());
     }
 
     #[test]

@@ -208,6 +208,11 @@ impl Member {
         }
     }
 
+    /// Whether its ports said last that nobody is there.
+    pub(super) fn is_refused(&self) -> bool {
+        self.rare().is_some_and(|rare| rare.refused)
+    }
+
     /// The last doubt of each kind that there was.
     pub(super) fn doubts(&self) -> impl Iterator<Item = (Doubt, Instant)> {
         let doubts = self.rare().map_or([None; Doubt::ALL.len()], |r| r.doubts);

@@ -26,7 +26,7 @@ use crate::node_id::NodeId;
 use super::{
     Action, Swim,
     explain::ProbeReport,
-    members::Standing,
+    members::{Member, Standing},
     message::Body,
     probe::{MAX_CHECKS, MAX_RELAYS, Probe, Purpose, Relay, Way},
     timer::Timer,
@@ -277,8 +277,17 @@ impl Swim {
         probe.asked_others = true;
         self.timers.cancel(&Timer::ProbeDirect(seq));
         let target = probe.target.clone();
+        // That the ports refuse, the other members' own connections tell them as well: they will
+        // confirm it or not, and to have some of them ask once more for this node tells nothing new.
+        let is_refused = self.members.get(&target).is_some_and(Member::is_refused);
+        let others_confirm = self.config.confirmations(self.members.live()) > 0;
+        let wanted = if is_refused && others_confirm {
+            0
+        } else {
+            self.config.indirect_probes
+        };
         let helpers = self.members.choose(
-            self.config.indirect_probes,
+            wanted,
             &mut self.rng,
             |node, member| *node != target && matches!(member.standing, Standing::Alive),
         );

@@ -113,7 +113,10 @@ impl Swim {
                 }
                 true
             }
-            Standing::Suspect(_) => {
+            Standing::Suspect(suspicion) => {
+                if first_hand && suspicion.is_fast() {
+                    self.heard_as_well(node);
+                }
                 let news = self.note_accusation(now, node, accuser, first_hand, condemned);
                 let shortened = condemned && self.condemn(now, node, accuser);
                 // Where a confirmation only counts at first hand, relaying it would be useless.
@@ -122,6 +125,9 @@ impl Swim {
             Standing::Dead { .. } => {
                 if first_hand && !condemned && !member.hearsay && self.config.rules.check_suspects {
                     self.tell_dead(from, node);
+                }
+                if condemned {
+                    self.heard_as_well(node);
                 }
                 false
             }
@@ -194,6 +200,15 @@ impl Swim {
         counted
     }
 
+    /// Others say of `node` what this node is spreading: each time it is heard makes it once less
+    /// that it needs to be told.
+    fn heard_as_well(&mut self, node: &NodeId) {
+        if self.config.rules.feedback {
+            let max_transmits = self.config.retransmits(self.members.live());
+            self.queue.heard(node, Kind::Statement, max_transmits);
+        }
+    }
+
     /// Tells a member that still wonders about `node` that it is dead here.
     fn tell_dead(&mut self, to: &NodeId, node: &NodeId) {
         let (Some(doubter), Some(dead)) = (self.members.get(to), self.members.get(node)) else {
@@ -247,7 +262,7 @@ impl Swim {
         let Some(member) = self.members.get(node) else {
             return;
         };
-        let refused = member.rare().is_some_and(|rare| rare.refused);
+        let refused = member.is_refused();
         let n = self.members.live();
         let min = self.config.suspicion_min(n);
         let waits = Waits {
