@@ -356,7 +356,7 @@ impl Cluster {
             return;
         };
         let view = self.mesh.peer(now, peer);
-        let is_current = view.is_some_and(|view| view.current == Some(connection));
+        let is_current = view.is_some_and(|view| voice(&view) == Some(connection));
         // Who shuts down itself has no interest in our leave any more.
         if is_current
             && leaving.waiting.remove(peer)
@@ -486,7 +486,7 @@ impl Cluster {
         self.roster.handle_changed();
         if left && let Some(leaving) = &mut self.leaving {
             leaving.incarnation = Some(incarnation);
-            let links: Vec<_> = self.mesh.peers(now).filter_map(|p| p.current).collect();
+            let links: Vec<_> = self.mesh.peers(now).filter_map(|p| voice(&p)).collect();
             for connection in links {
                 self.tell(connection, Frame::Record(Arc::clone(&me)));
             }
@@ -588,7 +588,7 @@ impl Cluster {
         if self.leaving.is_some() {
             return;
         }
-        let connected = self.mesh.peers(now).filter(|peer| peer.current.is_some());
+        let connected = self.mesh.peers(now).filter(|peer| voice(peer).is_some());
         self.leaving = Some(LeaveProgress {
             waiting: connected.map(|peer| peer.node).collect(),
             ..LeaveProgress::default()
@@ -945,4 +945,9 @@ fn doubt_after(reason: &CloseReason) -> Option<swim::Doubt> {
         | CloseReason::Tls { .. }
         | CloseReason::WrongIdentity(_) => None,
     }
+}
+
+/// The connection on which a peer is told something: the one in use or, before one is, the newest.
+fn voice(peer: &mesh::PeerView) -> Option<ConnectionId> {
+    peer.current.or_else(|| peer.links.last().copied())
 }

@@ -276,6 +276,8 @@ struct Reactor {
     next_refusal_line: Option<Instant>,
     refusal_lines: BTreeMap<SocketAddr, Instant>,
     superseded_lines: BTreeMap<NodeId, Instant>,
+    /// Somebody came, went, was connected or disconnected.
+    peers_changed: bool,
     members_dirty: bool,
     dials_dirty: bool,
     links_dirty: bool,
@@ -342,6 +344,7 @@ impl Reactor {
             next_refusal_line: None,
             refusal_lines: BTreeMap::new(),
             superseded_lines: BTreeMap::new(),
+            peers_changed: false,
             members_dirty: true,
             dials_dirty: true,
             links_dirty: true,
@@ -391,7 +394,7 @@ impl Reactor {
             self.parts.cluster.poll_timeout(),
             self.shutdown,
             self.leave_replies.iter().map(|(at, _)| *at).min(),
-            self.members_dirty
+            (self.members_dirty || self.dials_dirty)
                 .then(|| self.published_at.map(|at| at + PUBLISH_INTERVAL))
                 .flatten(),
         ];
@@ -1508,6 +1511,9 @@ impl Reactor {
             }
             self.dials_dirty = true;
         }
+        if std::mem::take(&mut self.peers_changed) {
+            self.on_peers_changed(now);
+        }
         while let Some(transmit) = self.parts.cluster.poll_transmit() {
             self.send_gossip(&transmit);
         }
@@ -1608,7 +1614,7 @@ impl Reactor {
                 log::info!(target: "swim", node:%; "member up");
                 self.gone.remove(&node);
                 self.emit(EventKind::MemberUp { node });
-                self.on_membership(now);
+                self.peers_changed = true;
             }
             swim::Event::Suspect { node, by } => {
                 log::debug!(target: "swim", node:%, by:%; "member suspected");
@@ -1628,7 +1634,7 @@ impl Reactor {
                 self.moments.dead(now, &node, connection);
                 let reason = format!("suspected by {by} and not refuted in time");
                 self.emit(EventKind::MemberDead { node, reason });
-                self.on_membership(now);
+                self.peers_changed = true;
             }
             swim::Event::Left { node, by } => {
                 let level = self.departure_level(&node);
@@ -1636,7 +1642,7 @@ impl Reactor {
                 let reason =
                     by.map_or_else(|| "left".to_owned(), |by| format!("forced out by {by}"));
                 self.emit(EventKind::MemberLeft { node, reason });
-                self.on_membership(now);
+                self.peers_changed = true;
             }
             swim::Event::Updated { node, .. } => {
                 log::debug!(target: "swim", node:%; "member updated");
@@ -1743,8 +1749,9 @@ impl Reactor {
     }
 
     /// The number of connected peers decides how often each connection is pinged, and who is alive
-    /// and connected must have confirmed a gossip key.
-    fn on_membership(&mut self, now: Instant) {
+    /// and connected must have confirmed a gossip key. Both look at every peer, so a thousand events
+    /// at once are answered by one look.
+    fn on_peers_changed(&mut self, now: Instant) {
         let config = &self.parts.context.config;
         let peers = u64::try_from(self.parts.cluster.mesh().counts().connected).unwrap_or(u64::MAX);
         let wanted = millis(config.ping_interval).max(peers.saturating_mul(10));
@@ -1808,7 +1815,7 @@ impl Reactor {
                 self.publish(now);
                 self.parts.snapshot.set_peer(&node, Some(link));
                 self.emit(EventKind::Connected { node });
-                self.on_membership(now);
+                self.peers_changed = true;
             }
             mesh::Event::Replaced { node, connection } => {
                 let Some(link) = self.parts.endpoint.connection(connection).cloned() else {
@@ -1824,7 +1831,7 @@ impl Reactor {
                 let level = self.departure_level(&node);
                 log::log!(target: "transport", level, peer:% = node, reason:%; "disconnected");
                 self.parts.snapshot.set_peer(&node, None);
-                self.on_membership(now);
+                self.peers_changed = true;
                 let unacknowledged = self.unacknowledged.remove(&node).unwrap_or(0);
                 let reason = reason.to_string();
                 self.emit(EventKind::Disconnected {
@@ -1940,6 +1947,7 @@ impl Reactor {
         }
         if self.dials_dirty {
             self.dials_dirty = false;
+            self.published_at = Some(now);
             let rows = self.parts.cluster.mesh().peers(now).map(|peer| {
                 let row = DialRow {
                     dials: peer.dials,

@@ -403,7 +403,8 @@ enum Slot {
 fn slot_of(peer: &Peer) -> Slot {
     if peer.standing.is_gone() {
         Slot::Gone
-    } else if peer.failures >= FAILING {
+    } else if peer.failures >= FAILING || matches!(peer.standing, Standing::Hint { .. }) {
+        // Nobody vouches for a hint; were it good as fresh, a liar's would keep members waiting.
         Slot::Failing
     } else {
         Slot::Fresh
@@ -1375,6 +1376,8 @@ impl Mesh {
             )
         } else {
             match pace {
+                // Once; a peer that is to be dialled at once each time it closes is backed off from.
+                Pace::Soon if failures > 0 => self.draw_backoff(failures),
                 Pace::Soon => self.rng.between(Duration::ZERO, SOON),
                 Pace::Backoff => self.draw_backoff(failures),
                 Pace::Slow => self.rng.between(

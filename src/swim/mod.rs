@@ -394,6 +394,8 @@ pub struct Swim {
     signing: bool,
     /// Whom to sync with once our next record is signed.
     sync_after_signing: Option<NodeId>,
+    /// The last turn in which gossip was sent.
+    gossiped: Option<Instant>,
     /// The time to the next sync but one. A node that has just joined may have missed those that
     /// join with it, so it syncs soon, then ever more rarely.
     sync_pause: Duration,
@@ -445,6 +447,7 @@ impl Swim {
             own: me,
             signing: false,
             sync_after_signing: None,
+            gossiped: None,
             sync_pause: if config.rules.early_syncs {
                 config.probe_interval
             } else {
@@ -607,7 +610,13 @@ impl Swim {
             self.on_left_ourselves(now);
         }
         self.spread_own(now);
-        self.timers.set(Timer::Gossip, now);
+        // At once if nothing was told of late; whoever accuses without a pause is refuted at the
+        // pace of gossip.
+        let turn = self
+            .gossiped
+            .map_or(now, |at| (at + self.config.gossip_interval).max(now));
+        let turn = if self.own.record.left { now } else { turn };
+        self.timers.set(Timer::Gossip, turn);
         if let Some(with) = self.sync_after_signing.take() {
             self.actions.push_back(Action::Sync { with });
         }
@@ -679,8 +688,11 @@ impl Swim {
         if let Standing::Suspect(suspicion) = &mut member.standing
             && doubt == Doubt::Refused
         {
+            let before = suspicion.deadline();
             suspicion.refuse();
-            suspicion_over = Some(suspicion.deadline().max(now));
+            // Said again to no effect, it must not hasten the next look.
+            let deadline = suspicion.deadline();
+            suspicion_over = (deadline != before).then(|| deadline.max(now));
         }
         // When everybody is silent it is this node that hears nothing, and to ask everybody at once
         // would tell the cluster that all its members are doubtful. The turns go on.
@@ -966,6 +978,7 @@ impl Swim {
         if !self.has_news() {
             return;
         }
+        self.gossiped = Some(now);
         let to_dead = self.config.gossip_to_dead;
         let targets =
             self.members.choose(
@@ -978,9 +991,10 @@ impl Swim {
                 },
             );
         // Alone, there is nobody to wait for; the first member that joins starts this again.
-        if targets.is_empty() {
+        if targets.is_empty() && self.members.live() <= 1 {
             return;
         }
+        // Or none was found among many tombstones: the next turn draws again.
         for node in targets {
             let Some(member) = self.members.get(&node) else {
                 continue;
@@ -1104,6 +1118,12 @@ impl Swim {
             })
             .pop();
         let Some(with) = partner else {
+            if self.members.live() > 1 {
+                // None was drawn among many tombstones.
+                self.timers
+                    .set(Timer::Sync, now + self.config.probe_interval);
+                return;
+            }
             // Alone; whoever comes up wakes this.
             if self.config.rules.early_syncs {
                 self.sync_pause = self.config.probe_interval;

@@ -286,11 +286,9 @@ impl Swim {
         } else {
             self.config.indirect_probes
         };
-        let helpers = self.members.choose(
-            wanted,
-            &mut self.rng,
-            |node, member| *node != target && matches!(member.standing, Standing::Alive),
-        );
+        let helpers = self.members.choose(wanted, &mut self.rng, |node, member| {
+            *node != target && matches!(member.standing, Standing::Alive)
+        });
         probe.helpers = helpers.iter().cloned().collect();
         for helper in helpers {
             let Some(member) = self.members.get(&helper) else {

@@ -317,6 +317,7 @@ impl Swim {
             ..stored.clone()
         } != *claim;
         let is_proven = source.is_owner();
+        let was_proven = member.is_proven();
         let gossip_addr = claim.gossip_addr;
         if boot_changed {
             // After two restarts at once, what others still tell of the life before must not end
@@ -377,6 +378,11 @@ impl Swim {
                 self.wake_sync(now);
             }
             MemberStatus::Alive => {}
+        }
+        if boot_changed && was_proven && !is_proven && !claim.left {
+            // Of the life that was met, nothing was heard but this. If it lives, its connection is
+            // still there, and a sync tells it to go above what may be a record of its past.
+            self.actions.push_back(Action::Sync { with: node.clone() });
         }
         if changed {
             self.events.push_back(Event::Updated {
@@ -461,6 +467,10 @@ impl Swim {
                 && self.is_acceptable(&record, Source::Member(from));
             if newer {
                 self.members.replace_record(&node, record);
+                // It was for the incarnation before, and its signature says so.
+                if let Some(member) = self.members.get_mut(&node) {
+                    member.drop_forced();
+                }
             }
             return;
         }
@@ -511,10 +521,8 @@ impl Swim {
             self.spread_own_again(now);
             return;
         }
-        if claim.incarnation > self.own.record.incarnation.saturating_add(MAX_RECORD_STEP) {
-            self.counters.implausible += 1;
-            return;
-        }
+        // However far ahead: it carries our own signature, and to refuse it would keep a life of ours
+        // that begins at 1 below it for ever. MAX_INCARNATION was checked before.
         if self.desired.incarnation > claim.incarnation {
             return;
         }

@@ -971,7 +971,8 @@ fn a_death_can_be_explained_until_it_is_forgotten() {
     assert_eq!((case.members, case.wanted, case.incarnation), (5, 2, 1));
     assert_eq!(case.probes.len(), 1);
     assert!(case.probes[0].over_connection && !case.probes[0].answered);
-    assert_eq!(case.probes[0].helpers, 3);
+    // The others' connections are refused as well.
+    assert_eq!(case.probes[0].helpers, 0);
     let verdict = case.verdict.unwrap();
     assert_eq!(verdict.ending, Ending::Dead { fast: true });
     assert_eq!(verdict.evidence.last_answer, Some(answered));
@@ -1235,4 +1236,88 @@ fn a_suspect_that_answers_and_does_not_refute_is_asked_at_a_steady_pace() {
     assert_eq!(member.status, MemberStatus::Suspect);
     // In its turn once in three intervals, and besides once in two to four.
     assert!((20..=60).contains(&asked), "{asked}");
+}
+
+#[test]
+fn what_is_said_in_the_name_of_nobody_or_of_the_dead_accuses_nobody() {
+    let mut bench = Bench::new(Config::lan(), &["a", "b", "c"]);
+    let farewell = Record {
+        left: true,
+        ..record("c", 2, 1)
+    };
+    bench.core.handle_record(bench.now, signed(farewell));
+    bench.events();
+    for accuser in ["ghost", "c"] {
+        let accusation = Accusation {
+            node: id("a"),
+            incarnation: 1,
+            accuser: id(accuser),
+        };
+        bench.tell(
+            "b",
+            Body::Gossip,
+            vec![Statement::Suspect(accusation.clone())],
+        );
+        bench.tell("b", Body::Gossip, vec![Statement::Dead(accusation)]);
+    }
+    assert_eq!(bench.events(), []);
+    assert_eq!(bench.core.counters().unknown_members, 4);
+}
+
+#[test]
+fn a_record_of_another_life_makes_this_node_ask_the_life_that_it_met() {
+    let mut bench = Bench::new(Config::lan(), &["a", "b"]);
+    bench.actions();
+    let (now, b) = (bench.now, id("b"));
+    let entry = SyncEntry {
+        record: signed(record("a", 9, 2)),
+        status: MemberStatus::Alive,
+        forced: None,
+    };
+    bench.core.handle_sync(now, &b, vec![entry]);
+    let sync = Action::Sync { with: id("a") };
+    assert!(bench.actions().contains(&sync));
+    // It is there, and goes above.
+    bench.core.handle_record(now, signed(record("a", 10, 1)));
+    let member = bench.core.member(&id("a")).unwrap();
+    assert_eq!(member.record.record, record("a", 10, 1));
+}
+
+#[test]
+fn however_often_it_is_accused_a_member_gossips_at_its_pace() {
+    let mut bench = Bench::new(Config::lan(), &["a", "b", "c", "d"]);
+    let start = bench.now;
+    let (mut turns, mut told) = (Vec::new(), 0_u32);
+    while bench.now < start + Duration::from_secs(2) {
+        let accusation = Accusation {
+            node: id("me"),
+            incarnation: bench.core.me().record.incarnation,
+            accuser: id("a"),
+        };
+        bench.tell("a", Body::Gossip, vec![Statement::Suspect(accusation)]);
+        told += u32::from(!bench.actions().is_empty());
+        let me = Record {
+            incarnation: bench.core.me().record.incarnation + 1,
+            ..bench.core.me().record.clone()
+        };
+        bench.core.handle_signed(bench.now, signed(me));
+        if bench.core.poll_timeout().unwrap() <= bench.now + Duration::from_millis(1) {
+            bench.tick();
+        }
+        let gossip = bench
+            .sent()
+            .into_iter()
+            .filter(|(_, m)| m.body == Body::Gossip);
+        if gossip.count() > 0 {
+            turns.push(bench.now);
+        }
+        bench.now += Duration::from_millis(1);
+    }
+    assert!(told > 1_000, "{told}");
+    let interval = bench.core.config().gossip_interval - Duration::from_millis(1);
+    assert!(turns.len() > 5);
+    assert!(
+        turns.windows(2).all(|pair| pair[1] - pair[0] >= interval),
+        "{turns:?}"
+    );
 }

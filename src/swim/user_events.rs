@@ -748,12 +748,15 @@ impl Swim {
     /// Takes what a peer tells of its events over an authenticated connection: before any event that
     /// the same connection brings.
     pub fn handle_event_clock(&mut self, from: &NodeId, clock: EventClock) {
-        if self.members.get(from).is_none() || *from == self.id {
+        let Some(member) = self.members.get(from).filter(|_| *from != self.id) else {
             return;
-        }
+        };
+        // Of a life that is not believed here yet, only the clock counts: what the other life said
+        // must still be known for a copy.
+        let is_believed = member.record.record.boot == clock.boot;
         let events = &mut self.user_events;
         let known = events.windows.get(from);
-        if known.is_none_or(|window| window.boot != clock.boot) {
+        if is_believed && known.is_none_or(|window| window.boot != clock.boot) {
             let window = Window::from_here_on(clock.boot, clock.number);
             events.windows.insert(from.clone(), window);
         }

@@ -89,6 +89,12 @@ impl Swim {
         if !credible || *accuser == self.id {
             return;
         }
+        let is_somebody = accuser == from || self.members.get(accuser).is_some_and(Member::is_live);
+        if !is_somebody && self.config.rules.first_hand_confirmations {
+            // Of nobody, or of who has to refute before it may accuse.
+            self.counters.unknown_members += 1;
+            return;
+        }
         let Some(member) = self.members.get_mut(node) else {
             self.counters.unknown_members += 1;
             return;
@@ -251,8 +257,10 @@ impl Swim {
             return true;
         }
         let shortened = suspicion.condemn();
-        let deadline = suspicion.deadline().max(now);
-        self.timers.set(Timer::Suspicion(node.clone()), deadline);
+        if shortened {
+            let deadline = suspicion.deadline().max(now);
+            self.timers.set(Timer::Suspicion(node.clone()), deadline);
+        }
         shortened
     }
 
