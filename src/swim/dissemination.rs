@@ -25,6 +25,10 @@ const MAX_PASSED_OVER: usize = 32;
 /// and more of them at three or four times each; whatever is beyond that a sync has told sooner.
 pub(super) const MAX_PIECES: usize = 4_096;
 
+/// How often a piece of news is told at least, even if everybody tells it. A member that needs to
+/// hear it of two others hears it of four, and asks if it has not.
+const MIN_TOLD: u32 = 4;
+
 /// Which of the two pieces of news about a member.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Kind {
@@ -166,9 +170,14 @@ impl Queue {
         appended
     }
 
-    /// Another member tells this news, so it need not be told here as often.
+    /// Another member tells this news, so it need not be told here as often, yet [`MIN_TOLD`] times
+    /// however many tell it.
     pub(super) fn heard(&mut self, node: &NodeId, kind: Kind, max_transmits: u32) {
-        self.count_transmit((node.clone(), kind), max_transmits);
+        let key = (node.clone(), kind);
+        let is_early = |piece: &Piece| piece.rank.0 + MIN_TOLD < max_transmits;
+        if self.pieces.get(&key).is_some_and(is_early) {
+            self.count_transmit(key, max_transmits);
+        }
     }
 
     fn count_transmit(&mut self, key: Key, max_transmits: u32) {
@@ -242,10 +251,14 @@ mod tests {
     fn what_others_tell_as_well_is_told_less_often() {
         let mut queue = Queue::default();
         queue.push(id("a"), Kind::Statement, news(vec![1]));
-        queue.heard(&id("a"), Kind::Statement, 3);
-        queue.heard(&id("b"), Kind::Statement, 3);
-        for _ in 0..2 {
-            assert_eq!(filled(&mut queue, 9), [1]);
+        for _ in 0..9 {
+            queue.heard(&id("a"), Kind::Statement, 6);
+            queue.heard(&id("b"), Kind::Statement, 6);
+        }
+        for _ in 0..MIN_TOLD {
+            let mut out = Vec::new();
+            queue.fill(&mut out, 9, 6);
+            assert_eq!(out, [1]);
         }
         assert!(queue.is_empty());
     }

@@ -208,6 +208,13 @@ impl Member {
         }
     }
 
+    /// What its ports said is long ago.
+    pub(super) fn forget_refusal(&mut self) {
+        if let Some(rare) = &mut self.rare {
+            rare.refused = false;
+        }
+    }
+
     /// Whether its ports said last that nobody is there.
     pub(super) fn is_refused(&self) -> bool {
         self.rare().is_some_and(|rare| rare.refused)

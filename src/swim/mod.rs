@@ -1152,20 +1152,27 @@ impl Swim {
                 }
             }
         }
-        let suspects: Vec<NodeId> = self
+        // Nor does what ports said before it: the process may have been started again since. If it
+        // was not, the next ping over the connection says so.
+        let concerns = |member: &Member| {
+            member.is_refused() || matches!(member.standing, Standing::Suspect(_))
+        };
+        let concerned: Vec<NodeId> = self
             .members
             .iter()
-            .filter(|(_, member)| matches!(member.standing, Standing::Suspect(_)))
+            .filter(|(_, member)| concerns(member))
             .map(|(node, _)| node.clone())
             .collect();
-        for node in suspects {
+        for node in concerned {
             let Some(member) = self.members.get_mut(&node) else {
                 continue;
             };
+            member.forget_refusal();
             let Standing::Suspect(suspicion) = &mut member.standing else {
                 continue;
             };
             suspicion.give_back(now, late);
+            suspicion.forget_refusal();
             let deadline = suspicion.deadline().max(now);
             self.timers.set(Timer::Suspicion(node), deadline);
         }

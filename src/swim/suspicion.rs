@@ -126,6 +126,11 @@ impl Suspicion {
         self.refused = false;
     }
 
+    /// What the accused's ports said is long ago.
+    pub(super) fn forget_refusal(&mut self) {
+        self.refused = false;
+    }
+
     /// The accused's ports say that nobody is there.
     pub(super) fn refuse(&mut self) {
         self.refused = true;

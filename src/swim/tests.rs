@@ -1321,3 +1321,27 @@ fn however_often_it_is_accused_a_member_gossips_at_its_pace() {
         "{turns:?}"
     );
 }
+
+#[test]
+fn a_refusal_from_before_a_standstill_shortens_no_suspicion() {
+    let mut bench = Bench::new(Config::lan(), &["a", "b", "c", "d"]);
+    bench
+        .core
+        .handle_peer_doubted(bench.now, &id("a"), Doubt::Refused);
+    bench.now += Duration::from_secs(30);
+    for by in ["b", "c", "d"] {
+        let accusation = Accusation {
+            node: id("a"),
+            incarnation: 1,
+            accuser: id(by),
+        };
+        bench.tell(by, Body::Gossip, vec![Statement::Suspect(accusation)]);
+    }
+    let (start, now) = (bench.now, bench.now);
+    bench.core.handle_timeout(now);
+    while bench.core.member(&id("a")).unwrap().status != MemberStatus::Dead {
+        bench.tick();
+    }
+    let min = bench.core.config().suspicion_min(5);
+    assert!(bench.now >= start + min, "{:?}", bench.now - start);
+}
