@@ -232,7 +232,12 @@ impl Incoming {
     /// Adds an entry; returns what it takes.
     fn push(&mut self, entry: swim::SyncEntry) -> usize {
         let signed = &entry.record.signed;
-        let bytes = (signed.payload.len() + signed.signature.len()) * 2 + SYNC_ENTRY_OVERHEAD;
+        let forced = entry.forced.as_ref().map_or(0, |forced| {
+            let names = forced.node.as_str().len() + forced.issuer.as_str().len();
+            size_of::<swim::ForcedLeave>() + names + forced.signature.len()
+        });
+        let bytes =
+            (signed.payload.len() + signed.signature.len()) * 2 + forced + SYNC_ENTRY_OVERHEAD;
         self.entries.push(entry);
         self.bytes += bytes;
         bytes

@@ -106,7 +106,7 @@ pub use explain::{
 };
 pub use message::{
     Accusation, Body, DecodeError, ForcedLeave, MAX_EVENTS, MAX_MESSAGE_BYTES, MAX_RECORDS,
-    MAX_SIGNATURE_BYTES, MAX_STATEMENTS, Message, Statement,
+    MAX_STATEMENTS, Message, Statement,
 };
 pub use user_events::{
     EmitError, EventClock, EventDecodeError, MAX_EVENT_BYTES, MAX_EVENT_NAME_BYTES,
