@@ -235,6 +235,12 @@ impl Cluster {
         self.settle(now);
     }
 
+    /// Whether a forced leave that came by gossip is worth verifying; see
+    /// [`Swim::wants_forced_leave`].
+    pub fn wants_forced_leave(&mut self, forced: &swim::ForcedLeave) -> bool {
+        self.swim.wants_forced_leave(forced)
+    }
+
     /// Whether an event of an application is worth verifying; see [`Swim::is_new_event`].
     pub fn is_new_event(&mut self, event: &swim::UserEvent) -> bool {
         self.swim.is_new_event(event)

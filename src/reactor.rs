@@ -55,7 +55,7 @@ use crate::{
     transport::{Command as WorkerCommand, Context, Datagram, Endpoint, Notice, Sign, millis},
     trust::{
         GroupKey, Header, Identity, KeyId, Keyring, KeyringError, KeyringOffer, OpenError, Opener,
-        Sealer, Verdict, Verifier,
+        Refusal, Sealer, Verdict, Verifier,
     },
     waker::{Interest, Waker, sleep},
 };
@@ -67,6 +67,19 @@ const LISTENER_BUDGET: usize = 64;
 
 /// The largest gossip datagram that is read; ours have 1,200 bytes.
 const MAX_GOSSIP_BYTES: usize = 2_048;
+
+/// How long gossip may take in one turn before the rest has its own: what is costly in a datagram is
+/// verifying signatures, and somebody in the cluster can fill it with those.
+const GOSSIP_TIME: Duration = Duration::from_millis(10);
+
+/// Forced leaves of one datagram that are verified: as many as a default one has room for. Those
+/// beyond are counted as refused; gossip repeats itself, and a sync carries them as well.
+const MAX_FORCED_LEAVES: usize = 8;
+
+/// Forced leaves of one sync whose issuer's certificate was still to come; they are verified at its
+/// end, all at once, and that is a matter of some tens of milliseconds. Those beyond come again with
+/// the next sync, when the certificates are known.
+const MAX_DEFERRED_FORCED_LEAVES: usize = 256;
 
 /// How often an unknown key of one member may cause a sync, and of all members together.
 const KEY_SYNC_INTERVAL: Duration = Duration::from_secs(10);
@@ -221,11 +234,16 @@ pub(crate) struct Parts {
 /// Who has confirmed a leave, and who has not.
 pub(crate) type Leave = (Vec<NodeId>, Vec<NodeId>);
 
-/// What a peer has sent of a sync so far; all of it is verified.
+/// What a peer has sent of a sync so far; all of it is verified, except for what `unproven` says.
 #[derive(Default)]
 struct Incoming {
     entries: Vec<swim::SyncEntry>,
     bytes: usize,
+    /// Whose forced leave was looked at already: one for each node is enough.
+    forced: BTreeSet<NodeId>,
+    /// Of those, the ones that are not verified yet, because a later entry may bring the certificate
+    /// of the issuer.
+    unproven: BTreeSet<NodeId>,
 }
 
 impl Incoming {
@@ -483,6 +501,9 @@ impl Reactor {
                 Ok((length, from)) => {
                     self.parts.counters.gossip_received.fetch_add(1, Relaxed);
                     self.handle_gossip(now, from, &buffer[..length]);
+                    if now.elapsed() >= GOSSIP_TIME {
+                        break;
+                    }
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
                 Err(error) if is_passing(&error) => {}
@@ -505,13 +526,7 @@ impl Reactor {
                 self.parts
                     .cluster
                     .handle_gossip(now, &sender, from, message, records);
-                for leave in forced {
-                    if self.is_signed(&leave) {
-                        self.parts.cluster.handle_forced_leave(now, leave);
-                    } else {
-                        self.parts.counters.statements_refused.fetch_add(1, Relaxed);
-                    }
-                }
+                self.handle_forced_leaves(now, forced);
                 for event in events {
                     self.handle_event(now, event);
                 }
@@ -521,6 +536,23 @@ impl Reactor {
                 self.parts.counters.gossip_refused.fetch_add(1, Relaxed);
                 log::trace!(target: "swim", addr:% = from, error = why.as_str(); "gossip refused");
                 self.refusal_line(now);
+            }
+        }
+    }
+
+    /// Takes the forced leaves of a datagram. Whether one can matter at all is cheaper to tell than
+    /// whether it is signed.
+    fn handle_forced_leaves(&mut self, now: Instant, forced: Vec<swim::ForcedLeave>) {
+        let mut verified = 0;
+        for leave in forced {
+            if !self.parts.cluster.wants_forced_leave(&leave) {
+                continue;
+            }
+            verified += 1;
+            if verified <= MAX_FORCED_LEAVES && self.signature_of(&leave).is_ok() {
+                self.parts.cluster.handle_forced_leave(now, leave);
+            } else {
+                self.parts.counters.statements_refused.fetch_add(1, Relaxed);
             }
         }
     }
@@ -1181,6 +1213,7 @@ impl Reactor {
             record,
             status,
         });
+        let verified = verified.map(|entry| self.with_forced_leave_judged(key, entry));
         let released = released.into_iter().map(|record| swim::SyncEntry {
             record,
             status: MemberStatus::Alive,
@@ -1223,10 +1256,10 @@ impl Reactor {
         }
     }
 
-    fn take_sync(&mut self, key: (ConnectionId, u64)) -> Vec<swim::SyncEntry> {
+    fn take_sync(&mut self, key: (ConnectionId, u64)) -> Incoming {
         let sync = self.syncs.remove(&key).unwrap_or_default();
         self.sync_bytes -= sync.bytes;
-        sync.entries
+        sync
     }
 
     fn handle_sync_end(
@@ -1236,7 +1269,7 @@ impl Reactor {
         stream: u64,
         is_whole: bool,
     ) {
-        let entries = self.take_sync((connection, stream));
+        let sync = self.take_sync((connection, stream));
         let is_answer = self.is_own_sync(connection, stream);
         let Some(peer) = self.peer_of(connection) else {
             return;
@@ -1245,8 +1278,8 @@ impl Reactor {
             return;
         }
         if is_whole {
-            log::debug!(target: "swim", peer:%, members = entries.len(); "sync received");
-            let entries = self.with_forced_leaves_verified(entries);
+            log::debug!(target: "swim", peer:%, members = sync.entries.len(); "sync received");
+            let entries = self.with_forced_leaves_verified(sync);
             // Streams that the peer opened are answered; those that we opened are the answer.
             let asked_on = (!is_answer).then_some(stream);
             self.parts
@@ -1260,14 +1293,48 @@ impl Reactor {
         }
     }
 
-    /// Only now, because the issuers' certificates may have come with later entries.
-    fn with_forced_leaves_verified(
-        &self,
-        mut entries: Vec<swim::SyncEntry>,
-    ) -> Vec<swim::SyncEntry> {
+    /// An entry without its forced leave, unless that may matter and is signed. Verified as it comes,
+    /// like the records; what is left for the end of the sync waits for its issuer's certificate.
+    fn with_forced_leave_judged(
+        &mut self,
+        key: (ConnectionId, u64),
+        mut entry: swim::SyncEntry,
+    ) -> swim::SyncEntry {
+        let Some(forced) = &entry.forced else {
+            return entry;
+        };
+        let sync = self.syncs.entry(key).or_default();
+        let is_repeated = !sync.forced.insert(forced.node.clone());
+        let has_room = sync.unproven.len() < MAX_DEFERRED_FORCED_LEAVES;
+        if is_repeated || !self.parts.cluster.swim().may_want_forced_leave(forced) {
+            entry.forced = None;
+            return entry;
+        }
+        match self.signature_of(forced) {
+            Ok(()) => {}
+            Err(Refusal::UnknownSigner(_)) if has_room => {
+                let node = forced.node.clone();
+                self.syncs.entry(key).or_default().unproven.insert(node);
+            }
+            Err(_) => {
+                self.parts.counters.statements_refused.fetch_add(1, Relaxed);
+                entry.forced = None;
+            }
+        }
+        entry
+    }
+
+    /// The entries of a whole sync, without the forced leaves whose issuers remained unknown.
+    fn with_forced_leaves_verified(&self, sync: Incoming) -> Vec<swim::SyncEntry> {
+        let Incoming {
+            mut entries,
+            unproven,
+            ..
+        } = sync;
         for entry in &mut entries {
             if let Some(forced) = &entry.forced
-                && !self.is_signed(forced)
+                && unproven.contains(&forced.node)
+                && self.signature_of(forced).is_err()
             {
                 self.parts.counters.statements_refused.fetch_add(1, Relaxed);
                 entry.forced = None;
@@ -1276,11 +1343,10 @@ impl Reactor {
         entries
     }
 
-    fn is_signed(&self, forced: &swim::ForcedLeave) -> bool {
+    fn signature_of(&self, forced: &swim::ForcedLeave) -> Result<(), Refusal> {
         let (bytes, signature) = (forced.signed_bytes(), &forced.signature);
         self.verifier
             .verify_statement(&forced.issuer, &bytes, signature)
-            .is_ok()
     }
 
     // ---- commands

@@ -549,31 +549,57 @@ impl Swim {
     /// dead here, at its death if it is suspected at that incarnation, and never on a member that is
     /// alive: nothing that was said of the living waits for their death. A sync brings it again.
     pub fn handle_forced_leave(&mut self, now: Instant, forced: ForcedLeave) {
+        if !self.wants_forced_leave(&forced) {
+            return;
+        }
         if forced.node == self.id {
             self.on_accused(now, forced.incarnation);
             return;
         }
         let Some(member) = self.members.get_mut(&forced.node) else {
-            self.counters.unknown_members += 1;
             return;
         };
-        if member.incarnation() != forced.incarnation {
-            self.counters.stale += 1;
-            return;
-        }
-        if matches!(member.standing, Standing::Left) {
-            return;
-        }
-        if matches!(member.standing, Standing::Alive) {
-            self.counters.implausible += 1;
-            return;
-        }
         let node = forced.node.clone();
         let dead = !member.is_live();
-        member.rare_mut().forced.get_or_insert(forced);
+        member.rare_mut().forced = Some(forced);
         if dead {
             self.force_out(now, &node);
         }
+    }
+
+    /// Whether a forced leave that came by gossip would change anything if its signature is good.
+    /// Costs no more than a look-up, and counts what it refuses.
+    pub fn wants_forced_leave(&mut self, forced: &ForcedLeave) -> bool {
+        if forced.node == self.id {
+            return true;
+        }
+        let Some(member) = self.members.get(&forced.node) else {
+            self.counters.unknown_members += 1;
+            return false;
+        };
+        if member.incarnation() != forced.incarnation {
+            self.counters.stale += 1;
+            return false;
+        }
+        match member.standing {
+            Standing::Left => false,
+            Standing::Alive => {
+                self.counters.implausible += 1;
+                false
+            }
+            // The first of several that say the same holds.
+            Standing::Suspect(_) | Standing::Dead { .. } => member.forced().is_none(),
+        }
+    }
+
+    /// Whether a forced leave in a sync may change anything after the entry it comes with: one of a
+    /// member that is unknown or alive here may, since the entry can make it dead or suspect.
+    pub fn may_want_forced_leave(&self, forced: &ForcedLeave) -> bool {
+        self.members.get(&forced.node).is_none_or(|member| {
+            let is_over = matches!(member.standing, Standing::Left) || member.forced().is_some();
+            member.incarnation() < forced.incarnation
+                || (member.incarnation() == forced.incarnation && !is_over)
+        })
     }
 
     /// Takes our newly signed record: the answer to [`Action::Sign`], or a record that the caller

@@ -1073,6 +1073,41 @@ fn a_forced_leave_of_the_living_does_not_wait_for_their_death() {
 }
 
 #[test]
+fn a_forced_leave_that_cannot_act_is_not_worth_verifying() {
+    let mut bench = Bench::new(Config::lan(), &["a", "b"]);
+    let forced = |node: &str, incarnation| ForcedLeave {
+        node: id(node),
+        incarnation,
+        issuer: id("b"),
+        signature: vec![1],
+    };
+    assert!(bench.core.wants_forced_leave(&forced("me", 1)));
+    for idle in [forced("x", 1), forced("a", 2), forced("a", 1)] {
+        assert!(!bench.core.wants_forced_leave(&idle), "{idle:?}");
+    }
+    let counters = *bench.core.counters();
+    assert_eq!(
+        (
+            counters.unknown_members,
+            counters.stale,
+            counters.implausible
+        ),
+        (1, 1, 1)
+    );
+    // What a sync says of it may change that before the forced leave is looked at again.
+    assert!(bench.core.may_want_forced_leave(&forced("x", 1)));
+    assert!(bench.core.may_want_forced_leave(&forced("a", 1)));
+    assert!(!bench.core.may_want_forced_leave(&forced("a", 0)));
+    while bench.core.member(&id("a")).unwrap().status == MemberStatus::Alive {
+        bench.tick();
+    }
+    assert!(bench.core.wants_forced_leave(&forced("a", 1)));
+    bench.core.handle_forced_leave(bench.now, forced("a", 1));
+    assert!(!bench.core.wants_forced_leave(&forced("a", 1)));
+    assert!(!bench.core.may_want_forced_leave(&forced("a", 1)));
+}
+
+#[test]
 fn a_sync_carries_what_forced_a_member_out() {
     let mut bench = Bench::new(Config::lan(), &["a"]);
     while bench.core.member(&id("a")).unwrap().status != MemberStatus::Dead {
