@@ -548,6 +548,9 @@ impl Swim {
     /// Takes a forced leave whose signature the caller has verified. It acts now if the member is
     /// dead here, at its death if it is suspected at that incarnation, and never on a member that is
     /// alive: nothing that was said of the living waits for their death. A sync brings it again.
+    ///
+    /// Who is dead by hearsay alone is asked first, and forced out when it does not answer: one that
+    /// says both of a stranger could otherwise retire somebody who lives.
     pub fn handle_forced_leave(&mut self, now: Instant, forced: ForcedLeave) {
         if !self.wants_forced_leave(&forced) {
             return;
@@ -560,9 +563,12 @@ impl Swim {
             return;
         };
         let node = forced.node.clone();
-        let dead = !member.is_live();
+        let (dead, hearsay) = (!member.is_live(), member.hearsay);
         member.rare_mut().forced = Some(forced);
-        if dead {
+        if dead && hearsay && self.config.rules.own_probe {
+            let soon = self.rng.between(Duration::ZERO, self.config.probe_interval);
+            self.check_by(now + soon, &node);
+        } else if dead {
             self.force_out(now, &node);
         }
     }

@@ -424,6 +424,8 @@ impl Swim {
             return;
         };
         member.hearsay = false;
+        // What was said of it while nobody here had asked it must not wait for its death.
+        member.drop_forced();
         let record = Arc::clone(&member.record);
         self.forget_doubts(node);
         self.timers.cancel(&Timer::Reap(node.clone()));
@@ -461,6 +463,10 @@ impl Swim {
                 && self.is_acceptable(&record, Source::Member(from));
             if newer {
                 self.members.replace_record(&node, record);
+                // That was about the record before.
+                if let Some(member) = self.members.get_mut(&node) {
+                    member.drop_forced();
+                }
             }
             return;
         }
