@@ -85,9 +85,11 @@ const MAX_DEFERRED_FORCED_LEAVES: usize = 256;
 const KEY_SYNC_INTERVAL: Duration = Duration::from_secs(10);
 const MAX_KEY_SYNCS_PER_SECOND: u32 = 8;
 
-/// Keyrings from too far ahead that are merged: each raises the limit by one, and at this pace
-/// nobody who is in the cluster can use the generations up in his lifetime.
-const MAX_AHEAD_OFFERS_PER_SECOND: u32 = 8;
+/// Offers of keyrings that are merged although they change the ring, or raise the generation up to
+/// which the next is taken: by one each, and at this pace nobody who is in the cluster can use the
+/// generations up in less than sixteen years. A cluster that rotates or meets another one needs one
+/// or two. What is left out the next sync brings.
+const MAX_RING_CHANGES_PER_SECOND: u32 = 8;
 
 /// How often somebody whose keyring is another is told ours. What is left out the next sync brings.
 const MAX_RING_ANSWERS_PER_SECOND: u32 = 64;
@@ -285,8 +287,10 @@ struct Reactor {
     overloading: BTreeSet<ConnectionId>,
     key_syncs: BTreeMap<NodeId, Instant>,
     key_sync_budget: Budget,
-    ahead_offers: Budget,
+    ring_changes: Budget,
     ring_answers: Budget,
+    /// The ring has changed in this turn.
+    is_ring_untold: bool,
     /// Messages nobody acknowledged, on connections of a peer that is still or again connected.
     unacknowledged: BTreeMap<NodeId, u64>,
     /// Members whose going away the log has told: a peer that dies is disconnected and declared
@@ -355,8 +359,9 @@ impl Reactor {
             overloading: BTreeSet::new(),
             key_syncs: BTreeMap::new(),
             key_sync_budget: Budget::new(MAX_KEY_SYNCS_PER_SECOND),
-            ahead_offers: Budget::new(MAX_AHEAD_OFFERS_PER_SECOND),
+            ring_changes: Budget::new(MAX_RING_CHANGES_PER_SECOND),
             ring_answers: Budget::new(MAX_RING_ANSWERS_PER_SECOND),
+            is_ring_untold: false,
             unacknowledged: BTreeMap::new(),
             gone: BTreeSet::new(),
             moments: Moments::default(),
@@ -397,6 +402,7 @@ impl Reactor {
                 | self.verify_saved(now);
             self.on_time(now);
             self.settle(now);
+            self.tell_ring(now);
             self.publish(now);
             if self.is_over(now) {
                 self.end();
@@ -978,9 +984,11 @@ impl Reactor {
             log::debug!(target: "swim", peer:%; "malformed keyring");
             return;
         };
-        if offer.is_ahead_of(&self.keyring) && !self.ahead_offers.take(now) {
+        // The first ring is no change of one, and without it there is no gossip.
+        let is_first = self.keyring.is_empty();
+        if !is_first && offer.moves(&self.keyring) && !self.ring_changes.take(now) {
             self.parts.counters.keyrings_refused.fetch_add(1, Relaxed);
-            log::debug!(target: "swim", peer:%; "too many keyrings from ahead; not merged");
+            log::debug!(target: "swim", peer:%; "too many new keyrings; not merged");
             return;
         }
         match self.keyring.merge(&offer) {
@@ -1056,13 +1064,20 @@ impl Reactor {
         Ok(())
     }
 
-    /// Tells everybody what this node holds now. Rings only grow towards the same eight keys, so
+    /// Everybody is to be told what this node holds now. Rings only grow towards the same eight keys, so
     /// that this ends.
     fn on_keyring_changed(&mut self, now: Instant) {
         *self.parts.context.keyring_digest.lock() = self.keyring.digest().to_vec();
-        self.tell_links(now, &Control::Keyring(self.keyring.encode()));
-        self.tell_links(now, &Control::KeysHeld(encode_ids(&self.keyring)));
+        self.is_ring_untold = true;
         self.select_key(now);
+    }
+
+    /// Once a turn at most, however many offers it brought: what counts is the last ring.
+    fn tell_ring(&mut self, now: Instant) {
+        if std::mem::take(&mut self.is_ring_untold) {
+            self.tell_links(now, &Control::Keyring(self.keyring.encode()));
+            self.tell_links(now, &Control::KeysHeld(encode_ids(&self.keyring)));
+        }
     }
 
     /// A member without a connection cannot confirm anything, and must not hold up a new key for

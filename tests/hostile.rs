@@ -1114,6 +1114,36 @@ fn an_insider_lies_about_others_in_vain() {
 }
 
 #[test]
+fn an_insider_that_rotates_without_end_is_slowed_down() {
+    let _alone = ALONE
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
+    let lab = Lab::new("rings");
+    let nodes = lab.start(2);
+    let mut insider = Insider::dial(&lab, "n9", &nodes[0]);
+    insider.ask();
+    let watch = Watch::begin(&nodes);
+    // Each just above the one before, as an honest rotation is.
+    let offers = 64;
+    for generation in 2..2 + offers {
+        insider.tell(Control::Keyring(keyring(generation, None)));
+    }
+    insider.ask();
+    watch.until("most of them were refused", |refused| {
+        insider.raw.turn();
+        refused[0].keyrings >= u64::from(offers) / 2
+    });
+    for node in &nodes {
+        let keys = node.keys().unwrap().keys;
+        let highest = keys.iter().map(|key| key.generation).max();
+        assert!(highest < Some(2 + offers / 2), "{keys:?}");
+    }
+    // Nobody but the insider confirmed anything, and gossip goes on.
+    watch.end(Some(&insider.name));
+    shut_down(&nodes);
+}
+
+#[test]
 fn syncs_without_end_or_without_a_reader_are_cut_off() {
     let _alone = ALONE
         .lock()
