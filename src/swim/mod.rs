@@ -941,6 +941,7 @@ impl Swim {
     }
 
     fn tell_up(&mut self, now: Instant, node: NodeId) {
+        self.user_events.on_came(&node);
         self.events.push_back(Event::Up { node });
         self.wake_sync(now);
     }

@@ -363,6 +363,9 @@ impl Swim {
         if before != MemberStatus::Alive {
             self.members.set_standing(&node, Standing::Alive, now);
         }
+        if boot_changed {
+            self.user_events.on_came(&node);
+        }
         if addr_changed {
             self.on_address_taken(now, &node, gossip_addr);
         }
