@@ -281,6 +281,8 @@ struct Reactor {
     joins: BTreeMap<u64, Sender<Result<usize, CommandError>>>,
     /// Syncs that peers are sending; those this node asked for are answered with nothing.
     syncs: BTreeMap<(ConnectionId, u64), Incoming>,
+    /// Those that came when there were too many; of each connection no more than of the others.
+    untaken_syncs: BTreeSet<(ConnectionId, u64)>,
     /// The sum over `syncs`.
     sync_bytes: usize,
     /// Connections that sent too much in syncs and are being closed.
@@ -355,6 +357,7 @@ impl Reactor {
             seed_state: BTreeMap::new(),
             joins: BTreeMap::new(),
             syncs: BTreeMap::new(),
+            untaken_syncs: BTreeSet::new(),
             sync_bytes: 0,
             overloading: BTreeSet::new(),
             key_syncs: BTreeMap::new(),
@@ -1179,18 +1182,27 @@ impl Reactor {
             SyncFrame::Unknown => return,
         };
         let key = (connection, stream);
+        if self.untaken_syncs.contains(&key) {
+            return;
+        }
         if !self.syncs.contains_key(&key) {
             let is_answer = self.is_own_sync(connection, stream);
             let opened = |(id, stream): &&(ConnectionId, u64)| {
                 *id == connection && self.is_own_sync(*id, *stream) == is_answer
             };
-            let unfinished = self.syncs.range((connection, 0)..=(connection, u64::MAX));
-            if unfinished.map(|(key, _)| key).filter(opened).count() >= MAX_SYNCS_PER_CONNECTION {
+            let all = (connection, 0)..=(connection, u64::MAX);
+            let taken = self.syncs.range(all.clone()).map(|(key, _)| key);
+            let unfinished = taken.chain(self.untaken_syncs.range(all));
+            if unfinished.filter(opened).count() >= MAX_SYNCS_PER_CONNECTION {
                 self.close_overloading(connection, &peer);
                 return;
             }
             if self.syncs.len() >= MAX_SYNCS {
-                // Too many at once: its entries are not kept, and the answer still goes out.
+                // None of its entries is kept, also when there is room again before its end: half
+                // a sync would look like a whole one.
+                self.untaken_syncs.insert(key);
+                self.parts.counters.syncs_refused.fetch_add(1, Relaxed);
+                log::debug!(target: "swim", peer:%; "too many syncs at once; this one is not taken");
                 return;
             }
         }
@@ -1269,6 +1281,7 @@ impl Reactor {
         for key in keys {
             self.take_sync(key);
         }
+        self.untaken_syncs.retain(|(id, _)| *id != connection);
     }
 
     fn take_sync(&mut self, key: (ConnectionId, u64)) -> Incoming {
@@ -1285,6 +1298,7 @@ impl Reactor {
         is_whole: bool,
     ) {
         let sync = self.take_sync((connection, stream));
+        let was_taken = !self.untaken_syncs.remove(&(connection, stream));
         let is_answer = self.is_own_sync(connection, stream);
         let Some(peer) = self.peer_of(connection) else {
             return;
@@ -1292,7 +1306,9 @@ impl Reactor {
         if self.overloading.contains(&connection) {
             return;
         }
-        if is_whole {
+        // The peer gets its answer though nothing of what it said was taken; an answer to our own
+        // question that was not taken is none.
+        if is_whole && (was_taken || !is_answer) {
             log::debug!(target: "swim", peer:%, members = sync.entries.len(); "sync received");
             let entries = self.with_forced_leaves_verified(sync);
             // Streams that the peer opened are answered; those that we opened are the answer.
@@ -1409,8 +1425,14 @@ impl Reactor {
                     query,
                     reply,
                 } => {
+                    let slot = query.as_ref().map(|(_, slot)| Arc::clone(slot));
                     let outcome = self.emit_event(now, &name, payload, query);
-                    let _ = reply.try_send(outcome);
+                    // Who asked has given up: nobody would ever end the query.
+                    if reply.try_send(outcome).is_err()
+                        && let Some(slot) = slot
+                    {
+                        self.parts.queries.forget(&slot);
+                    }
                 }
                 Command::SetTags { change, reply } => {
                     let outcome = self.set_tags(now, change);
@@ -1971,9 +1993,12 @@ impl Reactor {
         self.seed_state.clear();
         // Whoever waited for ready must find itself among the members.
         self.publish(Instant::now());
-        if self.parts.cluster.leaving().is_none() && self.shutdown.is_none() {
-            self.parts.snapshot.set_stage(Stage::Started);
+        // One that goes already will not be ready any more, and `Leaving` is the last that it tells of
+        // itself.
+        if self.parts.cluster.leaving().is_some() || self.shutdown.is_some() {
+            return;
         }
+        self.parts.snapshot.set_stage(Stage::Started);
         log::info!(target: "node", node:% = self.parts.context.node,
             members = self.parts.cluster.swim().alive_count(); "ready");
         self.emit(EventKind::Ready);

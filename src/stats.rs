@@ -242,7 +242,8 @@ pub struct RefusedCounts {
     pub stale_events: u64,
     /// Keyrings that are malformed, and keys from too many generations ahead.
     pub keyrings: u64,
-    /// Connections closed because of what came in syncs, or how often.
+    /// Connections closed because of what came in syncs, or how often, and syncs that were not taken
+    /// because there were too many at once.
     pub syncs: u64,
     /// Incarnations and Lamport times too far ahead to be true.
     pub implausible: u64,

@@ -1254,7 +1254,9 @@ mod tests {
         }
         // It was a member all the time, and so it would be told if it were the same life.
         let of_life = |net: &mut Net, life| {
-            let clock = net.core("n0").event_clock(&id("n2"), Some(BootId([life; 16])));
+            let clock = net
+                .core("n0")
+                .event_clock(&id("n2"), Some(BootId([life; 16])));
             (clock, clock.lamport, clock.number)
         };
         assert_eq!(of_life(&mut net, 1).2, 0);
@@ -1283,7 +1285,8 @@ mod tests {
         let now = net.now;
         // A newcomer, of which n0 has heard, and which has heard nothing of n0 yet.
         let life = BootId([9; 16]);
-        net.core("n0").handle_record(now, own_record(id("n9"), 9, 1));
+        net.core("n0")
+            .handle_record(now, own_record(id("n9"), 9, 1));
         net.emit("n0", "between").unwrap();
         let clock = net.core("n0").event_clock(&id("n9"), Some(life));
         assert_eq!((clock.lamport, clock.number), (2, 1));
@@ -1293,7 +1296,8 @@ mod tests {
         assert!(!late.is_new_event(&event("n0", 1, 1, 1).event), "before");
         assert!(late.is_new_event(&event("n0", 1, 2, 2).event), "between");
         // Its next life is somebody else.
-        net.core("n0").handle_record(now, own_record(id("n9"), 8, 2));
+        net.core("n0")
+            .handle_record(now, own_record(id("n9"), 8, 2));
         let clock = net.core("n0").event_clock(&id("n9"), Some(BootId([8; 16])));
         assert_eq!(clock.number, 2);
     }
