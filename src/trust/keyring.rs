@@ -14,7 +14,7 @@
 //! no key at all is not believed. An empty ring, which a node has until its first sync, takes an
 //! offer as it is, up to a generation that no honest cluster reaches.
 //!
-//! To receive, any key of the ring will do. To send, a node uses the highest key that every live
+//! To receive, any key of the ring will do. To send, a node uses the highest key that every connected
 //! member has confirmed to hold, so that a new key is used only once all understand it; it never
 //! goes back to a lower one. A node with an empty ring begins with the key its provider uses.
 //!
@@ -318,7 +318,7 @@ impl Keyring {
         Ok(id)
     }
 
-    /// Adds a new key above all others. It is used to send once all live members have it.
+    /// Adds a new key above all others. It is used to send once all connected members have it.
     ///
     /// # Errors
     ///
@@ -421,8 +421,8 @@ impl Keyring {
         self.confirmed.remove(node);
     }
 
-    /// Moves on to the highest key that every live member has confirmed, if that is above the one
-    /// in use, and returns it if so. `alive` are the live members other than this node.
+    /// Moves on to the highest key that every connected member has confirmed, if that is above the
+    /// one in use, and returns it if so. `alive` are those members, without this node.
     pub fn select<'a>(&mut self, alive: impl Iterator<Item = &'a NodeId>) -> Option<KeyId> {
         let current = self.send_key()?.rank();
         let mut candidates: Vec<KeyId> = self
