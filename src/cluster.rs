@@ -235,6 +235,12 @@ impl Cluster {
         self.settle(now);
     }
 
+    /// Whether a forced leave that came by gossip is worth verifying; see
+    /// [`Swim::wants_forced_leave`].
+    pub fn wants_forced_leave(&mut self, forced: &swim::ForcedLeave) -> bool {
+        self.swim.wants_forced_leave(forced)
+    }
+
     /// Whether an event of an application is worth verifying; see [`Swim::is_new_event`].
     pub fn is_new_event(&mut self, event: &swim::UserEvent) -> bool {
         self.swim.is_new_event(event)
@@ -291,7 +297,7 @@ impl Cluster {
         if is_kept {
             let own = Frame::Record(Arc::clone(self.swim.me()));
             self.tell(connection, own);
-            self.tell(connection, Frame::EventClock(self.swim.event_clock()));
+            self.tell_event_clock(connection, peer);
             // One of both asks, and the dialler may be a joiner, who knows nothing yet.
             if side == Side::Dialed && (!was_alive || rings_differ) {
                 self.start_sync_on(now, connection);
@@ -431,7 +437,7 @@ impl Cluster {
             self.start_sync_on(now, connection);
         }
         if let Some(stream) = stream {
-            self.tell_events(now, connection);
+            self.tell_events(now, connection, &peer);
             self.actions
                 .push_back(Action::AnswerSync { connection, stream });
         }
@@ -898,9 +904,14 @@ impl Cluster {
         self.actions.push_back(Action::Tell { connection, frame });
     }
 
+    fn tell_event_clock(&mut self, connection: ConnectionId, peer: &NodeId) {
+        let clock = self.swim.event_clock(peer, self.mesh.life(peer));
+        self.tell(connection, Frame::EventClock(clock));
+    }
+
     /// Tells the events that the peer may have missed, and where this node stands with them.
-    fn tell_events(&mut self, now: Instant, connection: ConnectionId) {
-        self.tell(connection, Frame::EventClock(self.swim.event_clock()));
+    fn tell_events(&mut self, now: Instant, connection: ConnectionId, peer: &NodeId) {
+        self.tell_event_clock(connection, peer);
         let recent: Vec<_> = self.swim.recent_events(now).cloned().collect();
         if !recent.is_empty() {
             self.tell(connection, Frame::UserEvents(recent));
@@ -925,7 +936,9 @@ impl Cluster {
             again: false,
         };
         self.asked.insert(connection, asked);
-        self.tell_events(now, connection);
+        if let Some(peer) = self.peers.get(&connection).cloned() {
+            self.tell_events(now, connection, &peer);
+        }
         self.actions.push_back(Action::StartSync { connection });
     }
 }

@@ -9,7 +9,7 @@ use prost::Message as _;
 
 use crate::{
     node_id::{BootId, ClusterName, NodeId},
-    record::{PROTOCOL_VERSIONS, SignedRecord},
+    record::{MAX_SIGNATURE_BYTES, PROTOCOL_VERSIONS, SignedRecord},
     stats::MemberStatus,
 };
 
@@ -446,6 +446,9 @@ impl SyncFrame {
                     issuer => {
                         let issuer = NodeId::new(issuer)
                             .map_err(|_| ControlError("forced out by no node"))?;
+                        if entry.forced_signature.len() > MAX_SIGNATURE_BYTES {
+                            return Err(ControlError("forced leave with an oversized signature"));
+                        }
                         Some((issuer, entry.forced_signature))
                     }
                 },
@@ -535,6 +538,21 @@ mod tests {
         }
         let frame = SyncFrame::Keyring(vec![7; 300]);
         assert_eq!(SyncFrame::decode(&frame.clone().encode()), Ok(frame));
+    }
+
+    #[test]
+    fn a_forced_leave_may_not_be_signed_at_length() {
+        let entry = |bytes| SyncFrame::Entry {
+            record: record(),
+            status: MemberStatus::Left,
+            certificate: Vec::new(),
+            forced: Some(("n2".parse().unwrap(), vec![6; bytes])),
+        };
+        assert!(SyncFrame::decode(&entry(MAX_SIGNATURE_BYTES).encode()).is_ok());
+        assert_eq!(
+            SyncFrame::decode(&entry(MAX_SIGNATURE_BYTES + 1).encode()),
+            Err(ControlError("forced leave with an oversized signature"))
+        );
     }
 
     #[test]

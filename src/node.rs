@@ -826,7 +826,9 @@ impl Node {
         let slot = Arc::new(Slot::default());
         let query = swim::Query { filter, timeout };
         let query = Some((query, Arc::clone(&slot)));
-        let number = self.emit(name, payload.into(), query)?;
+        let number = self
+            .emit(name, payload.into(), query)
+            .inspect_err(|_| handle.queries.forget(&slot))?;
         Ok(Answers::new(
             slot,
             number,

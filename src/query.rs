@@ -16,6 +16,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
+    ops::ControlFlow,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc,
@@ -208,6 +209,34 @@ impl Answers {
         }
     }
 
+    /// The next answer, or none if it takes longer than `wait`; `Break` when no more will come. For
+    /// whoever has something else to look after meanwhile.
+    pub fn next_within(&mut self, wait: Duration) -> ControlFlow<(), Option<(NodeId, Vec<u8>)>> {
+        let until = Instant::now().checked_add(wait);
+        self.next_before(until.map_or(self.deadline, |until| until.min(self.deadline)))
+    }
+
+    fn next_before(&mut self, until: Instant) -> ControlFlow<(), Option<(NodeId, Vec<u8>)>> {
+        let mut state = self.slot.state.lock();
+        loop {
+            if let Some((node, answer)) = state.ready.pop_front() {
+                state.bytes -= answer.len() + ANSWER_OVERHEAD_BYTES;
+                return ControlFlow::Continue(Some((node, answer)));
+            }
+            if state.waiting.is_empty() || state.closed {
+                return ControlFlow::Break(());
+            }
+            let waited = self.slot.changed.wait_until(&mut state, until);
+            if waited.timed_out() && state.ready.is_empty() {
+                return if until < self.deadline {
+                    ControlFlow::Continue(None)
+                } else {
+                    ControlFlow::Break(())
+                };
+            }
+        }
+    }
+
     /// Who has answered, who has refused, and of whom nothing has come so far.
     pub fn report(&self) -> QueryReport {
         let state = self.slot.state.lock();
@@ -223,19 +252,9 @@ impl Iterator for Answers {
     type Item = (NodeId, Vec<u8>);
 
     fn next(&mut self) -> Option<Self::Item> {
-        let mut state = self.slot.state.lock();
-        loop {
-            if let Some((node, answer)) = state.ready.pop_front() {
-                state.bytes -= answer.len() + ANSWER_OVERHEAD_BYTES;
-                return Some((node, answer));
-            }
-            if state.waiting.is_empty() || state.closed {
-                return None;
-            }
-            let waited = self.slot.changed.wait_until(&mut state, self.deadline);
-            if waited.timed_out() && state.ready.is_empty() {
-                return None;
-            }
+        match self.next_before(self.deadline) {
+            ControlFlow::Continue(answer) => answer,
+            ControlFlow::Break(()) => None,
         }
     }
 }
@@ -329,6 +348,12 @@ impl Queries {
             asked.insert(number, slot);
         }
         has_room
+    }
+
+    /// Forgets a question that nobody waits for: it was asked too late for who asked.
+    pub(crate) fn forget(&self, slot: &Arc<Slot>) {
+        let mut asked = self.asked.lock();
+        asked.retain(|_, other| !Arc::ptr_eq(other, slot));
     }
 
     /// Whether another question may be asked.
@@ -552,6 +577,40 @@ mod tests {
     }
 
     const MINUTE: Duration = Duration::from_secs(60);
+
+    #[test]
+    fn a_question_that_nobody_waits_for_takes_no_place() {
+        let queries = queries();
+        let slots: Vec<_> = (0..MAX_QUERIES)
+            .map(|_| Arc::new(Slot::default()))
+            .collect();
+        for (number, slot) in (0..).zip(&slots) {
+            assert!(queries.insert(number, Arc::clone(slot)));
+        }
+        assert!(!queries.has_room());
+        queries.forget(&slots[7]);
+        queries.forget(&slots[7]);
+        assert!(queries.has_room());
+        assert_eq!(queries.asked.lock().len(), MAX_QUERIES - 1);
+    }
+
+    #[test]
+    fn who_waits_in_slices_is_told_whether_there_is_more_to_wait_for() {
+        let queries = queries();
+        let mut answers = ask(&queries, 1, &["a"], MINUTE);
+        let slice = Duration::from_millis(1);
+        assert_eq!(answers.next_within(slice), ControlFlow::Continue(None));
+        assert!(
+            queries
+                .take_answer(&request("a", 1, 1, answer(b"yes")))
+                .is_ok()
+        );
+        let came = Some((id("a"), b"yes".to_vec()));
+        assert_eq!(answers.next_within(slice), ControlFlow::Continue(came));
+        assert_eq!(answers.next_within(slice), ControlFlow::Break(()));
+        let mut late = ask(&queries, 2, &["a"], slice);
+        assert_eq!(late.next_within(MINUTE), ControlFlow::Break(()));
+    }
 
     #[test]
     fn answers_come_until_everybody_has_answered_or_refused() {

@@ -55,7 +55,7 @@ use crate::{
     transport::{Command as WorkerCommand, Context, Datagram, Endpoint, Notice, Sign, millis},
     trust::{
         GroupKey, Header, Identity, KeyId, Keyring, KeyringError, KeyringOffer, OpenError, Opener,
-        Sealer, Verdict, Verifier,
+        Refusal, Sealer, Verdict, Verifier,
     },
     waker::{Interest, Waker, sleep},
 };
@@ -68,13 +68,28 @@ const LISTENER_BUDGET: usize = 64;
 /// The largest gossip datagram that is read; ours have 1,200 bytes.
 const MAX_GOSSIP_BYTES: usize = 2_048;
 
+/// How long gossip may take in one turn before the rest has its own: what is costly in a datagram is
+/// verifying signatures, and somebody in the cluster can fill it with those.
+const GOSSIP_TIME: Duration = Duration::from_millis(10);
+
+/// Forced leaves of one datagram that are verified: as many as a default one has room for. Those
+/// beyond are counted as refused; gossip repeats itself, and a sync carries them as well.
+const MAX_FORCED_LEAVES: usize = 8;
+
+/// Forced leaves of one sync whose issuer's certificate was still to come; they are verified at its
+/// end, all at once, and that is a matter of some tens of milliseconds. Those beyond come again with
+/// the next sync, when the certificates are known.
+const MAX_DEFERRED_FORCED_LEAVES: usize = 256;
+
 /// How often an unknown key of one member may cause a sync, and of all members together.
 const KEY_SYNC_INTERVAL: Duration = Duration::from_secs(10);
 const MAX_KEY_SYNCS_PER_SECOND: u32 = 8;
 
-/// Keyrings from too far ahead that are merged: each raises the limit by one, and at this pace
-/// nobody who is in the cluster can use the generations up in his lifetime.
-const MAX_AHEAD_OFFERS_PER_SECOND: u32 = 8;
+/// Offers of keyrings that are merged although they change the ring, or raise the generation up to
+/// which the next is taken: by one each, and at this pace nobody who is in the cluster can use the
+/// generations up in less than sixteen years. A cluster that rotates or meets another one needs one
+/// or two. What is left out the next sync brings.
+const MAX_RING_CHANGES_PER_SECOND: u32 = 8;
 
 /// How often somebody whose keyring is another is told ours. What is left out the next sync brings.
 const MAX_RING_ANSWERS_PER_SECOND: u32 = 64;
@@ -221,18 +236,28 @@ pub(crate) struct Parts {
 /// Who has confirmed a leave, and who has not.
 pub(crate) type Leave = (Vec<NodeId>, Vec<NodeId>);
 
-/// What a peer has sent of a sync so far; all of it is verified.
+/// What a peer has sent of a sync so far; all of it is verified, except for what `unproven` says.
 #[derive(Default)]
 struct Incoming {
     entries: Vec<swim::SyncEntry>,
     bytes: usize,
+    /// Whose forced leave was looked at already: one for each node is enough.
+    forced: BTreeSet<NodeId>,
+    /// Of those, the ones that are not verified yet, because a later entry may bring the certificate
+    /// of the issuer.
+    unproven: BTreeSet<NodeId>,
 }
 
 impl Incoming {
     /// Adds an entry; returns what it takes.
     fn push(&mut self, entry: swim::SyncEntry) -> usize {
         let signed = &entry.record.signed;
-        let bytes = (signed.payload.len() + signed.signature.len()) * 2 + SYNC_ENTRY_OVERHEAD;
+        let forced = entry.forced.as_ref().map_or(0, |forced| {
+            let names = forced.node.as_str().len() + forced.issuer.as_str().len();
+            size_of::<swim::ForcedLeave>() + names + forced.signature.len()
+        });
+        let bytes =
+            (signed.payload.len() + signed.signature.len()) * 2 + forced + SYNC_ENTRY_OVERHEAD;
         self.entries.push(entry);
         self.bytes += bytes;
         bytes
@@ -256,14 +281,18 @@ struct Reactor {
     joins: BTreeMap<u64, Sender<Result<usize, CommandError>>>,
     /// Syncs that peers are sending; those this node asked for are answered with nothing.
     syncs: BTreeMap<(ConnectionId, u64), Incoming>,
+    /// Those that came when there were too many; of each connection no more than of the others.
+    untaken_syncs: BTreeSet<(ConnectionId, u64)>,
     /// The sum over `syncs`.
     sync_bytes: usize,
     /// Connections that sent too much in syncs and are being closed.
     overloading: BTreeSet<ConnectionId>,
     key_syncs: BTreeMap<NodeId, Instant>,
     key_sync_budget: Budget,
-    ahead_offers: Budget,
+    ring_changes: Budget,
     ring_answers: Budget,
+    /// The ring has changed in this turn.
+    is_ring_untold: bool,
     /// Messages nobody acknowledged, on connections of a peer that is still or again connected.
     unacknowledged: BTreeMap<NodeId, u64>,
     /// Members whose going away the log has told: a peer that dies is disconnected and declared
@@ -330,12 +359,14 @@ impl Reactor {
             seed_state: BTreeMap::new(),
             joins: BTreeMap::new(),
             syncs: BTreeMap::new(),
+            untaken_syncs: BTreeSet::new(),
             sync_bytes: 0,
             overloading: BTreeSet::new(),
             key_syncs: BTreeMap::new(),
             key_sync_budget: Budget::new(MAX_KEY_SYNCS_PER_SECOND),
-            ahead_offers: Budget::new(MAX_AHEAD_OFFERS_PER_SECOND),
+            ring_changes: Budget::new(MAX_RING_CHANGES_PER_SECOND),
             ring_answers: Budget::new(MAX_RING_ANSWERS_PER_SECOND),
+            is_ring_untold: false,
             unacknowledged: BTreeMap::new(),
             gone: BTreeSet::new(),
             moments: Moments::default(),
@@ -377,6 +408,7 @@ impl Reactor {
                 | self.verify_saved(now);
             self.on_time(now);
             self.settle(now);
+            self.tell_ring(now);
             self.publish(now);
             if self.is_over(now) {
                 self.end();
@@ -481,6 +513,9 @@ impl Reactor {
                 Ok((length, from)) => {
                     self.parts.counters.gossip_received.fetch_add(1, Relaxed);
                     self.handle_gossip(now, from, &buffer[..length]);
+                    if now.elapsed() >= GOSSIP_TIME {
+                        break;
+                    }
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
                 Err(error) if is_passing(&error) => {}
@@ -503,13 +538,7 @@ impl Reactor {
                 self.parts
                     .cluster
                     .handle_gossip(now, &sender, from, message, records);
-                for leave in forced {
-                    if self.is_signed(&leave) {
-                        self.parts.cluster.handle_forced_leave(now, leave);
-                    } else {
-                        self.parts.counters.statements_refused.fetch_add(1, Relaxed);
-                    }
-                }
+                self.handle_forced_leaves(now, forced);
                 for event in events {
                     self.handle_event(now, event);
                 }
@@ -519,6 +548,23 @@ impl Reactor {
                 self.parts.counters.gossip_refused.fetch_add(1, Relaxed);
                 log::trace!(target: "swim", addr:% = from, error = why.as_str(); "gossip refused");
                 self.refusal_line(now);
+            }
+        }
+    }
+
+    /// Takes the forced leaves of a datagram. Whether one can matter at all is cheaper to tell than
+    /// whether it is signed.
+    fn handle_forced_leaves(&mut self, now: Instant, forced: Vec<swim::ForcedLeave>) {
+        let mut verified = 0;
+        for leave in forced {
+            if !self.parts.cluster.wants_forced_leave(&leave) {
+                continue;
+            }
+            verified += 1;
+            if verified <= MAX_FORCED_LEAVES && self.signature_of(&leave).is_ok() {
+                self.parts.cluster.handle_forced_leave(now, leave);
+            } else {
+                self.parts.counters.statements_refused.fetch_add(1, Relaxed);
             }
         }
     }
@@ -944,9 +990,11 @@ impl Reactor {
             log::debug!(target: "swim", peer:%; "malformed keyring");
             return;
         };
-        if offer.is_ahead_of(&self.keyring) && !self.ahead_offers.take(now) {
+        // The first ring is no change of one, and without it there is no gossip.
+        let is_first = self.keyring.is_empty();
+        if !is_first && offer.moves(&self.keyring) && !self.ring_changes.take(now) {
             self.parts.counters.keyrings_refused.fetch_add(1, Relaxed);
-            log::debug!(target: "swim", peer:%; "too many keyrings from ahead; not merged");
+            log::debug!(target: "swim", peer:%; "too many new keyrings; not merged");
             return;
         }
         match self.keyring.merge(&offer) {
@@ -1022,13 +1070,20 @@ impl Reactor {
         Ok(())
     }
 
-    /// Tells everybody what this node holds now. Rings only grow towards the same eight keys, so
+    /// Everybody is to be told what this node holds now. Rings only grow towards the same eight keys, so
     /// that this ends.
     fn on_keyring_changed(&mut self, now: Instant) {
         *self.parts.context.keyring_digest.lock() = self.keyring.digest().to_vec();
-        self.tell_links(now, &Control::Keyring(self.keyring.encode()));
-        self.tell_links(now, &Control::KeysHeld(encode_ids(&self.keyring)));
+        self.is_ring_untold = true;
         self.select_key(now);
+    }
+
+    /// Once a turn at most, however many offers it brought: what counts is the last ring.
+    fn tell_ring(&mut self, now: Instant) {
+        if std::mem::take(&mut self.is_ring_untold) {
+            self.tell_links(now, &Control::Keyring(self.keyring.encode()));
+            self.tell_links(now, &Control::KeysHeld(encode_ids(&self.keyring)));
+        }
     }
 
     /// A member without a connection cannot confirm anything, and must not hold up a new key for
@@ -1130,18 +1185,27 @@ impl Reactor {
             SyncFrame::Unknown => return,
         };
         let key = (connection, stream);
+        if self.untaken_syncs.contains(&key) {
+            return;
+        }
         if !self.syncs.contains_key(&key) {
             let is_answer = self.is_own_sync(connection, stream);
             let opened = |(id, stream): &&(ConnectionId, u64)| {
                 *id == connection && self.is_own_sync(*id, *stream) == is_answer
             };
-            let unfinished = self.syncs.range((connection, 0)..=(connection, u64::MAX));
-            if unfinished.map(|(key, _)| key).filter(opened).count() >= MAX_SYNCS_PER_CONNECTION {
+            let all = (connection, 0)..=(connection, u64::MAX);
+            let taken = self.syncs.range(all.clone()).map(|(key, _)| key);
+            let unfinished = taken.chain(self.untaken_syncs.range(all));
+            if unfinished.filter(opened).count() >= MAX_SYNCS_PER_CONNECTION {
                 self.close_overloading(connection, &peer);
                 return;
             }
             if self.syncs.len() >= MAX_SYNCS {
-                // Too many at once: its entries are not kept, and the answer still goes out.
+                // None of its entries is kept, also when there is room again before its end: half
+                // a sync would look like a whole one.
+                self.untaken_syncs.insert(key);
+                self.parts.counters.syncs_refused.fetch_add(1, Relaxed);
+                log::debug!(target: "swim", peer:%; "too many syncs at once; this one is not taken");
                 return;
             }
         }
@@ -1179,6 +1243,7 @@ impl Reactor {
             record,
             status,
         });
+        let verified = verified.map(|entry| self.with_forced_leave_judged(key, entry));
         let released = released.into_iter().map(|record| swim::SyncEntry {
             record,
             status: MemberStatus::Alive,
@@ -1219,12 +1284,13 @@ impl Reactor {
         for key in keys {
             self.take_sync(key);
         }
+        self.untaken_syncs.retain(|(id, _)| *id != connection);
     }
 
-    fn take_sync(&mut self, key: (ConnectionId, u64)) -> Vec<swim::SyncEntry> {
+    fn take_sync(&mut self, key: (ConnectionId, u64)) -> Incoming {
         let sync = self.syncs.remove(&key).unwrap_or_default();
         self.sync_bytes -= sync.bytes;
-        sync.entries
+        sync
     }
 
     fn handle_sync_end(
@@ -1234,7 +1300,8 @@ impl Reactor {
         stream: u64,
         is_whole: bool,
     ) {
-        let entries = self.take_sync((connection, stream));
+        let sync = self.take_sync((connection, stream));
+        let was_taken = !self.untaken_syncs.remove(&(connection, stream));
         let is_answer = self.is_own_sync(connection, stream);
         let Some(peer) = self.peer_of(connection) else {
             return;
@@ -1242,9 +1309,11 @@ impl Reactor {
         if self.overloading.contains(&connection) {
             return;
         }
-        if is_whole {
-            log::debug!(target: "swim", peer:%, members = entries.len(); "sync received");
-            let entries = self.with_forced_leaves_verified(entries);
+        // The peer gets its answer though nothing of what it said was taken; an answer to our own
+        // question that was not taken is none.
+        if is_whole && (was_taken || !is_answer) {
+            log::debug!(target: "swim", peer:%, members = sync.entries.len(); "sync received");
+            let entries = self.with_forced_leaves_verified(sync);
             // Streams that the peer opened are answered; those that we opened are the answer.
             let asked_on = (!is_answer).then_some(stream);
             self.parts
@@ -1258,14 +1327,48 @@ impl Reactor {
         }
     }
 
-    /// Only now, because the issuers' certificates may have come with later entries.
-    fn with_forced_leaves_verified(
-        &self,
-        mut entries: Vec<swim::SyncEntry>,
-    ) -> Vec<swim::SyncEntry> {
+    /// An entry without its forced leave, unless that may matter and is signed. Verified as it comes,
+    /// like the records; what is left for the end of the sync waits for its issuer's certificate.
+    fn with_forced_leave_judged(
+        &mut self,
+        key: (ConnectionId, u64),
+        mut entry: swim::SyncEntry,
+    ) -> swim::SyncEntry {
+        let Some(forced) = &entry.forced else {
+            return entry;
+        };
+        let sync = self.syncs.entry(key).or_default();
+        let is_repeated = !sync.forced.insert(forced.node.clone());
+        let has_room = sync.unproven.len() < MAX_DEFERRED_FORCED_LEAVES;
+        if is_repeated || !self.parts.cluster.swim().may_want_forced_leave(forced) {
+            entry.forced = None;
+            return entry;
+        }
+        match self.signature_of(forced) {
+            Ok(()) => {}
+            Err(Refusal::UnknownSigner(_)) if has_room => {
+                let node = forced.node.clone();
+                self.syncs.entry(key).or_default().unproven.insert(node);
+            }
+            Err(_) => {
+                self.parts.counters.statements_refused.fetch_add(1, Relaxed);
+                entry.forced = None;
+            }
+        }
+        entry
+    }
+
+    /// The entries of a whole sync, without the forced leaves whose issuers remained unknown.
+    fn with_forced_leaves_verified(&self, sync: Incoming) -> Vec<swim::SyncEntry> {
+        let Incoming {
+            mut entries,
+            unproven,
+            ..
+        } = sync;
         for entry in &mut entries {
             if let Some(forced) = &entry.forced
-                && !self.is_signed(forced)
+                && unproven.contains(&forced.node)
+                && self.signature_of(forced).is_err()
             {
                 self.parts.counters.statements_refused.fetch_add(1, Relaxed);
                 entry.forced = None;
@@ -1274,11 +1377,10 @@ impl Reactor {
         entries
     }
 
-    fn is_signed(&self, forced: &swim::ForcedLeave) -> bool {
+    fn signature_of(&self, forced: &swim::ForcedLeave) -> Result<(), Refusal> {
         let (bytes, signature) = (forced.signed_bytes(), &forced.signature);
         self.verifier
             .verify_statement(&forced.issuer, &bytes, signature)
-            .is_ok()
     }
 
     // ---- commands
@@ -1326,8 +1428,14 @@ impl Reactor {
                     query,
                     reply,
                 } => {
+                    let slot = query.as_ref().map(|(_, slot)| Arc::clone(slot));
                     let outcome = self.emit_event(now, &name, payload, query);
-                    let _ = reply.try_send(outcome);
+                    // Who asked has given up: nobody would ever end the query.
+                    if reply.try_send(outcome).is_err()
+                        && let Some(slot) = slot
+                    {
+                        self.parts.queries.forget(&slot);
+                    }
                 }
                 Command::SetTags { change, reply } => {
                     let outcome = self.set_tags(now, change);
@@ -1892,9 +2000,12 @@ impl Reactor {
         self.seed_state.clear();
         // Whoever waited for ready must find itself among the members.
         self.publish(Instant::now());
-        if self.parts.cluster.leaving().is_none() && self.shutdown.is_none() {
-            self.parts.snapshot.set_stage(Stage::Started);
+        // One that goes already will not be ready any more, and `Leaving` is the last that it tells of
+        // itself.
+        if self.parts.cluster.leaving().is_some() || self.shutdown.is_some() {
+            return;
         }
+        self.parts.snapshot.set_stage(Stage::Started);
         log::info!(target: "node", node:% = self.parts.context.node,
             members = self.parts.cluster.swim().alive_count(); "ready");
         self.emit(EventKind::Ready);

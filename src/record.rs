@@ -28,6 +28,10 @@ const TAG_OVERHEAD_BYTES: usize = 6;
 /// room for fields to come.
 pub const MAX_RECORD_BYTES: usize = 900;
 
+/// The longest signature that is read, of a record or a statement: ECDSA P-256 in DER takes at most
+/// 72 bytes.
+pub const MAX_SIGNATURE_BYTES: usize = 128;
+
 /// The protocol versions this build speaks, lowest and highest.
 pub const PROTOCOL_VERSIONS: (u32, u32) = (1, 1);
 

@@ -233,18 +233,20 @@ pub struct RefusedCounts {
     pub records: u64,
     /// Records whose certificate is not known: hints where to dial, and nothing more.
     pub unproven_records: u64,
-    /// Forced leaves that their issuer has not signed.
+    /// Forced leaves that their issuer has not signed, and those beyond what is verified at once.
     pub statements: u64,
     /// Events of applications that are malformed or not signed by their origin.
     pub events: u64,
     /// Events of an earlier life, of nodes that are not there, from before this node came, or too far
     /// behind. A few are ordinary; many are recorded ones played again.
     pub stale_events: u64,
-    /// Keyrings that are malformed, and keys from too many generations ahead.
+    /// Keyrings that are malformed, keys from too many generations ahead, and changes of the ring that
+    /// came too fast.
     pub keyrings: u64,
-    /// Connections closed because of what came in syncs, or how often.
+    /// Connections closed because of what came in syncs, or how often, and syncs that were not taken
+    /// because there were too many at once.
     pub syncs: u64,
-    /// Incarnations and Lamport times too far ahead to be true.
+    /// Incarnations and Lamport times too far ahead to be true, and forced leaves of members that live.
     pub implausible: u64,
     /// Records that contradict another of the same incarnation, or come from a life that ended.
     pub conflicting: u64,

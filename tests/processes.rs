@@ -165,8 +165,12 @@ fn the_read_commands_print_what_was_promised(nodes: &[Node<'_>; 3]) {
         "rss_bytes",
         "roster_saves",
         "roster_failures",
+        "refused",
+        "events",
     ];
     assert_eq!(keys(&status), sorted(&expected));
+    assert_eq!(status["refused"]["implausible"], 0);
+    assert_eq!(status["events"]["emitted"], 0);
     assert_eq!(status["pid"], n2.pid());
     assert_eq!(status["ready"], true);
     assert_eq!(

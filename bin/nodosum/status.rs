@@ -129,11 +129,26 @@ fn page(status: &StatusView) -> String {
                 status.roster_saves, status.roster_failures
             ),
         ),
+        ("refused", counts(&status.refused.rows())),
+        ("events", counts(&status.events.rows())),
     ];
     lines
         .iter()
         .map(|(name, value)| format!("{name:<14}{}\n", clean(value)))
         .collect()
+}
+
+/// Those of many counts that are not zero.
+fn counts(rows: &[(&str, u64)]) -> String {
+    let counted = rows.iter().filter(|(_, count)| *count > 0);
+    let named: Vec<String> = counted
+        .map(|(name, count)| format!("{count} {}", name.replace('_', " ")))
+        .collect();
+    if named.is_empty() {
+        "none".to_owned()
+    } else {
+        named.join(", ")
+    }
 }
 
 /// The status as fields of one log line.
@@ -157,7 +172,33 @@ pub(crate) fn log(status: &StatusView) {
         open_fds = status.open_fds,
         rss_bytes = status.rss_bytes,
         roster_saves = status.roster_saves,
-        roster_failures = status.roster_failures;
+        roster_failures = status.roster_failures,
+        refused = counts(&status.refused.rows()).as_str(),
+        events = counts(&status.events.rows()).as_str();
         "status"
     );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::admin::protocol::RefusedView;
+
+    #[test]
+    fn of_many_counts_only_those_that_are_something_are_shown() {
+        let refused = RefusedView::default();
+        assert_eq!(counts(&refused.rows()), "none");
+        let refused = RefusedView {
+            gossip: 3,
+            unproven_records: 1,
+            ..refused
+        };
+        assert_eq!(counts(&refused.rows()), "3 gossip, 1 unproven records");
+    }
+
+    #[test]
+    fn a_node_of_an_earlier_release_counts_nothing() {
+        let refused: RefusedView = serde_json::from_str("{\"stale\":4}").unwrap();
+        assert_eq!((refused.stale, refused.gossip), (4, 0));
+    }
 }

@@ -961,6 +961,11 @@ impl Mesh {
         .min()
     }
 
+    /// The life of a node that was met last, by its own handshake.
+    pub fn life(&self, node: &NodeId) -> Option<BootId> {
+        self.peers.get(node)?.life
+    }
+
     /// One peer, or `None` when the mesh does not know it.
     pub fn peer(&self, now: Instant, node: &NodeId) -> Option<PeerView> {
         self.peers

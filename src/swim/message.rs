@@ -35,7 +35,7 @@ use prost::{
 
 use crate::{
     node_id::NodeId,
-    record::{MAX_RECORD_BYTES, SignedRecord},
+    record::{MAX_RECORD_BYTES, MAX_SIGNATURE_BYTES, SignedRecord},
 };
 
 use super::user_events::{MAX_SIGNED_EVENT_BYTES, SignedEvent};
@@ -53,9 +53,6 @@ pub const MAX_RECORDS: usize = 64;
 /// The most events of applications in one message; a default datagram holds about nine. Each may
 /// cost a signature check.
 pub const MAX_EVENTS: usize = 16;
-
-/// The longest signature that is read: ECDSA P-256 in DER takes at most 72 bytes.
-pub const MAX_SIGNATURE_BYTES: usize = 128;
 
 const TAG_STATEMENT: u32 = 8;
 const TAG_RECORD: u32 = 9;

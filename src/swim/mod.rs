@@ -106,7 +106,7 @@ pub use explain::{
 };
 pub use message::{
     Accusation, Body, DecodeError, ForcedLeave, MAX_EVENTS, MAX_MESSAGE_BYTES, MAX_RECORDS,
-    MAX_SIGNATURE_BYTES, MAX_STATEMENTS, Message, Statement,
+    MAX_STATEMENTS, Message, Statement,
 };
 pub use user_events::{
     EmitError, EventClock, EventDecodeError, MAX_EVENT_BYTES, MAX_EVENT_NAME_BYTES,
@@ -551,32 +551,64 @@ impl Swim {
     /// Takes a forced leave whose signature the caller has verified. It acts now if the member is
     /// dead here, at its death if it is suspected at that incarnation, and never on a member that is
     /// alive: nothing that was said of the living waits for their death. A sync brings it again.
+    ///
+    /// Who is dead by hearsay alone is asked first, and forced out when it does not answer: one that
+    /// says both of a stranger could otherwise retire somebody who lives.
     pub fn handle_forced_leave(&mut self, now: Instant, forced: ForcedLeave) {
+        if !self.wants_forced_leave(&forced) {
+            return;
+        }
         if forced.node == self.id {
             self.on_accused(now, forced.incarnation);
             return;
         }
         let Some(member) = self.members.get_mut(&forced.node) else {
-            self.counters.unknown_members += 1;
             return;
+        };
+        let node = forced.node.clone();
+        let (dead, hearsay) = (!member.is_live(), member.hearsay);
+        member.rare_mut().forced = Some(forced);
+        if dead && hearsay && self.config.rules.own_probe {
+            let soon = self.rng.between(Duration::ZERO, self.config.probe_interval);
+            self.check_by(now + soon, &node);
+        } else if dead {
+            self.force_out(now, &node);
+        }
+    }
+
+    /// Whether a forced leave that came by gossip would change anything if its signature is good.
+    /// Costs no more than a look-up, and counts what it refuses.
+    pub fn wants_forced_leave(&mut self, forced: &ForcedLeave) -> bool {
+        if forced.node == self.id {
+            return true;
+        }
+        let Some(member) = self.members.get(&forced.node) else {
+            self.counters.unknown_members += 1;
+            return false;
         };
         if member.incarnation() != forced.incarnation {
             self.counters.stale += 1;
-            return;
+            return false;
         }
-        if matches!(member.standing, Standing::Left) {
-            return;
+        match member.standing {
+            Standing::Left => false,
+            Standing::Alive => {
+                self.counters.implausible += 1;
+                false
+            }
+            // The first of several that say the same holds.
+            Standing::Suspect(_) | Standing::Dead { .. } => member.forced().is_none(),
         }
-        if matches!(member.standing, Standing::Alive) {
-            self.counters.implausible += 1;
-            return;
-        }
-        let node = forced.node.clone();
-        let dead = !member.is_live();
-        member.rare_mut().forced.get_or_insert(forced);
-        if dead {
-            self.force_out(now, &node);
-        }
+    }
+
+    /// Whether a forced leave in a sync may change anything after the entry it comes with: one of a
+    /// member that is unknown or alive here may, since the entry can make it dead or suspect.
+    pub fn may_want_forced_leave(&self, forced: &ForcedLeave) -> bool {
+        self.members.get(&forced.node).is_none_or(|member| {
+            let is_over = matches!(member.standing, Standing::Left) || member.forced().is_some();
+            member.incarnation() < forced.incarnation
+                || (member.incarnation() == forced.incarnation && !is_over)
+        })
     }
 
     /// Takes our newly signed record: the answer to [`Action::Sign`], or a record that the caller
@@ -921,6 +953,7 @@ impl Swim {
     }
 
     fn tell_up(&mut self, now: Instant, node: NodeId) {
+        self.user_events.on_came(&node);
         self.events.push_back(Event::Up { node });
         self.wake_sync(now);
     }

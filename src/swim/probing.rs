@@ -359,9 +359,12 @@ impl Swim {
         } else {
             asked - probe.nacks.len()
         };
-        self.awareness
-            .worsen(u32::try_from(silent).unwrap_or(u32::MAX));
         let node = probe.target.clone();
+        // That one who is dead for others does not answer says nothing of this node's own health.
+        if self.members.get(&node).is_none_or(Member::is_live) {
+            self.awareness
+                .worsen(u32::try_from(silent).unwrap_or(u32::MAX));
+        }
         log::debug!(target: "swim", node:% = node, asked, nacks = probe.nacks.len(),
             health_score = self.awareness.score(); "probe failed");
         let Some(member) = self.members.get(&node) else {
@@ -377,7 +380,12 @@ impl Swim {
                 true
             }
             Standing::Suspect(_) => self.note_accusation(now, &node, &self.id.clone(), true, false),
-            Standing::Dead { .. } | Standing::Left => return,
+            Standing::Dead { .. } => {
+                // It was dead by hearsay, and a forced leave waited for this node to see for itself.
+                self.force_out_if_asked(now, &node);
+                return;
+            }
+            Standing::Left => return,
         };
         self.report(now, &probe, false);
         if news {

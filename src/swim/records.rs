@@ -364,6 +364,9 @@ impl Swim {
         if before != MemberStatus::Alive {
             self.members.set_standing(&node, Standing::Alive, now);
         }
+        if boot_changed {
+            self.user_events.on_came(&node);
+        }
         if addr_changed {
             self.on_address_taken(now, &node, gossip_addr);
         }
@@ -430,6 +433,8 @@ impl Swim {
             return;
         };
         member.hearsay = false;
+        // What was said of it while nobody here had asked it must not wait for its death.
+        member.drop_forced();
         let record = Arc::clone(&member.record);
         self.forget_doubts(node);
         self.timers.cancel(&Timer::Reap(node.clone()));
@@ -467,7 +472,7 @@ impl Swim {
                 && self.is_acceptable(&record, Source::Member(from));
             if newer {
                 self.members.replace_record(&node, record);
-                // It was for the incarnation before, and its signature says so.
+                // That was about the record before.
                 if let Some(member) = self.members.get_mut(&node) {
                     member.drop_forced();
                 }

@@ -1074,6 +1074,102 @@ fn a_forced_leave_of_the_living_does_not_wait_for_their_death() {
 }
 
 #[test]
+fn a_forced_leave_that_cannot_act_is_not_worth_verifying() {
+    let mut bench = Bench::new(Config::lan(), &["a", "b"]);
+    let forced = |node: &str, incarnation| ForcedLeave {
+        node: id(node),
+        incarnation,
+        issuer: id("b"),
+        signature: vec![1],
+    };
+    assert!(bench.core.wants_forced_leave(&forced("me", 1)));
+    for idle in [forced("x", 1), forced("a", 2), forced("a", 1)] {
+        assert!(!bench.core.wants_forced_leave(&idle), "{idle:?}");
+    }
+    let counters = *bench.core.counters();
+    assert_eq!(
+        (
+            counters.unknown_members,
+            counters.stale,
+            counters.implausible
+        ),
+        (1, 1, 1)
+    );
+    // What a sync says of it may change that before the forced leave is looked at again.
+    assert!(bench.core.may_want_forced_leave(&forced("x", 1)));
+    assert!(bench.core.may_want_forced_leave(&forced("a", 1)));
+    assert!(!bench.core.may_want_forced_leave(&forced("a", 0)));
+    while bench.core.member(&id("a")).unwrap().status == MemberStatus::Alive {
+        bench.tick();
+    }
+    assert!(bench.core.wants_forced_leave(&forced("a", 1)));
+    bench.core.handle_forced_leave(bench.now, forced("a", 1));
+    assert!(!bench.core.wants_forced_leave(&forced("a", 1)));
+    assert!(!bench.core.may_want_forced_leave(&forced("a", 1)));
+}
+
+/// A node that knows only `b`, which says of a stranger that it is dead and that `b` forced it out.
+fn told_of_a_stranger_forced_out() -> Bench {
+    let mut bench = Bench::new(Config::lan(), &["b"]);
+    let entry = SyncEntry {
+        record: signed(record("x", 1, 1)),
+        status: MemberStatus::Left,
+        forced: None,
+    };
+    bench.core.handle_sync(bench.now, &id("b"), vec![entry]);
+    let forced = ForcedLeave {
+        node: id("x"),
+        incarnation: 1,
+        issuer: id("b"),
+        signature: vec![1],
+    };
+    bench.core.handle_forced_leave(bench.now, forced);
+    let status = bench.core.member(&id("x")).unwrap().status;
+    assert_eq!(status, MemberStatus::Dead, "nobody here has asked it");
+    bench
+}
+
+/// Answers the pings of `b` and of the stranger if `of_stranger`, for that long.
+fn answer_pings(bench: &mut Bench, lasting: Duration, of_stranger: bool) {
+    let until = bench.now + lasting;
+    while bench.now < until {
+        bench.tick();
+        for (to, message) in bench.sent() {
+            if let Body::Ping { seq, target } = message.body
+                && to == target
+                && (of_stranger || target != id("x"))
+            {
+                bench.receive(target.as_str(), Body::Ack { seq });
+            }
+        }
+    }
+}
+
+#[test]
+fn nobody_is_forced_out_on_hearsay_of_his_death() {
+    let mut bench = told_of_a_stranger_forced_out();
+    answer_pings(&mut bench, Duration::from_secs(5), true);
+    let status = |bench: &Bench| bench.core.member(&id("x")).unwrap().status;
+    assert_eq!(status(&bench), MemberStatus::Alive, "it answered");
+    // Nor does that word wait until it dies.
+    answer_pings(&mut bench, Duration::from_secs(60), false);
+    assert_eq!(status(&bench), MemberStatus::Dead);
+    let is_left = |event: &Event| matches!(event, Event::Left { .. });
+    assert!(!bench.events().iter().any(is_left));
+}
+
+#[test]
+fn who_is_dead_by_hearsay_is_forced_out_once_it_has_not_answered() {
+    let mut bench = told_of_a_stranger_forced_out();
+    answer_pings(&mut bench, Duration::from_secs(5), false);
+    let status = bench.core.member(&id("x")).unwrap().status;
+    assert_eq!(status, MemberStatus::Left);
+    assert_eq!(bench.core.health_score(), 0, "that it is gone was known");
+    // Nobody here was ever told that it was up.
+    assert_eq!(bench.events(), []);
+}
+
+#[test]
 fn a_sync_carries_what_forced_a_member_out() {
     let mut bench = Bench::new(Config::lan(), &["a"]);
     while bench.core.member(&id("a")).unwrap().status != MemberStatus::Dead {

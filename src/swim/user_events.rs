@@ -17,7 +17,9 @@
 //!
 //! **Newcomers.** A connection begins with each end telling its life, its own last number and its
 //! clock ([`EventClock`]). What an origin says of itself opens its window: a node does not hear what
-//! was said before it came, not even from somebody who recorded it. For origins that have not said
+//! was said before it came, not even from somebody who recorded it. To come is to become a member
+//! where the event is made, which may be some time before there is a connection; so the number told
+//! is that of the last event before. For origins that have not said
 //! so themselves, events up to the clock of the first peer met are old.
 //!
 //! **Repair.** Gossip misses a member now and then: with `r` transmissions by each of many members, one
@@ -45,7 +47,7 @@ use prost::Message as _;
 
 use crate::node_id::{BootId, NodeId};
 
-use super::{Event, Swim, Timer, message};
+use super::{Event, Swim, Timer, members::Member, message};
 
 /// The most bytes that an event's name and payload take together: with everything around them it
 /// still fits a datagram of 1,200 bytes beside any act of the failure detector.
@@ -198,7 +200,7 @@ pub struct EventClock {
     pub boot: BootId,
     /// The highest Lamport time that it knows.
     pub lamport: u64,
-    /// The number of its own last event.
+    /// The number of its own last event before it knew the listener.
     pub number: u64,
 }
 
@@ -547,6 +549,8 @@ pub(super) struct UserEvents {
     /// The clock of the first peer met: what is older was said before this node came.
     floor: Option<u64>,
     windows: BTreeMap<NodeId, Window>,
+    /// The number of our own last event when each member came, if that was not 0.
+    came_after: BTreeMap<NodeId, u64>,
     queue: Queue,
     /// The latest events with the time of their coming, oldest first.
     recent: VecDeque<(Instant, VerifiedEvent)>,
@@ -560,6 +564,7 @@ impl UserEvents {
             number: 0,
             floor: None,
             windows: BTreeMap::from([(me, Window::from_here_on(boot, 0))]),
+            came_after: BTreeMap::new(),
             queue: Queue::default(),
             recent: VecDeque::new(),
             recent_bytes: 0,
@@ -576,6 +581,16 @@ impl UserEvents {
 
     pub(super) fn forget(&mut self, node: &NodeId) {
         self.windows.remove(node);
+        self.came_after.remove(node);
+    }
+
+    /// A member, or another life of one, is here: whatever we emit from now on is for it too.
+    pub(super) fn on_came(&mut self, node: &NodeId) {
+        if self.number == 0 {
+            self.came_after.remove(node);
+        } else {
+            self.came_after.insert(node.clone(), self.number);
+        }
     }
 
     /// Appends events and membership news (`others`) to a datagram; see the module.
@@ -736,12 +751,21 @@ impl Swim {
         events.recent.iter().map(|(_, event)| event)
     }
 
-    /// What to tell a peer of our events when a connection to it is up.
-    pub fn event_clock(&self) -> EventClock {
+    /// What to tell a peer of our events when a connection to it is up; `life` is who is at its other
+    /// end, which may be a later one than the member that is known.
+    pub fn event_clock(&self, peer: &NodeId, life: Option<BootId>) -> EventClock {
+        let events = &self.user_events;
+        let is_known = |member: &Member| Some(member.record.record.boot) == life;
+        let member = self.members.get(peer).filter(|member| member.is_live());
+        let is_here = member.is_some_and(is_known);
         EventClock {
             boot: self.own.record.boot,
-            lamport: self.user_events.lamport,
-            number: self.user_events.number,
+            lamport: events.lamport,
+            number: if is_here {
+                events.came_after.get(peer).copied().unwrap_or(0)
+            } else {
+                events.number
+            },
         }
     }
 
@@ -1012,7 +1036,8 @@ mod tests {
 
         fn sync(&mut self, from: &NodeId, to: &NodeId) {
             let from_core = self.cores.get_mut(from).unwrap();
-            let clock = from_core.event_clock();
+            let life = Some(BootId([1; 16]));
+            let clock = from_core.event_clock(to, life);
             let events: Vec<_> = from_core.recent_events(self.now).cloned().collect();
             let to_core = self.cores.get_mut(to).unwrap();
             to_core.handle_event_clock(from, clock);
@@ -1230,8 +1255,16 @@ mod tests {
             net.emit("n1", "old").unwrap();
             net.run(5 * SECOND);
         }
-        let clock = net.core("n0").event_clock();
-        assert_eq!((clock.lamport, clock.number), (5, 5));
+        // It was a member all the time, and so it would be told if it were the same life.
+        let of_life = |net: &mut Net, life| {
+            let clock = net
+                .core("n0")
+                .event_clock(&id("n2"), Some(BootId([life; 16])));
+            (clock, clock.lamport, clock.number)
+        };
+        assert_eq!(of_life(&mut net, 1).2, 0);
+        let (clock, lamport, number) = of_life(&mut net, 9);
+        assert_eq!((lamport, number), (5, 5));
         // n2 starts anew and is connected to n0 only.
         let now = net.now;
         let mut late = Swim::new(Config::lan(), own_record(id("n2"), 9, 9), 1, now);
@@ -1245,6 +1278,31 @@ mod tests {
         assert!(late.is_new_event(&event("n1", 1, 6, 6).event));
         let event = late.prepare_event("new", vec![], None).unwrap();
         assert_eq!(event.lamport, 6);
+    }
+
+    #[test]
+    fn what_is_emitted_before_the_connection_is_up_is_heard() {
+        let mut net = Net::new(&names(2));
+        net.emit("n0", "before").unwrap();
+        net.run(5 * SECOND);
+        let now = net.now;
+        // A newcomer, of which n0 has heard, and which has heard nothing of n0 yet.
+        let life = BootId([9; 16]);
+        net.core("n0")
+            .handle_record(now, own_record(id("n9"), 9, 1));
+        net.emit("n0", "between").unwrap();
+        let clock = net.core("n0").event_clock(&id("n9"), Some(life));
+        assert_eq!((clock.lamport, clock.number), (2, 1));
+        let mut late = Swim::new(Config::lan(), own_record(id("n9"), 9, 1), 1, now);
+        late.handle_record(now, own_record(id("n0"), 1, 1));
+        late.handle_event_clock(&id("n0"), clock);
+        assert!(!late.is_new_event(&event("n0", 1, 1, 1).event), "before");
+        assert!(late.is_new_event(&event("n0", 1, 2, 2).event), "between");
+        // Its next life is somebody else.
+        net.core("n0")
+            .handle_record(now, own_record(id("n9"), 8, 2));
+        let clock = net.core("n0").event_clock(&id("n9"), Some(BootId([8; 16])));
+        assert_eq!(clock.number, 2);
     }
 
     #[test]
@@ -1262,7 +1320,7 @@ mod tests {
             },
         );
         assert_eq!(core.counters().implausible, 2);
-        assert_eq!(core.event_clock().lamport, 0);
+        assert_eq!(core.user_events.lamport, 0);
         assert!(core.is_new_event(&event("n1", 1, 2, 2).event));
         assert!(core.is_new_event(&event("n2", 1, 1, 1).event));
         // A number at the very end can only hurt the liar itself.
@@ -1270,7 +1328,7 @@ mod tests {
         assert!(!core.is_new_event(&event("n2", 1, 1, 1).event));
         let ahead = MAX_LAMPORT_STEP;
         core.handle_user_event(now, event("n1", 1, 3, ahead));
-        assert_eq!(core.event_clock().lamport, ahead, "this much is believed");
+        assert_eq!(core.user_events.lamport, ahead, "this much is believed");
     }
 
     #[test]

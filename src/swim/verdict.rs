@@ -404,7 +404,7 @@ impl Swim {
         });
     }
 
-    fn force_out_if_asked(&mut self, now: Instant, node: &NodeId) {
+    pub(super) fn force_out_if_asked(&mut self, now: Instant, node: &NodeId) {
         if self.members.get(node).is_some_and(|m| m.forced().is_some()) {
             self.force_out(now, node);
         }

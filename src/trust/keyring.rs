@@ -12,9 +12,9 @@
 //! would end all rotation. Each offer from further ahead raises that limit by one, so that a node
 //! that was away during several rotations follows within as many syncs. A floor that would leave
 //! no key at all is not believed. An empty ring, which a node has until its first sync, takes an
-//! offer as it is.
+//! offer as it is, up to a generation that no honest cluster reaches.
 //!
-//! To receive, any key of the ring will do. To send, a node uses the highest key that every live
+//! To receive, any key of the ring will do. To send, a node uses the highest key that every connected
 //! member has confirmed to hold, so that a new key is used only once all understand it; it never
 //! goes back to a lower one. A node with an empty ring begins with the key its provider uses.
 //!
@@ -35,6 +35,11 @@ pub const MAX_KEYS: usize = 8;
 /// The largest encoded ring that is read. A full one takes less than half; the rest is for fields
 /// of later versions.
 pub const MAX_KEYRING_BYTES: usize = 1_024;
+
+/// The highest generation that an empty ring takes: more than a rotation every minute makes in
+/// thirty years, and so far from the end of the numbers that whoever gives a joiner its first ring
+/// cannot end rotation there, or through it where others join.
+const MAX_FIRST_GENERATION: u32 = 1 << 24;
 
 const ID_LABEL: &[u8] = b"nodosum group key id v1\0";
 const DIGEST_LABEL: &[u8] = b"nodosum keyring digest v1\0";
@@ -241,7 +246,19 @@ impl KeyringOffer {
     /// raise it without end.
     pub fn is_ahead_of(&self, ring: &Keyring) -> bool {
         let highest = self.keys.last().map(|key| key.generation);
-        !ring.fixed && !ring.keys.is_empty() && highest > Some(ring.limit())
+        !ring.fixed && highest > Some(ring.limit())
+    }
+
+    /// Whether a merge may change `ring` or what it takes from the next offer. Who merges limits how
+    /// many of those, or somebody in the cluster could use the generations up, and keep everybody busy
+    /// with telling everybody of rings that are other ones each time.
+    pub fn moves(&self, ring: &Keyring) -> bool {
+        let is_new = |key: &GroupKey| Some(key.rank()) > ring.floor && !ring.keys.contains(key);
+        let highest = self.keys.last().map(|key| key.generation);
+        !ring.fixed
+            && (highest > Some(ring.seen_generation)
+                || self.floor > ring.floor
+                || self.keys.iter().any(is_new))
     }
 
     /// Whether `ring` holds exactly these keys above the same floor.
@@ -301,7 +318,7 @@ impl Keyring {
         Ok(id)
     }
 
-    /// Adds a new key above all others. It is used to send once all live members have it.
+    /// Adds a new key above all others. It is used to send once all connected members have it.
     ///
     /// # Errors
     ///
@@ -343,18 +360,21 @@ impl Keyring {
                 ahead: false,
             });
         };
+        let limit = self.limit();
         if self.keys.is_empty() {
-            self.keys.clone_from(&offer.keys);
-            self.floor = offer.floor;
-            self.seen_generation = offered_highest;
-            self.send = offer.send;
+            let accepted = offer.keys.iter().filter(|key| key.generation <= limit);
+            self.keys.extend(accepted.cloned());
+            if let Some(highest) = self.keys.last() {
+                self.seen_generation = highest.generation;
+                // The decoder has seen to it that every offered key is above the offered floor.
+                self.floor = offer.floor;
+            }
             self.settle_send_key(offer);
             return Ok(Merged {
-                changed: true,
-                ahead: false,
+                changed: !self.keys.is_empty(),
+                ahead: offered_highest > limit,
             });
         }
-        let limit = self.limit();
         let before = self.digest();
         let accepted = offer.keys.iter().filter(|key| key.generation <= limit);
         self.keys.extend(accepted.cloned());
@@ -401,8 +421,8 @@ impl Keyring {
         self.confirmed.remove(node);
     }
 
-    /// Moves on to the highest key that every live member has confirmed, if that is above the one
-    /// in use, and returns it if so. `alive` are the live members other than this node.
+    /// Moves on to the highest key that every connected member has confirmed, if that is above the
+    /// one in use, and returns it if so. `alive` are those members, without this node.
     pub fn select<'a>(&mut self, alive: impl Iterator<Item = &'a NodeId>) -> Option<KeyId> {
         let current = self.send_key()?.rank();
         let mut candidates: Vec<KeyId> = self
@@ -502,7 +522,11 @@ impl Keyring {
 
     /// The highest generation that is taken from an offer.
     fn limit(&self) -> u32 {
-        self.seen_generation.saturating_add(1)
+        if self.keys.is_empty() {
+            MAX_FIRST_GENERATION
+        } else {
+            self.seen_generation.saturating_add(1)
+        }
     }
 
     fn changeable(&self) -> Result<(), KeyringError> {
@@ -572,15 +596,12 @@ mod tests {
     }
 
     fn ring_of(keys: &[GroupKey]) -> Keyring {
-        let mut ring = Keyring::new();
-        let keys = keys.to_vec();
-        ring.merge(&KeyringOffer {
-            keys,
-            floor: None,
-            send: None,
-        })
-        .unwrap();
-        ring
+        Keyring {
+            send: keys.first().map(GroupKey::id),
+            seen_generation: keys.last().map_or(0, GroupKey::generation),
+            keys: keys.to_vec(),
+            ..Keyring::new()
+        }
     }
 
     const QUIET: Merged = Merged {
@@ -784,6 +805,52 @@ mod tests {
         assert_eq!(merge(&mut ring, &others), CHANGED);
         assert_eq!(ring.digest(), others.digest());
         assert_eq!(ring.send_key(), others.send_key());
+    }
+
+    #[test]
+    fn the_first_ring_ends_no_rotation() {
+        let far = GroupKey::new(u32::MAX, [9; 32]);
+        let mut joiner = Keyring::new();
+        let mut hostile = ring_of(std::slice::from_ref(&far));
+        hostile.floor = Some((u32::MAX, KeyId([0; 8])));
+        assert!(offer(&hostile).is_ahead_of(&joiner));
+        let refused = Merged {
+            changed: false,
+            ahead: true,
+        };
+        assert_eq!(merge(&mut joiner, &hostile), refused);
+        assert!(joiner.is_empty() && joiner.floor.is_none());
+        // Of a ring that is honest in part, that part is taken.
+        let near = GroupKey::new(MAX_FIRST_GENERATION, [8; 32]);
+        let taken = Merged {
+            changed: true,
+            ahead: true,
+        };
+        assert_eq!(merge(&mut joiner, &ring_of(&[near.clone(), far])), taken);
+        assert_eq!(joiner.ids(), [near.id()]);
+        assert_eq!(joiner.send_key().unwrap().id(), near.id());
+        joiner.rotate(&random()).unwrap();
+        assert_eq!(joiner.keys().len(), 2);
+    }
+
+    #[test]
+    fn an_offer_tells_whether_it_moves_a_ring() {
+        let ring = created();
+        assert!(!offer(&ring).moves(&ring));
+        assert!(!offer(&Keyring::new()).moves(&ring));
+        assert!(offer(&ring).moves(&Keyring::new()));
+        assert!(offer(&created()).moves(&ring), "another key");
+        let mut newer = ring_of(ring.keys());
+        newer.rotate(&random()).unwrap();
+        assert!(offer(&newer).moves(&ring), "a newer key");
+        assert!(!offer(&ring).moves(&newer), "an older ring");
+        let mut shorter = ring_of(newer.keys());
+        shorter.select([].iter());
+        shorter.remove(shorter.ids()[0]).unwrap();
+        assert!(offer(&shorter).moves(&newer), "a floor");
+        assert!(!offer(&newer).moves(&shorter), "what was removed");
+        let far = ring_of(&[GroupKey::new(u32::MAX, [9; 32])]);
+        assert!(offer(&far).moves(&ring), "it raises the limit");
     }
 
     #[test]

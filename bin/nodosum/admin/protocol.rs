@@ -344,6 +344,77 @@ pub(crate) struct StatusView {
     pub(crate) roster_saves: u64,
     #[serde(default)]
     pub(crate) roster_failures: u64,
+    #[serde(default)]
+    pub(crate) refused: RefusedView,
+    #[serde(default)]
+    pub(crate) events: EventCountsView,
+}
+
+/// What the node has refused since its start, by the names of `nodosum::RefusedCounts`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct RefusedView {
+    pub(crate) gossip: u64,
+    pub(crate) quic: u64,
+    pub(crate) records: u64,
+    pub(crate) unproven_records: u64,
+    pub(crate) statements: u64,
+    pub(crate) events: u64,
+    pub(crate) stale_events: u64,
+    pub(crate) keyrings: u64,
+    pub(crate) syncs: u64,
+    pub(crate) implausible: u64,
+    pub(crate) conflicting: u64,
+    pub(crate) stale: u64,
+    pub(crate) stray: u64,
+}
+
+impl RefusedView {
+    /// Each count with its name.
+    pub(crate) fn rows(&self) -> [(&'static str, u64); 13] {
+        [
+            ("gossip", self.gossip),
+            ("quic", self.quic),
+            ("records", self.records),
+            ("unproven_records", self.unproven_records),
+            ("statements", self.statements),
+            ("events", self.events),
+            ("stale_events", self.stale_events),
+            ("keyrings", self.keyrings),
+            ("syncs", self.syncs),
+            ("implausible", self.implausible),
+            ("conflicting", self.conflicting),
+            ("stale", self.stale),
+            ("stray", self.stray),
+        ]
+    }
+}
+
+/// Events and queries of applications since the node's start, by the names of
+/// `nodosum::EventCounts`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct EventCountsView {
+    pub(crate) emitted: u64,
+    pub(crate) received: u64,
+    pub(crate) copies: u64,
+    pub(crate) dropped: u64,
+    pub(crate) unanswered: u64,
+    pub(crate) answers_lost: u64,
+}
+
+impl EventCountsView {
+    /// Each count with its name.
+    pub(crate) fn rows(&self) -> [(&'static str, u64); 6] {
+        [
+            ("emitted", self.emitted),
+            ("received", self.received),
+            ("copies", self.copies),
+            ("dropped", self.dropped),
+            ("unanswered", self.unanswered),
+            ("answers_lost", self.answers_lost),
+        ]
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -391,6 +462,29 @@ impl StatusView {
             rss_bytes: rss_bytes(),
             roster_saves: status.roster_saves,
             roster_failures: status.roster_failures,
+            refused: RefusedView {
+                gossip: status.refused.gossip,
+                quic: status.refused.quic,
+                records: status.refused.records,
+                unproven_records: status.refused.unproven_records,
+                statements: status.refused.statements,
+                events: status.refused.events,
+                stale_events: status.refused.stale_events,
+                keyrings: status.refused.keyrings,
+                syncs: status.refused.syncs,
+                implausible: status.refused.implausible,
+                conflicting: status.refused.conflicting,
+                stale: status.refused.stale,
+                stray: status.refused.stray,
+            },
+            events: EventCountsView {
+                emitted: status.events.emitted,
+                received: status.events.received,
+                copies: status.events.copies,
+                dropped: status.events.dropped,
+                unanswered: status.events.unanswered,
+                answers_lost: status.events.answers_lost,
+            },
         }
     }
 }

@@ -12,6 +12,7 @@ use std::{
     collections::BTreeMap,
     io::{BufReader, Write as _},
     net::Shutdown,
+    ops::ControlFlow,
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
     str::FromStr as _,
@@ -649,10 +650,15 @@ fn query(
         .map_err(event_failure)
 }
 
-/// Tells the answers as they come. A client that goes away ends the query with the next of them, or
-/// at its time-out.
+/// Tells the answers as they come. A client that goes away ends the query.
 fn tell_answers(stream: &UnixStream, mut answers: Answers) -> std::io::Result<()> {
-    for (node, answer) in answers.by_ref() {
+    while let ControlFlow::Continue(came) = answers.next_within(LOOK_AROUND) {
+        if is_gone(stream) {
+            return Ok(());
+        }
+        let Some((node, answer)) = came else {
+            continue;
+        };
         let answer = AnswerView {
             node: node.to_string(),
             answer: PayloadView::of(answer),
