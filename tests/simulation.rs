@@ -85,6 +85,39 @@ fn what_was_broken_once_stays_mended() {
     }
 }
 
+/// Nine members, of which four are cut off from the others and from the only seed. The last case
+/// lasts longer than the dead are known at all.
+#[test]
+fn partitions_of_any_length_heal_without_anybody_doing_anything() {
+    for (seconds, tombstone) in [(10, 86_400), (120, 86_400), (3_600, 86_400), (3_600, 600)] {
+        let end = 30_000 + seconds * 1_000;
+        let mut text = format!(
+            "seed 11\nnodes 9 lan\n\
+             network latency 500us jitter 200us clocks 200ppm icmp no\n\
+             skewed none\ntombstone {tombstone}s\nfaults-end {end}ms\n"
+        );
+        for node in 1..=9 {
+            text += &format!("{node}00ms start n{node} via n1\n");
+        }
+        text += &format!("30000ms..{end}ms block n1-n5 -> n6-n9\n");
+        text += &format!("30000ms..{end}ms block n6-n9 -> n1-n5\n");
+        let script: Script = text.parse().expect("a script");
+        let options = Options::of(&script);
+        let outcome = run(script, options);
+        assert_eq!(
+            outcome.violation, None,
+            "{seconds} s, tombstones {tombstone} s"
+        );
+        let agreed = outcome.agreed_after.expect("an agreement");
+        println!("{seconds} s, tombstones {tombstone} s: agreed {agreed:?} after it");
+        let deaths = outcome.tally.transitions["dead"];
+        assert!(
+            seconds < 60 || deaths >= 40,
+            "each side gave the other up: {deaths}"
+        );
+    }
+}
+
 #[test]
 fn every_planted_fault_still_fits_the_source() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
