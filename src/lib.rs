@@ -84,8 +84,8 @@ pub use query::{Answers, MAX_ANSWER_BYTES, Query, QueryReport};
 pub use record::MAX_TAG_BYTES;
 pub use snapshot::Ready;
 pub use stats::{
-    ConnectionCounts, ConnectionInfo, ConnectionState, EventCounts, KeyInfo, Keys, MemberCounts,
-    MemberInfo, MemberStatus, PeerInfo, RefusedCounts, Side, Status,
+    ConnectionCounts, ConnectionInfo, ConnectionState, EventCounts, KeyInfo, Keys, LostCounts,
+    MemberCounts, MemberInfo, MemberStatus, PeerInfo, RefusedCounts, Side, Status,
 };
 pub use subscribers::Events;
 pub use swim::{MAX_EVENT_BYTES, MAX_QUERY_TIMEOUT, QueryFilter};

@@ -37,8 +37,8 @@ use crate::{
     snapshot::{Ready, Snapshot, Stage},
     state_dir::{self, StateDir, Writer},
     stats::{
-        ConnectionCounts, ConnectionInfo, ConnectionState, Keys, MemberCounts, MemberInfo,
-        MemberStatus, PeerInfo, RefusedCounts, Status,
+        ConnectionCounts, ConnectionInfo, ConnectionState, Keys, LostCounts, MemberCounts,
+        MemberInfo, MemberStatus, PeerInfo, RefusedCounts, Status,
     },
     subscribers::{Events, Subscribers},
     swim, thread,
@@ -625,6 +625,10 @@ impl Node {
             roster_saves: saves(|counters| &counters.saved),
             roster_failures: saves(|counters| &counters.failed),
             refused: self.refused(),
+            lost: LostCounts {
+                gossip: handle.counters.gossip_unsent.load(Relaxed),
+                ..handle.snapshot.lost()
+            },
             events: handle.snapshot.events(),
         }
     }

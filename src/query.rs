@@ -211,12 +211,16 @@ impl Answers {
 
     /// The next answer, or none if it takes longer than `wait`; `Break` when no more will come. For
     /// whoever has something else to look after meanwhile.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "whoever waits does so against the real clock"
+    )]
     pub fn next_within(&mut self, wait: Duration) -> ControlFlow<(), Option<(NodeId, Vec<u8>)>> {
         let until = Instant::now().checked_add(wait);
         self.next_before(until.map_or(self.deadline, |until| until.min(self.deadline)))
     }
 
-    fn next_before(&mut self, until: Instant) -> ControlFlow<(), Option<(NodeId, Vec<u8>)>> {
+    fn next_before(&self, until: Instant) -> ControlFlow<(), Option<(NodeId, Vec<u8>)>> {
         let mut state = self.slot.state.lock();
         loop {
             if let Some((node, answer)) = state.ready.pop_front() {

@@ -46,8 +46,8 @@ use crate::{
     snapshot::{DialRow, Snapshot, Stage},
     state_dir,
     stats::{
-        ConnectionInfo, ConnectionState, EventCounts, KeyInfo, Keys, MemberInfo, MemberStatus,
-        RefusedCounts, Side,
+        ConnectionInfo, ConnectionState, EventCounts, KeyInfo, Keys, LostCounts, MemberInfo,
+        MemberStatus, RefusedCounts, Side,
     },
     subscribers::Subscribers,
     swim,
@@ -208,7 +208,6 @@ pub(crate) struct Counters {
     pub(crate) events_refused: AtomicU64,
     pub(crate) keyrings_refused: AtomicU64,
     pub(crate) syncs_refused: AtomicU64,
-    pub(crate) syncs: AtomicU64,
 }
 
 /// What the reactor is built from.
@@ -1126,9 +1125,7 @@ impl Reactor {
         let frames = self.sync_frames(connection);
         log::debug!(target: "swim", connection:%, frames = frames.len(); "sync");
         let command = WorkerCommand::StartSync(frames);
-        if self.parts.endpoint.command(connection, command) {
-            self.parts.counters.syncs.fetch_add(1, Relaxed);
-        } else {
+        if !self.parts.endpoint.command(connection, command) {
             log::debug!(target: "reactor", connection:%; "sync not taken");
             self.parts.cluster.handle_sync_broken(now, connection);
         }
@@ -2033,6 +2030,14 @@ impl Reactor {
             stray: counters.stray_answers + counters.misdirected,
             stale_events: counters.events_stale + counters.events_strangers,
             ..RefusedCounts::default()
+        });
+        self.parts.snapshot.publish_lost(LostCounts {
+            news: counters.dropped_news + counters.oversized_news,
+            members: counters.table_full,
+            probes: counters.relays_refused,
+            waiting_records: self.verifier.waiting_dropped(),
+            remembered: self.parts.cluster.roster().dropped(),
+            ..LostCounts::default()
         });
         let queries = &self.parts.queries.counters;
         self.parts.snapshot.publish_events(EventCounts {

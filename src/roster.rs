@@ -58,7 +58,8 @@ const SAVE_INTERVAL: Duration = Duration::from_secs(3);
 /// How much of its count of how long members are gone a crash may cost.
 const REFRESH_INTERVAL: Duration = Duration::from_secs(60 * 60);
 
-/// No saved incarnation is higher: membership believes none beyond, and there must be room above.
+/// Saved incarnations are below this: membership believes none beyond, and the next life begins one
+/// above.
 const MAX_INCARNATION: u64 = 1 << 62;
 
 /// The largest certificate that is written; `trust` takes none larger. A record and a signature
@@ -197,7 +198,7 @@ impl Image {
         }
         let frame = take_frame(&mut rest)?.ok_or_else(|| malformed("no head"))?;
         let head = HeadWire::decode(frame).map_err(|_| malformed("head"))?;
-        if head.incarnation > MAX_INCARNATION {
+        if head.incarnation >= MAX_INCARNATION {
             return Err(malformed("incarnation"));
         }
         let mut image = Self {
@@ -631,7 +632,7 @@ mod tests {
         let refused = Image::decode(&sealed(&endless));
         assert_eq!(refused, Err(ImageError::Malformed("a frame is too large")));
         let high = Image {
-            incarnation: MAX_INCARNATION + 1,
+            incarnation: MAX_INCARNATION,
             ..image()
         };
         let refused = Image::decode(&high.encode());

@@ -14,7 +14,7 @@ use parking_lot::{Condvar, Mutex, RwLock};
 use crate::{
     error::NotReady,
     node_id::{ConnectionId, NodeId},
-    stats::{ConnectionInfo, EventCounts, MemberInfo, MemberStatus, RefusedCounts},
+    stats::{ConnectionInfo, EventCounts, LostCounts, MemberInfo, MemberStatus, RefusedCounts},
     transport::Connection,
 };
 
@@ -77,6 +77,7 @@ pub(crate) struct Snapshot {
     health_score: std::sync::atomic::AtomicU32,
     refused: Mutex<RefusedCounts>,
     events: Mutex<EventCounts>,
+    lost: Mutex<LostCounts>,
 }
 
 impl Snapshot {
@@ -96,6 +97,7 @@ impl Snapshot {
             health_score: std::sync::atomic::AtomicU32::new(0),
             refused: Mutex::default(),
             events: Mutex::default(),
+            lost: Mutex::default(),
         }
     }
 
@@ -122,6 +124,11 @@ impl Snapshot {
             .store(health_score, std::sync::atomic::Ordering::Relaxed);
         self.readiness.lock().alive = alive;
         self.recount();
+    }
+
+    /// What the cores and the verifier lost.
+    pub(crate) fn publish_lost(&self, lost: LostCounts) {
+        *self.lost.lock() = lost;
     }
 
     /// What became of events and queries.
@@ -204,6 +211,10 @@ impl Snapshot {
 
     pub(crate) fn health_score(&self) -> u32 {
         self.health_score.load(std::sync::atomic::Ordering::Relaxed)
+    }
+
+    pub(crate) fn lost(&self) -> LostCounts {
+        *self.lost.lock()
     }
 
     pub(crate) fn events(&self) -> EventCounts {

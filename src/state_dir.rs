@@ -4,6 +4,10 @@
 //! when that process ends, however it ends. The roster is replaced whole: written beside, brought to the
 //! disk, renamed. Whatever happens meanwhile, the old one or the new one is there.
 //!
+//! Whoever can write to the directory could have a node believe in another past, or write elsewhere in
+//! its name, so that one of somebody else or one that others can write to is refused, and no link in
+//! it is followed.
+//!
 //! A thread of its own writes, because a disk may take seconds or be full. The reactor leaves the
 //! newest image in a slot and goes on; an image that was not taken yet gives way to a newer one, so
 //! that a slow disk costs memory once and time never. A write that failed is tried again now and
@@ -17,7 +21,7 @@
 use std::{
     fs::{self, DirBuilder, File, OpenOptions},
     io::{self, Read as _, Write as _},
-    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -27,7 +31,10 @@ use std::{
 };
 
 use parking_lot::{Condvar, Mutex};
-use rustix::fs::{FlockOperation, flock};
+use rustix::{
+    fs::{FlockOperation, OFlags, flock},
+    process::geteuid,
+};
 
 use crate::{
     error::StartError,
@@ -39,6 +46,9 @@ use crate::{
 const ROSTER: &str = "roster";
 const TEMPORARY: &str = "roster.tmp";
 const LOCK: &str = "lock";
+
+/// The permissions of a directory that let others than its owner write to it.
+const WRITABLE_BY_OTHERS: u32 = 0o022;
 
 /// How long after a failed write the next try is made, unless there is a newer image sooner.
 const RETRY_INTERVAL: Duration = Duration::from_secs(30);
@@ -70,11 +80,19 @@ impl StateDir {
             .mode(0o700)
             .create(path)
             .map_err(|error| failed("cannot make it", error))?;
+        let found = fs::metadata(path).map_err(|error| failed("cannot look at it", error))?;
+        if found.uid() != geteuid().as_raw() {
+            return Err(refuse(path, "it belongs to another user"));
+        }
+        if found.mode() & WRITABLE_BY_OTHERS != 0 {
+            return Err(refuse(path, "it can be written by others"));
+        }
         let lock = OpenOptions::new()
             .create(true)
             .truncate(false)
             .write(true)
             .mode(0o600)
+            .custom_flags(no_links())
             .open(path.join(LOCK))
             .map_err(|error| failed("cannot open its lock", error))?;
         flock(&lock, FlockOperation::NonBlockingLockExclusive).map_err(|error| match error {
@@ -102,7 +120,11 @@ impl StateDir {
     ) -> Result<Option<Image>, StartError> {
         let path = self.path.join(ROSTER);
         let mut bytes = Vec::new();
-        let read = File::open(&path).and_then(|file| {
+        let opened = OpenOptions::new()
+            .read(true)
+            .custom_flags(no_links())
+            .open(&path);
+        let read = opened.and_then(|file| {
             // One byte more than is read tells a file that is too large.
             let limit = u64::try_from(MAX_FILE_BYTES).unwrap_or(u64::MAX) + 1;
             file.take(limit).read_to_end(&mut bytes)
@@ -144,6 +166,7 @@ impl StateDir {
             .truncate(true)
             .write(true)
             .mode(0o600)
+            .custom_flags(no_links())
             .open(&temporary)
             .and_then(|mut file| {
                 file.write_all(bytes)?;
@@ -158,6 +181,11 @@ impl StateDir {
         }
         written
     }
+}
+
+/// For opening files of the directory: not through a symbolic link.
+fn no_links() -> i32 {
+    OFlags::NOFOLLOW.bits().cast_signed()
 }
 
 fn refuse(path: &Path, why: impl Into<String>) -> StartError {
@@ -406,6 +434,25 @@ mod tests {
             assert!(refused.contains("node n1 of cluster test"), "{refused}");
         }
         assert_eq!(loaded(&dir), Some(image(7)));
+    }
+
+    #[test]
+    fn a_directory_that_others_can_write_to_is_refused_and_no_link_in_it_followed() {
+        let folder = Folder::new("others");
+        drop(StateDir::open(&folder.0).unwrap());
+        let allow = |mode| fs::set_permissions(&folder.0, fs::Permissions::from_mode(mode));
+        for mode in [0o720, 0o702, 0o777] {
+            allow(mode).unwrap();
+            let why = error(StateDir::open(&folder.0));
+            assert!(why.contains("can be written by others"), "{why}");
+        }
+        allow(0o755).unwrap();
+        let lock = folder.0.join(LOCK);
+        fs::remove_file(&lock).unwrap();
+        std::os::unix::fs::symlink(folder.0.join("elsewhere"), &lock).unwrap();
+        let why = error(StateDir::open(&folder.0));
+        assert!(why.contains("cannot open its lock"), "{why}");
+        assert!(!folder.0.join("elsewhere").exists());
     }
 
     #[test]

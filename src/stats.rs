@@ -274,6 +274,26 @@ pub struct EventCounts {
     pub answers_lost: u64,
 }
 
+/// What a node could not keep, send or do because a bound was reached, counted since the start. All of
+/// it is made good later, by a sync or another member; numbers that grow say that a bound is too
+/// small for this cluster, or that somebody uses it up.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct LostCounts {
+    /// Gossip datagrams that the system did not take, or for which there was no key or member.
+    pub gossip: u64,
+    /// News given up because there was too much at once, or too large for a datagram.
+    pub news: u64,
+    /// New members refused because the table was full.
+    pub members: u64,
+    /// Probes for others that were not made because there were too many.
+    pub probes: u64,
+    /// Records that made room for others while they waited for their certificate.
+    pub waiting_records: u64,
+    /// Members that are gone and were not remembered because there were too many.
+    pub remembered: u64,
+}
+
 /// A node in one look.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
@@ -300,6 +320,8 @@ pub struct Status {
     pub threads: usize,
     /// What it refused so far.
     pub refused: RefusedCounts,
+    /// What it lost so far.
+    pub lost: LostCounts,
     /// How often the roster was written to the state directory.
     pub roster_saves: u64,
     /// How often that failed; the roster written before is intact then.
