@@ -130,6 +130,7 @@ fn page(status: &StatusView) -> String {
             ),
         ),
         ("refused", counts(&status.refused.rows())),
+        ("lost", counts(&status.lost.rows())),
         ("events", counts(&status.events.rows())),
     ];
     lines
@@ -174,6 +175,7 @@ pub(crate) fn log(status: &StatusView) {
         roster_saves = status.roster_saves,
         roster_failures = status.roster_failures,
         refused = counts(&status.refused.rows()).as_str(),
+        lost = counts(&status.lost.rows()).as_str(),
         events = counts(&status.events.rows()).as_str();
         "status"
     );

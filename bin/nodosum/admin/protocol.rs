@@ -347,6 +347,8 @@ pub(crate) struct StatusView {
     #[serde(default)]
     pub(crate) refused: RefusedView,
     #[serde(default)]
+    pub(crate) lost: LostView,
+    #[serde(default)]
     pub(crate) events: EventCountsView,
 }
 
@@ -386,6 +388,33 @@ impl RefusedView {
             ("conflicting", self.conflicting),
             ("stale", self.stale),
             ("stray", self.stray),
+        ]
+    }
+}
+
+/// What the node could not keep or pass on because a bound was reached, by the names of
+/// `nodosum::LostCounts`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct LostView {
+    pub(crate) gossip: u64,
+    pub(crate) news: u64,
+    pub(crate) members: u64,
+    pub(crate) probes: u64,
+    pub(crate) waiting_records: u64,
+    pub(crate) remembered: u64,
+}
+
+impl LostView {
+    /// Each count with its name.
+    pub(crate) fn rows(&self) -> [(&'static str, u64); 6] {
+        [
+            ("gossip", self.gossip),
+            ("news", self.news),
+            ("members", self.members),
+            ("probes", self.probes),
+            ("waiting_records", self.waiting_records),
+            ("remembered", self.remembered),
         ]
     }
 }
@@ -476,6 +505,14 @@ impl StatusView {
                 conflicting: status.refused.conflicting,
                 stale: status.refused.stale,
                 stray: status.refused.stray,
+            },
+            lost: LostView {
+                gossip: status.lost.gossip,
+                news: status.lost.news,
+                members: status.lost.members,
+                probes: status.lost.probes,
+                waiting_records: status.lost.waiting_records,
+                remembered: status.lost.remembered,
             },
             events: EventCountsView {
                 emitted: status.events.emitted,
