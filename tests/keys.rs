@@ -123,8 +123,10 @@ fn what_cannot_be_removed_is_refused_with_the_reason() {
     let unknown = KeyId([7; 8]);
     let refused = nodes[0].remove_key(unknown).unwrap_err();
     assert_eq!(refused, CommandError::UnknownKey(unknown));
-    let keys = nodes[0].keys().unwrap();
-    assert!(keys.is_settled() && !keys.fixed, "{keys:?}");
+    eventually("the first key is everywhere", || {
+        let keys = nodes[0].keys().unwrap();
+        keys.is_settled() && !keys.fixed
+    });
     for node in &nodes {
         node.shutdown(PATIENCE);
         assert_eq!(node.rotate_key(), Err(CommandError::Stopped));
