@@ -305,6 +305,9 @@ pub enum CommandError {
     /// The gossip keys cannot be changed now: there is none yet, or it is fixed by the configuration.
     #[error("{0}")]
     Keys(String),
+    /// The node has left the cluster, and nobody would hear of it.
+    #[error("node has left")]
+    Left,
     /// The node is shut down.
     #[error("node is shut down")]
     Stopped,

@@ -777,7 +777,7 @@ impl Node {
     ///
     /// # Errors
     ///
-    /// [`CommandError::Keys`] when there is no key yet or it is fixed.
+    /// [`CommandError::Keys`] when there is no key yet or it is fixed, [`CommandError::Left`].
     pub fn rotate_key(&self) -> Result<KeyId, CommandError> {
         self.ask(LEAVE_TIMEOUT, |reply| Command::RotateKey { reply })?
     }
@@ -862,6 +862,7 @@ impl Node {
         });
         asked.map_err(|error| match error {
             CommandError::Timeout(timeout) => EventError::Timeout(timeout),
+            CommandError::Left => EventError::Left,
             CommandError::Stopped
             | CommandError::UnknownMember(_)
             | CommandError::NotDead { .. }

@@ -1055,7 +1055,17 @@ impl Reactor {
         }
     }
 
+    /// What changes something for everybody is refused once nobody would hear of it.
+    fn not_left(&self) -> Result<(), CommandError> {
+        if self.parts.cluster.leaving().is_some() {
+            Err(CommandError::Left)
+        } else {
+            Ok(())
+        }
+    }
+
     fn rotate_key(&mut self, now: Instant) -> Result<KeyId, CommandError> {
+        self.not_left()?;
         let key = self.keyring.rotate(&self.random).map_err(key_failure)?;
         log::info!(target: "node", key:%; "gossip key rotated");
         self.on_keyring_changed(now);
@@ -1063,6 +1073,7 @@ impl Reactor {
     }
 
     fn remove_key(&mut self, now: Instant, id: KeyId) -> Result<(), CommandError> {
+        self.not_left()?;
         self.keyring.remove(id).map_err(key_failure)?;
         log::info!(target: "node", key:% = id; "gossip key removed, and all older ones");
         self.on_keyring_changed(now);
@@ -1496,6 +1507,7 @@ impl Reactor {
         now: Instant,
         change: TagChange,
     ) -> Result<BTreeMap<String, String>, CommandError> {
+        self.not_left()?;
         let cluster = &mut self.parts.cluster;
         let tags = match change {
             TagChange::Replace(tags) => tags,
@@ -1734,16 +1746,18 @@ impl Reactor {
             }
             swim::Event::Dead { node, by } => {
                 let level = self.departure_level(&node);
-                log::log!(target: "swim", level, node:%, by:%; "member dead");
                 let connection = self.connection_to(now, &node);
                 self.moments.dead(now, &node, connection);
-                let reason = format!("suspected by {by} and not refuted in time");
+                let why = self.why_dead(&node);
+                log::log!(target: "swim", level, node:%, by:%, why; "member dead");
+                let reason = format!("suspected by {by} and {why}");
                 self.emit(EventKind::MemberDead { node, reason });
                 self.peers_changed = true;
             }
             swim::Event::Left { node, by } => {
                 let level = self.departure_level(&node);
-                log::log!(target: "swim", level, node:%; "member left");
+                log::log!(target: "swim", level, node:%,
+                    forced_by = by.as_ref().map_or("nobody", NodeId::as_str); "member left");
                 let reason =
                     by.map_or_else(|| "left".to_owned(), |by| format!("forced out by {by}"));
                 self.emit(EventKind::MemberLeft { node, reason });
@@ -1841,6 +1855,24 @@ impl Reactor {
             info.next_dial = peer.next_dial.map(|at| at.saturating_duration_since(now));
         }
         info
+    }
+
+    /// What ended the suspicion of a member that is dead here.
+    fn why_dead(&self, node: &NodeId) -> &'static str {
+        let explained = self.parts.cluster.swim().explain(node);
+        let verdict = explained.and_then(|explained| explained.case?.verdict);
+        match verdict.map(|verdict| verdict.ending) {
+            Some(swim::Ending::Dead { fast: true }) => {
+                "gone: its ports refused, as others confirmed"
+            }
+            Some(
+                swim::Ending::Dead { fast: false }
+                | swim::Ending::TakenOver { .. }
+                | swim::Ending::Refuted
+                | swim::Ending::Left,
+            )
+            | None => "not refuted in time",
+        }
     }
 
     /// INFO for the first thing that shows a peer to be gone, DEBUG for the others until it is back.

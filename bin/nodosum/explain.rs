@@ -125,7 +125,7 @@ fn evidence(out: &mut String, evidence: &EvidenceView) {
 /// One suspicion, told in the order of time.
 fn tell(out: &mut String, title: &str, case: &CaseView, view: &ExplanationView) {
     let confirmations = match case.confirmations_wanted {
-        0 => "nobody could confirm it".to_owned(),
+        0 => "so few need no confirmation".to_owned(),
         wanted => format!("{wanted} confirmations make it shortest"),
     };
     let _ = writeln!(

@@ -22,8 +22,8 @@ use std::{
 };
 
 use nodosum::{
-    Answers, App, CommandError, Delivery, EventError, KeyId, Node, NodeId, QueryFilter,
-    RegisterError, RequestError, SendErrorKind,
+    Answers, App, CommandError, Delivery, EventError, KeyId, MemberStatus, Node, NodeId,
+    QueryFilter, RegisterError, RequestError, SendErrorKind,
 };
 use parking_lot::{Condvar, Mutex};
 use rustix::{
@@ -350,7 +350,7 @@ fn carry_out(
             timeout_seconds,
             ..
         } => match query(node, &name, &nodes, tags, timeout_seconds, payload) {
-            Ok(answers) => return tell_answers(stream, answers),
+            Ok((answers, absent)) => return tell_answers(stream, answers, absent),
             Err(failure) => Err(failure),
         },
         Command::Tags { set, delete } => node
@@ -637,21 +637,41 @@ fn query(
     tags: BTreeMap<String, String>,
     timeout_seconds: f64,
     payload: Vec<u8>,
-) -> Result<Answers, Failure> {
+) -> Result<(Answers, Vec<String>), Failure> {
     let timeout = duration(timeout_seconds)?;
     let mut filter = QueryFilter::all();
+    // Named, and not there to hear the question.
+    let mut absent = Vec::new();
+    let members = if nodes.is_empty() {
+        Vec::new()
+    } else {
+        node.members()
+    };
     for name in nodes {
-        filter = filter.node(node_id(name)?);
+        let named = node_id(name)?;
+        let Some(member) = members.iter().find(|member| member.node == named) else {
+            return Err(command_failure(CommandError::UnknownMember(name.clone())));
+        };
+        if matches!(member.status, MemberStatus::Dead | MemberStatus::Left) {
+            absent.push(name.clone());
+        }
+        filter = filter.node(named);
     }
     for (key, value) in tags {
         filter = filter.tag(key, value);
     }
-    node.query(name, payload, filter, timeout)
-        .map_err(event_failure)
+    let answers = node
+        .query(name, payload, filter, timeout)
+        .map_err(event_failure)?;
+    Ok((answers, absent))
 }
 
 /// Tells the answers as they come. A client that goes away ends the query.
-fn tell_answers(stream: &UnixStream, mut answers: Answers) -> std::io::Result<()> {
+fn tell_answers(
+    stream: &UnixStream,
+    mut answers: Answers,
+    absent: Vec<String>,
+) -> std::io::Result<()> {
     while let ControlFlow::Continue(came) = answers.next_within(LOOK_AROUND) {
         if is_gone(stream) {
             return Ok(());
@@ -672,7 +692,12 @@ fn tell_answers(stream: &UnixStream, mut answers: Answers) -> std::io::Result<()
     });
     let reply = Reply::Asked {
         refused: refused.collect(),
-        missing: report.missing.iter().map(ToString::to_string).collect(),
+        missing: report
+            .missing
+            .iter()
+            .map(ToString::to_string)
+            .chain(absent)
+            .collect(),
     };
     write_reply(stream, &reply)
 }
