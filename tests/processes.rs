@@ -160,6 +160,7 @@ fn the_read_commands_print_what_was_promised(nodes: &[Node<'_>; 3]) {
         "members",
         "connections",
         "health_score",
+        "lost",
         "threads",
         "open_fds",
         "rss_bytes",
