@@ -341,6 +341,11 @@ impl Swim {
         // The wait is longer again if it had been cut. If it is over nonetheless, the accused has
         // not refuted, and the next look at it decides, not one as soon as a ping can be answered.
         let deadline = Some(suspicion.deadline()).filter(|at| *at > now);
+        if deadline.is_none() && self.config.rules.check_suspects {
+            // It answers and does not refute: maybe it knows nothing of this node any more, and so
+            // takes none of its gossip. A sync tells it both who asks and what is said of it.
+            self.actions.push_back(Action::Sync { with: node.clone() });
+        }
         self.timers
             .set(Timer::Suspicion(node.clone()), deadline.unwrap_or(again));
         if self.config.rules.check_suspects {
