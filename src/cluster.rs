@@ -448,7 +448,8 @@ impl Cluster {
     }
 
     /// What a peer says of itself in its sync is its own word, if it is news: it may have had to go
-    /// above what was believed here of an earlier life, which nobody else can put right.
+    /// above what was believed here of an earlier life, which nobody else can put right, or have been
+    /// forgotten here while it was connected.
     fn take_own_word(
         &mut self,
         now: Instant,
@@ -463,8 +464,7 @@ impl Cluster {
             return;
         };
         let known = self.swim.member(peer);
-        let is_news =
-            known.is_some_and(|m| m.record.record.incarnation < record.record.incarnation);
+        let is_news = known.is_none_or(|m| m.record.record.incarnation < record.record.incarnation);
         if is_news && self.links_to(now, peer).contains(&connection) {
             self.swim.handle_record(now, Arc::clone(record));
         }

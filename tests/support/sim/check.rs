@@ -42,7 +42,7 @@ use nodosum::{
 };
 
 use super::{
-    connections::Phase,
+    connections::{LATEST, Phase},
     world::{MS, SEC, World},
 };
 
@@ -614,7 +614,7 @@ impl World {
         let Some(leave) = self.cluster(node).and_then(Cluster::leaving) else {
             return;
         };
-        let patience = 6 * SEC;
+        let patience = 6 * SEC + LATEST;
         let since = self.now.saturating_sub(patience);
         let is_calm = |node: usize| self.calm_since(node).is_some_and(|at| at < since);
         // The leave itself is what disturbs the leaver.

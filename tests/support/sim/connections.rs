@@ -34,6 +34,10 @@ const REFUSED_PATIENCE: u64 = SEC;
 const FIRST_PTO: u64 = 300 * MS;
 const PTO: u64 = 100 * MS;
 const MAX_PTO: u64 = 2 * SEC;
+/// Beyond so many losses in a row the idle time-out has its turn.
+const MAX_LOSSES: u64 = 12;
+/// What was sent under loss may be this late, and hold up what follows it, though the loss is over.
+pub(super) const LATEST: u64 = MAX_LOSSES * MAX_PTO;
 
 /// How long QUIC's probe time-outs go on in silence before they are a sign.
 const STALL: u64 = 500 * MS;
@@ -357,8 +361,7 @@ impl World {
         let mut latency = self.latency(from, to);
         let loss = self.conditions.loss(from, to);
         let mut pto = first_pto;
-        // Beyond twelve losses in a row the idle time-out has its turn.
-        for _ in 0..12 {
+        for _ in 0..MAX_LOSSES {
             if !self.chance(loss) {
                 break;
             }
