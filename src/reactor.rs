@@ -1756,8 +1756,12 @@ impl Reactor {
             }
             swim::Event::Left { node, by } => {
                 let level = self.departure_level(&node);
-                log::log!(target: "swim", level, node:%,
-                    forced_by = by.as_ref().map_or("nobody", NodeId::as_str); "member left");
+                match &by {
+                    Some(by) => {
+                        log::log!(target: "swim", level, node:%, forced_by:% = by; "member left")
+                    }
+                    None => log::log!(target: "swim", level, node:%; "member left"),
+                }
                 let reason =
                     by.map_or_else(|| "left".to_owned(), |by| format!("forced out by {by}"));
                 self.emit(EventKind::MemberLeft { node, reason });
@@ -1862,9 +1866,7 @@ impl Reactor {
         let explained = self.parts.cluster.swim().explain(node);
         let verdict = explained.and_then(|explained| explained.case?.verdict);
         match verdict.map(|verdict| verdict.ending) {
-            Some(swim::Ending::Dead { fast: true }) => {
-                "gone: its ports refused, as others confirmed"
-            }
+            Some(swim::Ending::Dead { fast: true }) => "its ports refused",
             Some(
                 swim::Ending::Dead { fast: false }
                 | swim::Ending::TakenOver { .. }

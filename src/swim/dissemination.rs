@@ -3,10 +3,11 @@
 //! There is at most one record and one statement about each member, and a newer one replaces the
 //! older. Each piece is sent a limited number of times; what was sent least goes first, then what
 //! is largest, then what is newest. A verdict that comes from others while it is told here counts as
-//! told once: when ten thousand find the same at once, most of what each could say is known (the
-//! feedback of Demers and others, *Epidemic algorithms*, PODC 1987). When thousands of members come at once there is more news than
-//! gossip can carry; then what was sent most is given up, and the syncs bring the rest. A record is
-//! kept as the shared bytes that came in, and encoded when it goes out.
+//! told once: when everybody finds the same at once, most of what each could say is known (the
+//! feedback of Demers and others, *Epidemic algorithms*, PODC 1987). When thousands of members come
+//! at once there is more news than gossip can carry; then what was sent most is given up, and the
+//! syncs bring the rest. A record is kept as the shared bytes that came in, and encoded when it goes
+//! out.
 
 use std::{
     cmp::Reverse,

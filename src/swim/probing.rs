@@ -7,7 +7,8 @@
 //!
 //! Out of turn a member is probed when others accuse it, when somebody knows it to be alive that was
 //! gone by hearsay, when it may have lost its address to another, and when its connection raised a
-//! doubt. The last two ask in all ways at once, and if its ports refuse, the probe ends as soon as
+//! doubt. The last two ask in all ways at once. If its ports refuse, no helpers are asked where others
+//! can confirm, since their own connections tell them the same, and the probe ends as soon as
 //! each way had the time that it has in an ordinary probe. Probes out of turn are limited in number
 //! and, where others can provoke them, to one an interval.
 //!

@@ -35,7 +35,7 @@
 //! peers), and the host of the process answers that the port is closed. So, from the crash on:
 //!
 //! - after at most `H` and a round trip everybody's connection is refused, whatever `n`, and
-//!   everybody probes at once, in all ways together;
+//!   everybody probes at once, by datagram and over the connection (each is the others' helper);
 //! - that probe ends after `Q = max(timeout, P − timeout)`, so that each way has the time that it
 //!   has in an ordinary probe: if the refusal was false, the answer has to find its way;
 //! - everybody accuses, in datagrams of its own, where a confirmation counts. With everybody's news
