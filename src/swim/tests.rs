@@ -272,6 +272,52 @@ fn whoever_knows_a_suspect_to_be_dead_answers_the_accuser() {
 }
 
 #[test]
+fn an_accuser_that_missed_a_refutation_or_a_leave_gets_the_record() {
+    let accused = |incarnation, accuser| Accusation {
+        node: id("a"),
+        incarnation,
+        accuser: id(accuser),
+    };
+    for left in [false, true] {
+        let mut bench = Bench::new(Config::lan(), &["a", "b"]);
+        let mut newer = record("a", 3, 1);
+        newer.left = left;
+        let newer = signed(newer);
+        bench.core.handle_record(bench.now, Arc::clone(&newer));
+        // Only b answers from here on.
+        let wait_while = |bench: &mut Bench, status| {
+            while bench.core.member(&id("a")).unwrap().status == status {
+                bench.tick();
+                for (to, message) in bench.sent() {
+                    if let (Body::Ping { seq, .. }, "b") = (message.body, to.as_str()) {
+                        bench.receive("b", Body::Ack { seq });
+                    }
+                }
+            }
+            bench.sent();
+        };
+        wait_while(&mut bench, MemberStatus::Alive);
+        if !left {
+            // As long as it is suspect here, the refutation is still told.
+            let old = Statement::Suspect(accused(2, "b"));
+            bench.tell("b", Body::Gossip, vec![old]);
+            assert_eq!(bench.sent(), []);
+        }
+        wait_while(&mut bench, MemberStatus::Suspect);
+        let verdict = (!left).then(|| Statement::Dead(accused(3, "me")));
+        bench.tell("b", Body::Gossip, vec![Statement::Suspect(accused(2, "b"))]);
+        let (to, message) = bench.sent().pop().unwrap();
+        assert_eq!(to, id("b"));
+        assert_eq!(message.records, [newer.signed.clone()]);
+        assert_eq!(message.statements, Vec::from_iter(verdict));
+        // What is told in another's name, and what is newer, is not answered.
+        bench.tell("b", Body::Gossip, vec![Statement::Suspect(accused(2, "c"))]);
+        bench.tell("b", Body::Gossip, vec![Statement::Suspect(accused(4, "b"))]);
+        assert_eq!(bench.sent(), []);
+    }
+}
+
+#[test]
 fn a_helper_nacks_before_the_requester_gives_up_and_passes_a_late_answer_on() {
     let mut bench = Bench::new(Config::lan(), &["a", "b"]);
     let asked_at = bench.now;

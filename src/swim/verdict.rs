@@ -67,6 +67,13 @@ use super::{
     timer::Timer,
 };
 
+/// Whether an accuser knows the latest record of the accused.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Behind {
+    Yes,
+    No,
+}
+
 impl Swim {
     /// Somebody says that a member is suspect or dead.
     pub(super) fn on_accusation(
@@ -99,12 +106,15 @@ impl Swim {
             self.counters.unknown_members += 1;
             return;
         };
-        if member.incarnation() != *incarnation {
-            self.counters.stale += 1;
-            return;
-        }
         let condemned = matches!(statement, Statement::Dead(_));
         let first_hand = from == accuser;
+        if member.incarnation() != *incarnation {
+            self.counters.stale += 1;
+            if *incarnation < member.incarnation() && first_hand && !member.is_live() {
+                self.tell_accuser(from, node, Behind::Yes);
+            }
+            return;
+        }
         let is_fresh = member.is_fresh(now, self.config.probe_interval);
         let relay = match &member.standing {
             Standing::Alive if is_fresh => {
@@ -129,8 +139,8 @@ impl Swim {
                 shortened || (news && !self.config.rules.first_hand_confirmations)
             }
             Standing::Dead { .. } => {
-                if first_hand && !condemned && !member.hearsay && self.config.rules.check_suspects {
-                    self.tell_dead(from, node);
+                if first_hand && !condemned {
+                    self.tell_accuser(from, node, Behind::No);
                 }
                 if condemned {
                     self.heard_as_well(node);
@@ -215,18 +225,32 @@ impl Swim {
         }
     }
 
-    /// Tells a member that still wonders about `node` that it is dead here.
-    fn tell_dead(&mut self, to: &NodeId, node: &NodeId) {
-        let (Some(doubter), Some(dead)) = (self.members.get(to), self.members.get(node)) else {
+    /// Tells a member that still doubts `node` that it is dead here. One that doubts an earlier
+    /// incarnation has missed a refutation, or a leave, of which nobody speaks any more; no
+    /// accusation of the later incarnation would count with it, so it gets that record as well.
+    fn tell_accuser(&mut self, to: &NodeId, node: &NodeId, behind: Behind) {
+        let (Some(accuser), Some(member)) = (self.members.get(to), self.members.get(node)) else {
             return;
         };
-        let statement = Statement::Dead(Accusation {
-            node: node.clone(),
-            incarnation: dead.incarnation(),
-            accuser: self.id.clone(),
-        });
-        let destination = doubter.record.record.gossip_addr;
-        let payload = message::encode_statement(&statement);
+        if member.hearsay || !self.config.rules.check_suspects {
+            return;
+        }
+        let mut payload = Vec::new();
+        if behind == Behind::Yes {
+            payload = message::encode_record(&member.record.signed);
+        }
+        if let Standing::Dead { .. } = member.standing {
+            let verdict = message::encode_statement(&Statement::Dead(Accusation {
+                node: node.clone(),
+                incarnation: member.incarnation(),
+                accuser: self.id.clone(),
+            }));
+            // The record is what it lacks; without room for both, the verdict is for the next time.
+            if payload.len() + verdict.len() <= self.config.max_payload_bytes {
+                payload.extend(verdict);
+            }
+        }
+        let destination = accuser.record.record.gossip_addr;
         self.counters.sent.count(&Body::Gossip);
         self.transmits.push_back(Transmit {
             to: to.clone(),
