@@ -20,7 +20,10 @@
 //!
 //! - Another boot id than the connections held: the new connection, for the handshake is the
 //!   newest proof of life. The old life's connections are closed, its boot id is remembered, and a
-//!   later connection with it is refused: two processes then share one identity.
+//!   later connection with it is refused: two processes then share one identity. Only a connection
+//!   that began after the present life was first met counts as the newest: one that began before may
+//!   be of a life that ended meanwhile, whose last word was long under way. It is closed as a
+//!   duplicate, and whoever is there dials again.
 //! - The same boot id and the current connection is settled (older than the grace): the new one.
 //!   Nobody dials a peer it is connected to, so the other end has lost the old one.
 //! - The same boot id and both are young, so the dials crossed: the one dialled by the lower id,
@@ -302,6 +305,8 @@ struct Peer {
     recorded: Option<BootId>,
     /// The life that the newest handshake proved.
     life: Option<BootId>,
+    /// The last connection that had begun when this life was first known to be there.
+    met: ConnectionId,
     superseded: VecDeque<BootId>,
     /// Connections that are up and not drained. The lower id holds at most one.
     links: Vec<ConnectionId>,
@@ -332,6 +337,7 @@ impl Peer {
             addr: None,
             recorded: None,
             life: None,
+            met: ConnectionId(0),
             superseded: VecDeque::new(),
             links: Vec::new(),
             current: None,
@@ -773,7 +779,7 @@ impl Mesh {
                 &CloseReason::WrongIdentity(format!("it is {node}")),
             );
         }
-        if let Err((code, reason)) = self.admit(node, boot) {
+        if let Err((code, reason)) = self.admit(node, connection, boot) {
             self.connections.insert(connection, Phase::Closing);
             self.actions.push_back(Action::Close { connection, code });
             self.refuse(now, node, addr, side, code);
@@ -1072,7 +1078,12 @@ impl Mesh {
     }
 
     /// Whether a connection of this life of the node may stay.
-    fn admit(&self, node: &NodeId, boot: BootId) -> Result<(), (CloseCode, String)> {
+    fn admit(
+        &self,
+        node: &NodeId,
+        connection: ConnectionId,
+        boot: BootId,
+    ) -> Result<(), (CloseCode, String)> {
         if *node == self.me {
             return Err(if boot == self.boot {
                 (CloseCode::SelfDial, seeds::ITSELF.to_owned())
@@ -1091,6 +1102,13 @@ impl Mesh {
             return Err((
                 CloseCode::Superseded,
                 "a past life of the node answered".to_owned(),
+            ));
+        }
+        let is_other = |peer: &Peer| peer.life.is_some_and(|life| life != boot);
+        if peer.is_some_and(|peer| is_other(peer) && connection <= peer.met) {
+            return Err((
+                CloseCode::Duplicate,
+                "another life of the node was met meanwhile".to_owned(),
             ));
         }
         let links = peer.map_or(0, |peer| peer.links.len());
@@ -1192,8 +1210,15 @@ impl Mesh {
             }
             Some(Phase::Dialing { .. } | Phase::Draining | Phase::Closing) | None => true,
         });
+        let begun = ConnectionId(self.last_connection);
         let peer = self.peers.get_mut(node).expect("entered above");
-        peer.life = Some(boot);
+        if peer.life.replace(boot) != Some(boot) {
+            // Who dials is there when the dial comes in; who is dialled, at the latest when it answers.
+            peer.met = match side {
+                Side::Accepted => connection,
+                Side::Dialed => begun,
+            };
+        }
         // Gossip has yet to hear of it, and only our own dial makes us ask for news.
         peer.verify = peer.standing == Standing::Dead;
         peer.links.push(connection);

@@ -505,6 +505,48 @@ fn a_past_life_is_refused_also_while_nothing_is_connected() {
 }
 
 #[test]
+fn a_handshake_that_began_before_the_present_life_was_met_does_not_end_it() {
+    for side in [Side::Accepted, Side::Dialed] {
+        let mut story = Story::new();
+        story.member("z", 1);
+        let late = match side {
+            Side::Accepted => story.mesh.allocate(),
+            Side::Dialed => story.dial_within(SECOND),
+        };
+        // The life that began this handshake has ended; the next one was quicker.
+        let fresh = story.accept("z", 2);
+        story.actions();
+        story.events();
+        story.up(late, "z", 1, side);
+        let code = CloseCode::Duplicate;
+        let connection = late;
+        assert_eq!(story.actions(), [Action::Close { connection, code }]);
+        assert_eq!(story.events(), [], "{side:?}");
+        assert_eq!(story.mesh.current(&id("z")), Some(fresh));
+        // Whichever it was, a connection that begins now is of the life that is there now.
+        let again = story.accept("z", 1);
+        assert_eq!(story.mesh.current(&id("z")), Some(again), "{side:?}");
+    }
+}
+
+#[test]
+fn a_handshake_that_began_during_the_dial_which_met_the_present_life_does_not_end_it() {
+    let mut story = Story::new();
+    story.member("z", 2);
+    let dial = story.dial_within(SECOND);
+    let late = [story.mesh.allocate(), story.mesh.allocate()];
+    story.up(dial, "z", 2, Side::Dialed);
+    story.up(late[0], "z", 1, Side::Accepted);
+    assert_eq!(story.mesh.current(&id("z")), Some(dial));
+    // Nor once it is connected no more.
+    story.down(dial, CloseReason::Idle);
+    story.up(late[1], "z", 1, Side::Accepted);
+    assert_eq!(story.mesh.current(&id("z")), None);
+    let next = story.accept("z", 3);
+    assert_eq!(story.mesh.current(&id("z")), Some(next));
+}
+
+#[test]
 fn the_higher_id_stays_connected_for_its_users_while_a_new_life_waits_for_use() {
     let mut story = Story::new();
     story.connect("a");
