@@ -13,7 +13,10 @@
 //! another life than that of the origin's record is nothing at all. So each event is delivered at
 //! most once, whatever is repeated or recorded and played again, and telling a copy costs no
 //! signature check: the caller asks [`Swim::is_new_event`] first. Events of a member that is dead or
-//! unknown here are refused, and so not passed on either.
+//! unknown here are refused, and so not passed on either. Of members that are forgotten one number is
+//! kept for all: the highest Lamport time of an event of theirs that was told. Nothing up to it is new
+//! any more, for they may come back with the same life. What is emitted later is above it, but for an
+//! origin that missed those events and has met nobody since who had heard them; that is the price.
 //!
 //! **Newcomers.** A connection begins with each end telling its life, its own last number and its
 //! clock ([`EventClock`]). What an origin says of itself opens its window: a node does not hear what
@@ -384,6 +387,8 @@ struct Window {
     boot: BootId,
     highest: u64,
     seen: u128,
+    /// The highest Lamport time of an event of this origin that was told, in whichever life.
+    told: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -405,6 +410,7 @@ impl Window {
             boot,
             highest,
             seen,
+            told: 0,
         }
     }
 
@@ -548,6 +554,8 @@ pub(super) struct UserEvents {
     number: u64,
     /// The clock of the first peer met: what is older was said before this node came.
     floor: Option<u64>,
+    /// The highest Lamport time that was told of an origin which is forgotten.
+    forgotten: u64,
     windows: BTreeMap<NodeId, Window>,
     /// The number of our own last event when each member came, if that was not 0.
     came_after: BTreeMap<NodeId, u64>,
@@ -563,6 +571,7 @@ impl UserEvents {
             lamport: 0,
             number: 0,
             floor: None,
+            forgotten: 0,
             windows: BTreeMap::from([(me, Window::from_here_on(boot, 0))]),
             came_after: BTreeMap::new(),
             queue: Queue::default(),
@@ -580,7 +589,9 @@ impl UserEvents {
     }
 
     pub(super) fn forget(&mut self, node: &NodeId) {
-        self.windows.remove(node);
+        if let Some(window) = self.windows.remove(node) {
+            self.forgotten = self.forgotten.max(window.told);
+        }
         self.came_after.remove(node);
     }
 
@@ -721,6 +732,7 @@ impl Swim {
             boot: event.boot,
             highest: 0,
             seen: 0,
+            told: 0,
         });
         if window.boot != event.boot {
             (window.boot, window.highest, window.seen) = (event.boot, 0, 0);
@@ -730,7 +742,12 @@ impl Swim {
             self.counters.events_emitted += 1;
         } else {
             self.counters.events_received += 1;
-            self.counters.implausible += u64::from(!events.witness(event.lamport));
+            let is_plausible = events.witness(event.lamport);
+            self.counters.implausible += u64::from(!is_plausible);
+            // What a liar says of the time must not silence the others once it is forgotten.
+            if is_plausible && let Some(window) = events.windows.get_mut(&event.origin) {
+                window.told = window.told.max(event.lamport);
+            }
         }
         self.spread_event(now, &event.origin, &verified.signed);
         self.user_events.remember(now, verified);
@@ -781,7 +798,11 @@ impl Swim {
         let events = &mut self.user_events;
         let known = events.windows.get(from);
         if is_believed && known.is_none_or(|window| window.boot != clock.boot) {
-            let window = Window::from_here_on(clock.boot, clock.number);
+            let told = known.map_or(0, |window| window.told);
+            let window = Window {
+                told,
+                ..Window::from_here_on(clock.boot, clock.number)
+            };
             events.windows.insert(from.clone(), window);
         }
         if events.witness(clock.lamport) {
@@ -807,6 +828,9 @@ impl Swim {
             return Judgement::Stale;
         }
         let events = &self.user_events;
+        if event.lamport <= events.forgotten {
+            return Judgement::Stale;
+        }
         let window = events.windows.get(&event.origin);
         match window.filter(|window| window.boot == event.boot) {
             Some(window) => window.judge(event.number),
@@ -1245,6 +1269,37 @@ mod tests {
                 assert_eq!((event.boot, event.number), (BootId([1; 16]), 1));
             }
         }
+    }
+
+    #[test]
+    fn what_was_told_is_not_new_when_its_origin_was_forgotten_and_is_back() {
+        let mut net = Net::new(&names(3));
+        let mut now = net.now;
+        let core = net.core("n0");
+        core.handle_user_event(now, event("n1", 1, 1, 5));
+        // So far ahead that it does not count, or nobody else could say anything any more.
+        core.handle_user_event(now, event("n1", 1, 2, u64::MAX));
+        let mut left = own_record(id("n1"), 1, 2).record.clone();
+        left.left = true;
+        core.handle_record(now, sign(left));
+        now += Config::lan().tombstone;
+        core.handle_timeout(now);
+        assert!(core.member(&id("n1")).is_none(), "forgotten");
+        core.handle_record(now, own_record(id("n1"), 1, 3));
+        let is_new = |core: &mut Swim, origin, number, lamport| {
+            core.is_new_event(&event(origin, 1, number, lamport).event)
+        };
+        assert!(!is_new(core, "n1", 1, 5), "by gossip");
+        // For n1, n0 was there all the time.
+        let clock = EventClock {
+            boot: BootId([1; 16]),
+            lamport: 5,
+            number: 0,
+        };
+        core.handle_event_clock(&id("n1"), clock);
+        assert!(!is_new(core, "n1", 1, 5), "with a sync");
+        assert!(is_new(core, "n1", 3, 6), "emitted since");
+        assert!(is_new(core, "n2", 1, 6), "of another");
     }
 
     #[test]
