@@ -1,7 +1,7 @@
 //! Connections as abstract objects: handshakes, frames, syncs, health pings and ends.
 //!
-//! - **Handshake.** Five flights, each of which can be lost and is repeated until the deadline; one
-//!   end is up before the other, and what it says meanwhile waits.
+//! - **Handshake.** Five flights, each of which can be lost and is repeated until the deadline, while
+//!   its sender is there; one end is up before the other, and what it says meanwhile waits.
 //! - **Frames** arrive in order. Loss delays them by QUIC's probe time-outs, and a blocked path holds
 //!   them back until nothing was heard for the idle time-out. Syncs are bulk beside them.
 //! - **Health pings.** All pings of a node are sent in one instant, and their outcome is worked out
@@ -35,9 +35,9 @@ const FIRST_PTO: u64 = 300 * MS;
 const PTO: u64 = 100 * MS;
 const MAX_PTO: u64 = 2 * SEC;
 /// Beyond so many losses in a row the idle time-out has its turn.
-const MAX_LOSSES: u64 = 12;
+const MAX_LOSSES: u32 = 12;
 /// What was sent under loss may be this late, and hold up what follows it, though the loss is over.
-pub(super) const LATEST: u64 = MAX_LOSSES * MAX_PTO;
+pub(super) const LATEST: u64 = MAX_LOSSES as u64 * MAX_PTO;
 
 /// How long QUIC's probe time-outs go on in silence before they are a sign.
 const STALL: u64 = 500 * MS;
@@ -168,20 +168,17 @@ impl World {
         self.register(conn, 0);
         self.later(HANDSHAKE, Happening::DialDeadline { conn, end: 0 });
         let to = self.owner_of(addr).unwrap_or(node);
-        let latency = self.reliable_latency(node, to, FIRST_PTO);
-        self.later(
-            latency,
-            Happening::Leg {
-                conn,
-                leg: 1,
-                tries: 0,
-            },
-        );
+        self.send_leg(conn, 1, node, to);
     }
 
     pub(super) fn on_leg(&mut self, conn: usize, leg: u8, tries: u32) {
         let dialler = self.conns[conn].ends[0].node;
         if self.conns[conn].ends[0].phase == Phase::Over && leg.is_multiple_of(2) {
+            return;
+        }
+        let sender = usize::from(leg.is_multiple_of(2));
+        if tries > 0 && self.conns[conn].ends[sender].phase == Phase::Over {
+            // What did not arrive at first is not sent again by a process that has ended.
             return;
         }
         let acceptor = if leg == 1 {
@@ -241,13 +238,17 @@ impl World {
     pub(super) fn next_leg(&mut self, conn: usize, leg: u8) {
         let (a, b) = (self.conns[conn].ends[0].node, self.conns[conn].ends[1].node);
         let (from, to) = if leg % 2 == 1 { (a, b) } else { (b, a) };
-        let latency = self.reliable_latency(from, to, FIRST_PTO);
+        self.send_leg(conn, leg, from, to);
+    }
+
+    fn send_leg(&mut self, conn: usize, leg: u8, from: usize, to: usize) {
+        let (latency, losses) = self.reliable_latency(from, to, FIRST_PTO);
         self.later(
             latency,
             Happening::Leg {
                 conn,
                 leg,
-                tries: 0,
+                tries: losses,
             },
         );
     }
@@ -356,20 +357,25 @@ impl World {
         self.send_on(conn, 1 - end);
     }
 
-    /// How long QUIC takes to bring something over: latency, and a probe time-out for every loss.
-    pub(super) fn reliable_latency(&mut self, from: usize, to: usize, first_pto: u64) -> u64 {
+    /// How long QUIC takes to bring something over: latency, and a probe time-out for every loss. And
+    /// how many losses.
+    pub(super) fn reliable_latency(
+        &mut self,
+        from: usize,
+        to: usize,
+        first_pto: u64,
+    ) -> (u64, u32) {
         let mut latency = self.latency(from, to);
         let loss = self.conditions.loss(from, to);
         let mut pto = first_pto;
-        for _ in 0..MAX_LOSSES {
-            if !self.chance(loss) {
-                break;
-            }
+        let mut losses = 0;
+        while losses < MAX_LOSSES && self.chance(loss) {
             self.tally.fault("loss");
             latency += pto;
             pto = (pto * 2).min(MAX_PTO);
+            losses += 1;
         }
-        latency
+        (latency, losses)
     }
 
     pub(super) fn on_dial_deadline(&mut self, conn: usize, end: usize) {
@@ -404,7 +410,7 @@ impl World {
             wire => wire,
         };
         let to = self.conns[conn].ends[1 - end].node;
-        let latency = self.reliable_latency(node, to, PTO);
+        let (latency, _) = self.reliable_latency(node, to, PTO);
         let frames = &mut self.conns[conn].ends[end].frames;
         let last = frames.back().map_or(0, |(at, _)| *at);
         frames.push_back(((self.now + latency).max(last), wire));
@@ -543,8 +549,8 @@ impl World {
             self.lie(&mut entries);
         }
         let to = self.conns[conn].ends[1 - end].node;
-        let latency = self.reliable_latency(node, to, PTO)
-            + entries.len() as u64 * SYNC_ENTRY_BYTES * SEC / SYNC_RATE;
+        let (latency, _) = self.reliable_latency(node, to, PTO);
+        let latency = latency + entries.len() as u64 * SYNC_ENTRY_BYTES * SEC / SYNC_RATE;
         self.tally.count(if answer_to.is_some() {
             "sync_answers"
         } else {
