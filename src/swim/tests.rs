@@ -308,7 +308,7 @@ fn an_accuser_that_missed_a_refutation_or_a_leave_gets_the_record() {
         bench.tell("b", Body::Gossip, vec![Statement::Suspect(accused(2, "b"))]);
         let (to, message) = bench.sent().pop().unwrap();
         assert_eq!(to, id("b"));
-        assert_eq!(message.records, [newer.signed.clone()]);
+        assert_eq!(message.records, std::slice::from_ref(&newer.signed));
         assert_eq!(message.statements, Vec::from_iter(verdict));
         // What is told in another's name, and what is newer, is not answered.
         bench.tell("b", Body::Gossip, vec![Statement::Suspect(accused(2, "c"))]);
