@@ -854,7 +854,7 @@ impl World {
         let now = self.local(node);
         let (at, peer) = (self.now, self.conns[conn].ends[1 - end].node);
         let peer = if peer == usize::MAX {
-            self.owner_of(self.conns[conn].addr)
+            self.dialled_at_its_address(conn)
         } else {
             Some(peer)
         };
@@ -868,5 +868,20 @@ impl World {
             process.cluster.handle_down(now, id, reason);
         }
         self.settle(node);
+    }
+
+    /// Whom a dial is meant for, if it goes to where the member says of itself that it is. Whose
+    /// address that really is does not matter: a liar gives those of others, and is not there.
+    fn dialled_at_its_address(&self, conn: usize) -> Option<usize> {
+        let Conn {
+            ends,
+            expected,
+            addr,
+            ..
+        } = &self.conns[conn];
+        let name = expected.as_ref()?;
+        let view = self.cluster(ends[0].node)?.swim().member(name)?;
+        let is_there = view.record.record.quic_addr == *addr;
+        self.index_of(name).filter(|_| is_there)
     }
 }
