@@ -11,7 +11,10 @@ use std::{
     time::Duration,
 };
 
-use nodosum::{MemberStatus, unversioned::swim};
+use nodosum::{
+    MemberStatus,
+    unversioned::{record::Record, swim},
+};
 
 use super::{
     check::MAX_EVENTS_WAITING,
@@ -29,8 +32,20 @@ const WATCHED: u32 = 30;
 /// retransmissions.
 const GOSSIP_SLACK: u32 = 10;
 
+/// In how many syncs of its own a node must hear what gossip has missed. One that is drawn with
+/// somebody who has missed it as well, or who cannot be reached, brings nothing.
+const MENDING_SYNCS: u32 = 4;
+
 /// How many nodes emit events in the end, and how many the first of them emits.
 const SPEAKERS: usize = 8;
+
+/// A node whose view of another lags behind: it has not this record of it, or doubts it.
+struct Lag {
+    node: usize,
+    about: usize,
+    record: Record,
+    why: String,
+}
 
 /// What a run came to.
 pub(crate) struct Outcome {
@@ -161,6 +176,63 @@ impl World {
 
     /// Why the nodes do not agree yet.
     pub(crate) fn disagreement(&self) -> Option<String> {
+        let lag = || self.lags().into_iter().next();
+        self.disunity().or_else(|| lag().map(|lag| lag.why))
+    }
+
+    /// Whose view of another, of those that should see each other alive, is not its present record.
+    fn lags(&self) -> Vec<Lag> {
+        let core = self.core();
+        let pairs = core
+            .iter()
+            .flat_map(|a| core.iter().map(move |b| (*a, *b)))
+            .filter(|(a, b)| a != b && !self.is_impaired(*a, *b));
+        pairs.filter_map(|(a, b)| self.lag_of(a, b)).collect()
+    }
+
+    fn lag_of(&self, a: usize, b: usize) -> Option<Lag> {
+        let (name, other) = (name_of(a), name_of(b));
+        let theirs = &self.cluster(b)?.swim().me().record;
+        let why = match self.cluster(a)?.swim().member(&other) {
+            None => format!("{name} does not know {other}"),
+            Some(view) if view.status != MemberStatus::Alive || view.record.record != *theirs => {
+                format!(
+                    "{other} is {} at {} for {name}, and alive at {}",
+                    view.status, view.record.record.incarnation, theirs.incarnation
+                )
+            }
+            Some(_) => return None,
+        };
+        Some(Lag {
+            node: a,
+            about: b,
+            record: theirs.clone(),
+            why,
+        })
+    }
+
+    fn view_of(&self, lag: &Lag) -> Option<swim::MemberView<'_>> {
+        let cluster = self.cluster(lag.node)?;
+        cluster.swim().member(&name_of(lag.about))
+    }
+
+    fn sees_alive(&self, lag: &Lag) -> bool {
+        self.view_of(lag)
+            .is_some_and(|view| view.status == MemberStatus::Alive)
+    }
+
+    /// Whether what a node lacked has come, or something newer has.
+    fn has_caught_up(&self, lag: &Lag) -> bool {
+        let has_it =
+            |record: &Record| *record == lag.record || record.incarnation > lag.record.incarnation;
+        self.sees_alive(lag)
+            && self
+                .view_of(lag)
+                .is_some_and(|view| has_it(&view.record.record))
+    }
+
+    /// Why the nodes do not agree, whatever records they have of each other.
+    fn disunity(&self) -> Option<String> {
         let core = self.core();
         for &a in &core {
             let cluster = self.cluster(a)?;
@@ -236,16 +308,6 @@ impl World {
         if self.is_impaired(a, b) {
             return None;
         }
-        let Some(view) = view else {
-            return Some(format!("{name} does not know {other}"));
-        };
-        let theirs = &self.cluster(b)?.swim().me().record;
-        if view.status != MemberStatus::Alive || view.record.record != *theirs {
-            return Some(format!(
-                "{other} is {} at {} for {name}, and alive at {}",
-                view.status, view.record.record.incarnation, theirs.incarnation
-            ));
-        }
         let here = cluster.mesh().current(&other)?;
         let there = self.cluster(b)?.mesh().current(&name);
         let same = there.is_some_and(|there| self.is_same_connection(a, here, b, there));
@@ -283,14 +345,11 @@ impl World {
             || core
                 .iter()
                 .any(|a| core.iter().any(|b| self.is_impaired(*a, *b)));
-        let mut lost = self.disagreement();
-        // One that lies or is deaf goes on accusing, and to refute takes a moment.
-        let patience = self.now + calm.as_nanos() as u64;
-        while impaired && lost.is_some() && self.now < patience && self.violation.is_none() {
-            let next = self.now + SEC / 5;
-            self.run_until(next);
-            lost = self.disagreement();
-        }
+        let lost = if impaired {
+            self.lasting_disagreement(calm, &swim)
+        } else {
+            self.disagreement()
+        };
         if self.violation.is_some() {
             return;
         }
@@ -316,6 +375,35 @@ impl World {
             self.check_idle(&before, watched, core.len(), &swim);
             self.speak(&core, &swim);
         }
+    }
+
+    /// What does not pass of a disagreement where one that lies or is deaf goes on accusing. To refute
+    /// takes a moment, and within that everybody has to be alive for each again. Gossip brings the
+    /// refutation to each node with some probability only (if every node tells it to four, e⁻⁴ of
+    /// them miss it); whom it has missed takes the accused for alive at an older incarnation until a
+    /// sync. Meanwhile the next is accused, so there may be no moment in which nobody lags behind; but
+    /// nobody does so for ever.
+    fn lasting_disagreement(&mut self, calm: Duration, swim: &swim::Config) -> Option<String> {
+        let mending = swim.sync_every(self.nodes.len()) * MENDING_SYNCS * 51 / 50;
+        let calm_until = self.now + calm.as_nanos() as u64;
+        let mended_until = calm_until + mending.as_nanos() as u64;
+        let mut disunity = self.disunity();
+        let mut lags = self.lags();
+        let mut doubts = self.lags();
+        loop {
+            doubts.retain(|lag| !self.sees_alive(lag));
+            lags.retain(|lag| !self.has_caught_up(lag));
+            let is_calm = disunity.is_none() && doubts.is_empty();
+            let patience = if is_calm { mended_until } else { calm_until };
+            if self.violation.is_some() || self.now >= patience || (is_calm && lags.is_empty()) {
+                break;
+            }
+            let next = self.now + SEC / 5;
+            self.run_until(next);
+            disunity = disunity.and_then(|_| self.disunity());
+        }
+        let left = doubts.into_iter().chain(lags).next();
+        disunity.or_else(|| left.map(|lag| lag.why))
     }
 
     fn events_wait(&self) -> bool {
