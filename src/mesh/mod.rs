@@ -595,7 +595,8 @@ impl Mesh {
         let peer = self.peers.get_mut(node).expect("admitted above");
         let came_back = peer.standing != Standing::Alive;
         let known = peer.standing.is_member() || peer.standing == Standing::Remembered;
-        let moved = known && peer.addr.is_some_and(|known| known != addr);
+        let was_elsewhere = peer.addr.is_some_and(|known| known != addr);
+        let moved = known && was_elsewhere;
         let reborn = peer.recorded != Some(boot)
             && peer.life != Some(boot)
             && !peer.superseded.contains(&boot);
@@ -625,7 +626,8 @@ impl Mesh {
         if came_back || reborn || moved || confirmed {
             peer.failures = 0;
         }
-        if moved && let Some(dial) = peer.dialing {
+        // Also one to where a hint had it: what answers there, or refuses, is not the member.
+        if was_elsewhere && let Some(dial) = peer.dialing {
             self.abandon_dial(dial, CloseCode::AddressChanged);
         }
         if came_back || reborn || moved || confirmed || self.peers[node].due.is_none() {

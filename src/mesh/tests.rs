@@ -1008,6 +1008,27 @@ fn a_hint_at_an_address_of_this_node_leaves_the_table_and_never_comes_back() {
 }
 
 #[test]
+fn a_dial_to_where_a_hint_had_a_member_ends_when_its_record_comes() {
+    let mut story = Story::new();
+    story.mesh.handle_hint(story.now, &id("z"), addr(1));
+    let old = story.dial_within(SECOND);
+    story.member("z", 1);
+    let code = CloseCode::AddressChanged;
+    let close = Action::Close {
+        connection: old,
+        code,
+    };
+    let mut actions = story.actions();
+    assert_eq!(actions.remove(0), close);
+    story.pass(SOON);
+    actions.extend(story.actions());
+    let is_home =
+        |action: &Action| matches!(action, Action::Dial { addr, .. } if *addr == home("z"));
+    assert!(actions.iter().any(is_home), "{actions:?}");
+    assert_eq!(story.mesh.dial_target(old), None);
+}
+
+#[test]
 fn a_hint_never_moves_a_member() {
     let mut story = Story::new();
     story.member("z", 1);
