@@ -9,7 +9,8 @@
 //! the accuser's own authenticated datagram, and those of members that are dead here not at all. A
 //! foreign "dead" shortens the wait. While an answer over the connection is fresh, neither is
 //! believed: no suspicion begins here, none is shortened, and instead of passing the accusation on,
-//! which would go on for ever where nobody remembers it, this node tells the accused.
+//! which would go on for ever where nobody remembers it, this node tells the accused. Who still doubts
+//! a member that is dead or has left here is told so, with the record if it lacks the latest.
 //!
 //! # How long until a crash is known
 //!
