@@ -19,13 +19,43 @@ use crate::{
     inbox::{Answer, Inbox, Message, PendingRequest, Registry, Request},
     node_id::NodeId,
     snapshot::{Snapshot, Stage},
+    stream::Stream,
     thread::{self, panic_message},
-    transport::{Connection, Untaken},
+    transport::{self, Connection, Then, Untaken},
     waker::deadline_after,
 };
 
 /// Handler threads of one application.
 const MAX_WORKERS: usize = 256;
+
+/// A reply that is on its way. Dropping it gives up.
+pub struct PendingReply {
+    pending: transport::PendingReply,
+}
+
+impl fmt::Debug for PendingReply {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PendingReply")
+            .field("is_ready", &self.is_ready())
+            .finish()
+    }
+}
+
+impl PendingReply {
+    /// Waits for the reply, at most until the time-out of the request, which began when it was sent.
+    ///
+    /// # Errors
+    ///
+    /// As [`App::request`].
+    pub fn wait(self) -> Result<Vec<u8>, RequestError> {
+        self.pending.wait()
+    }
+
+    /// Whether [`wait`](Self::wait) would return at once.
+    pub fn is_ready(&self) -> bool {
+        self.pending.is_ready()
+    }
+}
 
 /// What became of a message to several peers.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -313,10 +343,87 @@ impl App {
             timeout,
         };
         let payload = payload.as_ref();
-        let reply = self.on_current(to, deadline, late, |connection| {
+        self.on_current(to, deadline, late, |connection| {
             connection.request(&self.inbox.name, payload, deadline, timeout)
+        })?
+    }
+
+    /// Sends a request; the reply can be waited for later, and others sent meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// [`RequestError`] when it was not sent; waiting tells the rest.
+    pub fn request_async(
+        &self,
+        to: &NodeId,
+        payload: impl AsRef<[u8]>,
+        timeout: Duration,
+    ) -> Result<PendingReply, RequestError> {
+        let deadline = deadline_after(now(), timeout);
+        let late = RequestError::Timeout {
+            peer: to.clone(),
+            timeout,
+        };
+        let payload = payload.as_ref();
+        let pending = self.on_current(to, deadline, late, |connection| {
+            connection.request_async(&self.inbox.name, payload, deadline, timeout)
         })?;
-        reply.wait(deadline, timeout)
+        Ok(PendingReply { pending })
+    }
+
+    /// Sends a request and has `then` called with the reply, or with what came instead of it, exactly
+    /// once. The thread that has read the reply calls it, and reads nothing else of that peer
+    /// meanwhile: it must not block. It may send and request; what it sends leaves with what others
+    /// do, in one batch. A call of [`request`](Self::request) from there is refused as
+    /// [`WouldDeadlock`](RequestError::WouldDeadlock).
+    ///
+    /// # Errors
+    ///
+    /// [`RequestError`] when it was not sent; then `then` is not called.
+    pub fn request_then(
+        &self,
+        to: &NodeId,
+        payload: impl AsRef<[u8]>,
+        timeout: Duration,
+        then: impl FnOnce(Result<Vec<u8>, RequestError>) + Send + 'static,
+    ) -> Result<(), RequestError> {
+        let deadline = deadline_after(now(), timeout);
+        let late = RequestError::Timeout {
+            peer: to.clone(),
+            timeout,
+        };
+        let payload = payload.as_ref();
+        let inbox = Arc::clone(&self.inbox);
+        let mut then: Option<Then> = Some(Box::new(move |outcome| {
+            contain(&inbox, || then(outcome));
+        }));
+        self.on_current(to, deadline, late, |connection| {
+            connection.request_then(&self.inbox.name, payload, deadline, timeout, &mut then)
+        })
+    }
+
+    /// Opens a stream of bytes to the same application on `to`. The peer learns of it with the first
+    /// bytes that are written or by [`finish`](Stream::finish), and takes it from
+    /// [`streams`](Self::streams). `timeout` bounds how long a connection that is being replaced may
+    /// hold the caller up; the stream's own time-outs are set on it.
+    ///
+    /// # Errors
+    ///
+    /// [`SendErrorKind`] when there is no connection. A peer that has no such application, or lets 64
+    /// streams wait, resets the stream.
+    pub fn open_stream(&self, to: &NodeId, timeout: Duration) -> Result<Stream, SendErrorKind> {
+        let deadline = deadline_after(now(), timeout);
+        let late = SendErrorKind::Timeout(to.clone());
+        let pipe = self.on_current(to, deadline, late, |connection| {
+            connection.open_stream(&self.inbox.name, deadline)
+        })?;
+        Ok(Stream::new(Arc::new(pipe)))
+    }
+
+    /// The streams that peers have opened to this application, for `recv` and `select!`. Up to 64 of
+    /// them wait; further ones are reset.
+    pub fn streams(&self) -> &Receiver<Stream> {
+        &self.inbox.streams
     }
 
     /// The messages for this application, for `recv` and for `crossbeam_channel::select!`. Clones
@@ -378,6 +485,36 @@ impl App {
         Ok(())
     }
 
+    /// Answers requests on the thread that reads them, for handlers that **never block**: a connection
+    /// reads nothing else while one of its requests is handled. That saves two hops between threads,
+    /// which cost more than the request itself. Whether a handler keeps that promise nobody checks; one
+    /// that waits for the same peer is refused as
+    /// [`WouldDeadlock`](RequestError::WouldDeadlock). It takes the place of
+    /// [`on_request`](Self::on_request).
+    pub fn on_request_inline(
+        &self,
+        handler: impl Fn(&Request) -> Result<Vec<u8>, String> + Send + Sync + 'static,
+    ) {
+        let inbox = Arc::downgrade(&self.inbox);
+        self.inbox.set_inline_requests(Arc::new(move |request| {
+            let outcome = inbox
+                .upgrade()
+                .and_then(|inbox| contain(&inbox, || handler(request)));
+            answer_of(outcome)
+        }));
+    }
+
+    /// Handles messages on the thread that reads them, for handlers that **never block**; see
+    /// [`on_request_inline`](Self::on_request_inline). Messages of one peer are handled in order.
+    pub fn on_message_inline(&self, handler: impl Fn(Message) + Send + Sync + 'static) {
+        let inbox = Arc::downgrade(&self.inbox);
+        self.inbox.set_inline_messages(Arc::new(move |message| {
+            if let Some(inbox) = inbox.upgrade() {
+                contain(&inbox, || handler(message));
+            }
+        }));
+    }
+
     fn start(&self, body: impl FnOnce(Receiver<()>) + Send + 'static) -> Result<(), RegisterError> {
         let stop = self.workers.start(body)?;
         self.registration.handlers.lock().push(stop);
@@ -427,14 +564,18 @@ fn answer(
     let answer = if now() >= expires_at {
         Answer::Expired
     } else {
-        match contain(inbox, || handler(&request)) {
-            Some(Ok(payload)) => Answer::Ok(payload),
-            Some(Err(message)) => Answer::Error(message),
-            None => Answer::Error("the handler panicked".to_owned()),
-        }
+        answer_of(contain(inbox, || handler(&request)))
     };
     drop((request, permit));
     replier.reply(&inbox.name, id, answer, expires_at);
+}
+
+fn answer_of(outcome: Option<Result<Vec<u8>, String>>) -> Answer {
+    match outcome {
+        Some(Ok(payload)) => Answer::Ok(payload),
+        Some(Err(message)) => Answer::Error(message),
+        None => Answer::Error("the handler panicked".to_owned()),
+    }
 }
 
 /// Runs user code. `None` when it panicked.

@@ -223,6 +223,10 @@ pub enum RequestError {
         /// The largest allowed.
         max: usize,
     },
+    /// The call was made by the thread that reads what the peer sends, from an inline handler or the
+    /// function of a request: the reply could not be read. Nothing was sent.
+    #[error("waiting for {0} here would wait for ever: this thread reads its replies")]
+    WouldDeadlock(NodeId),
     /// Too many requests to that peer wait for a reply already. Nothing was sent.
     #[error("too many requests to {0} are waiting")]
     Busy(NodeId),

@@ -20,10 +20,10 @@ use std::{
     time::Instant,
 };
 
-use crossbeam_channel::{Receiver, Sender};
+use crossbeam_channel::{Receiver, Sender, TrySendError};
 use parking_lot::{Mutex, RwLock};
 
-use crate::{node_id::NodeId, waker::Waker};
+use crate::{node_id::NodeId, stream::Stream, waker::Waker};
 
 /// How many bytes of messages, and as many again of requests, one application holds at most.
 pub(crate) const MAX_INBOX_BYTES: usize = 1 << 20;
@@ -34,6 +34,9 @@ const ITEM_OVERHEAD_BYTES: usize = 256;
 /// How often the first of those who wait is woken to room for its item before it loses its place.
 /// A connection does not tell when the stream was reset whose item waits.
 const MAX_TURNS: u32 = 8;
+
+/// Streams that peers have opened and that wait for the application to take them.
+const MAX_WAITING_STREAMS: usize = 64;
 
 /// How many applications a node may have. Their streams must fit the 256 streams of a peer, and the
 /// windows of those that can stall must fit the connection's (see `transport::Config`).
@@ -187,6 +190,28 @@ pub struct Request {
     pub payload: Vec<u8>,
 }
 
+impl Message {
+    pub(crate) fn new(from: NodeId, payload: Vec<u8>, permit: Permit) -> Self {
+        Self {
+            from,
+            payload,
+            _permit: permit,
+        }
+    }
+}
+
+impl Request {
+    pub(crate) fn new(from: NodeId, payload: Vec<u8>) -> Self {
+        Self { from, payload }
+    }
+}
+
+/// Called by the thread that has just read a request, which reads nothing else meanwhile.
+pub(crate) type InlineRequests = dyn Fn(&Request) -> Answer + Send + Sync;
+
+/// Called by the thread that has just read a message.
+pub(crate) type InlineMessages = dyn Fn(Message) + Send + Sync;
+
 /// How a request was answered.
 #[derive(Debug)]
 pub(crate) enum Answer {
@@ -198,7 +223,7 @@ pub(crate) enum Answer {
 /// Carries an answer back to the connection that the request came on.
 pub(crate) trait Replier: Send + Sync {
     /// `expires_at`: when the requester gives up.
-    fn reply(&self, app: &str, id: u64, answer: Answer, expires_at: Instant);
+    fn reply(&self, app: &Arc<str>, id: u64, answer: Answer, expires_at: Instant);
 }
 
 /// A request that waits for a handler.
@@ -214,6 +239,7 @@ pub(crate) struct PendingRequest {
 struct Senders {
     messages: Sender<Message>,
     requests: Sender<PendingRequest>,
+    streams: Sender<Stream>,
 }
 
 /// One application's inbox.
@@ -227,7 +253,10 @@ pub(crate) struct Inbox {
     /// nobody waits for what cannot come.
     pub(crate) messages: Receiver<Message>,
     pub(crate) requests: Receiver<PendingRequest>,
+    pub(crate) streams: Receiver<Stream>,
     senders: RwLock<Option<Senders>>,
+    inline_messages: RwLock<Option<Arc<InlineMessages>>>,
+    inline_requests: RwLock<Option<Arc<InlineRequests>>>,
     /// Whether a request handler is registered.
     pub(crate) takes_requests: AtomicBool,
     pub(crate) received: AtomicU64,
@@ -242,9 +271,11 @@ impl Inbox {
     fn new(name: &str, is_internal: bool) -> Self {
         let (message_sender, messages) = crossbeam_channel::unbounded();
         let (request_sender, requests) = crossbeam_channel::unbounded();
+        let (stream_sender, streams) = crossbeam_channel::bounded(MAX_WAITING_STREAMS);
         let senders = Senders {
             messages: message_sender,
             requests: request_sender,
+            streams: stream_sender,
         };
         Self {
             name: Arc::from(name),
@@ -253,23 +284,50 @@ impl Inbox {
             request_budget: Arc::default(),
             messages,
             requests,
+            streams,
             senders: RwLock::new(Some(senders)),
+            inline_messages: RwLock::default(),
+            inline_requests: RwLock::default(),
             takes_requests: AtomicBool::new(false),
             received: AtomicU64::new(0),
             handler_panics: AtomicU64::new(0),
         }
     }
 
-    pub(crate) fn deliver(&self, from: NodeId, payload: Vec<u8>, permit: Permit) {
+    pub(crate) fn deliver(&self, message: Message) {
         self.received.fetch_add(1, Relaxed);
         if let Some(senders) = &*self.senders.read() {
             // The receiver lives in this very struct, so that the channel is connected.
-            let _ = senders.messages.send(Message {
-                from,
-                payload,
-                _permit: permit,
-            });
+            let _ = senders.messages.send(message);
         }
+    }
+
+    /// Gives the stream back when too many wait already, or the node has stopped.
+    pub(crate) fn deliver_stream(&self, stream: Stream) -> Result<(), Stream> {
+        match &*self.senders.read() {
+            Some(senders) => senders
+                .streams
+                .try_send(stream)
+                .map_err(TrySendError::into_inner),
+            None => Err(stream),
+        }
+    }
+
+    pub(crate) fn inline_messages(&self) -> Option<Arc<InlineMessages>> {
+        self.inline_messages.read().clone()
+    }
+
+    pub(crate) fn inline_requests(&self) -> Option<Arc<InlineRequests>> {
+        self.inline_requests.read().clone()
+    }
+
+    pub(crate) fn set_inline_messages(&self, handler: Arc<InlineMessages>) {
+        *self.inline_messages.write() = Some(handler);
+    }
+
+    pub(crate) fn set_inline_requests(&self, handler: Arc<InlineRequests>) {
+        *self.inline_requests.write() = Some(handler);
+        self.takes_requests.store(true, Relaxed);
     }
 
     pub(crate) fn deliver_request(&self, pending: PendingRequest) {
@@ -324,6 +382,8 @@ impl Registry {
     pub(crate) fn close(&self) {
         for inbox in self.apps.read().values() {
             inbox.senders.write().take();
+            // They hold the connections that they came on, which hold the inbox.
+            while inbox.streams.try_recv().is_ok() {}
         }
     }
 

@@ -56,6 +56,7 @@ pub mod roster;
 mod snapshot;
 mod state_dir;
 mod stats;
+mod stream;
 mod subscribers;
 #[doc(hidden)]
 pub mod swim;
@@ -69,7 +70,7 @@ mod waker;
 #[cfg(feature = "ca")]
 pub mod ca;
 
-pub use app::{App, Delivery};
+pub use app::{App, Delivery, PendingReply};
 pub use close::{CloseCode, CloseReason};
 pub use error::{
     CommandError, EventError, IdentityError, NotReady, RegisterError, RequestError, SendError,
@@ -87,6 +88,7 @@ pub use stats::{
     ConnectionCounts, ConnectionInfo, ConnectionState, EventCounts, KeyInfo, Keys, LostCounts,
     MemberCounts, MemberInfo, MemberStatus, PeerInfo, RefusedCounts, Side, Status,
 };
+pub use stream::Stream;
 pub use subscribers::Events;
 pub use swim::{MAX_EVENT_BYTES, MAX_QUERY_TIMEOUT, QueryFilter};
 pub use trust::Identity;

@@ -221,7 +221,8 @@ impl Builder {
             .map(|dir| dir.load(self.identity.cluster(), self.identity.node()))
             .transpose()?
             .flatten();
-        let listener = udp::listen(self.bind).map_err(bind_error("QUIC", self.bind))?;
+        let offload = self.transport.offload.granted();
+        let listener = udp::listen(self.bind, offload).map_err(bind_error("QUIC", self.bind))?;
         let gossip_bind = self.gossip_bind.unwrap_or_else(|| {
             // The port after the requested one; the next one after 65,535 cannot be.
             let port = match self.bind.port() {
@@ -283,6 +284,8 @@ impl Builder {
             keyring_digest: Mutex::new(trust::Keyring::new().digest().to_vec()),
             ping_interval_ms: AtomicU64::new(millis(self.transport.ping_interval)),
             counters: transport::Counters::default(),
+            offload,
+            timekeeper: Arc::default(),
             config: self.transport,
         });
         log::debug!(target: "node", "start: TLS ready");

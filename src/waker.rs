@@ -1,41 +1,149 @@
-//! Waking a thread that sleeps in `ppoll`: an eventfd, and the sleep itself.
+//! Waking a thread that sleeps on descriptors, and the sleep itself.
+//!
+//! The waker is an eventfd, or a pipe where there are none. A thread that waits for one socket for
+//! long has a [`Poller`], an epoll set of the socket and its waker: another thread can take the
+//! socket out of it and put it back, without waking the one that sleeps.
 
 use std::{
     io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
+    sync::OnceLock,
     time::{Duration, Instant},
 };
 
-use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::{
+    event::{EventfdFlags, PollFd, PollFlags, Timespec, epoll, eventfd, poll},
+    pipe::{PipeFlags, pipe_with},
+};
 
 /// Wakes one thread. Level-triggered: a wake before the sleep is not lost.
 #[derive(Debug)]
 pub(crate) struct Waker {
-    fd: OwnedFd,
+    /// What the sleeper waits for.
+    read: OwnedFd,
+    /// The other end of a pipe; an eventfd has one for both.
+    write: Option<OwnedFd>,
+}
+
+/// Whether the environment variable `NODOSUM_WITHOUT` names `eventfd`, for systems that have none.
+fn without_eventfd() -> bool {
+    static WITHOUT: OnceLock<bool> = OnceLock::new();
+    *WITHOUT.get_or_init(|| {
+        let without = std::env::var("NODOSUM_WITHOUT").unwrap_or_default();
+        without.split(',').any(|word| word.trim() == "eventfd")
+    })
 }
 
 impl Waker {
-    /// A new eventfd.
+    /// A new eventfd, or a pipe.
     pub(crate) fn new() -> io::Result<Self> {
-        let fd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        Ok(Self { fd })
+        if !without_eventfd()
+            && let Ok(read) = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
+        {
+            return Ok(Self { read, write: None });
+        }
+        let (read, write) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
+        Ok(Self {
+            read,
+            write: Some(write),
+        })
     }
 
     /// Wakes the thread, or lets its next sleep end at once.
     pub(crate) fn wake(&self) {
-        // The only failure is a counter at its maximum, and then the thread is awake anyway.
-        let _ = rustix::io::write(&self.fd, &1_u64.to_ne_bytes());
+        let fd = self.write.as_ref().unwrap_or(&self.read);
+        // The only failure is a counter or a pipe that is full, and then the thread is awake anyway.
+        let _ = rustix::io::write(fd, &1_u64.to_ne_bytes());
     }
 
     /// Takes the wakes so far; the next sleep lasts again.
     pub(crate) fn clear(&self) {
-        let _ = rustix::io::read(&self.fd, &mut [0_u8; 8]);
+        let mut wakes = [0_u8; 512];
+        let room = if self.write.is_some() { wakes.len() } else { 8 };
+        // A pipe may hold more than that of wakes; then the next sleep is short, and clears the rest.
+        let _ = rustix::io::read(&self.read, &mut wakes[..room]);
     }
 }
 
 impl AsFd for Waker {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
+        self.read.as_fd()
+    }
+}
+
+/// What ended a sleep.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Woken {
+    /// The socket can be read, or written if that was waited for, or has an error.
+    pub(crate) by_socket: bool,
+    /// Somebody called the waker, which is cleared.
+    pub(crate) by_waker: bool,
+}
+
+/// Sleeps on a waker and a socket that can be taken out meanwhile.
+#[derive(Debug)]
+pub(crate) struct Poller {
+    epoll: OwnedFd,
+}
+
+const SOCKET: u64 = 1;
+const WAKER: u64 = 2;
+
+impl Poller {
+    /// Waits for `waker` and, if there is one, for `socket`.
+    pub(crate) fn new(waker: &Waker, socket: Option<BorrowedFd<'_>>) -> io::Result<Self> {
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        let data = epoll::EventData::new_u64(WAKER);
+        epoll::add(&epoll, waker.as_fd(), data, epoll::EventFlags::IN)?;
+        if let Some(socket) = socket {
+            let data = epoll::EventData::new_u64(SOCKET);
+            epoll::add(&epoll, socket, data, epoll::EventFlags::IN)?;
+        }
+        Ok(Self { epoll })
+    }
+
+    /// Changes what is waited for on the socket; nothing is. Only an error that the kernel reports
+    /// without being asked still ends a sleep.
+    pub(crate) fn watch(&self, socket: BorrowedFd<'_>, interest: Option<Interest>) {
+        let flags = match interest {
+            None => epoll::EventFlags::empty(),
+            Some(Interest::Read) => epoll::EventFlags::IN,
+            Some(Interest::ReadWrite) => epoll::EventFlags::IN | epoll::EventFlags::OUT,
+        };
+        let data = epoll::EventData::new_u64(SOCKET);
+        // It can only fail for a socket that is not in the set, and it was put there first.
+        let done = epoll::modify(&self.epoll, socket, data, flags);
+        debug_assert!(done.is_ok(), "{done:?}");
+    }
+
+    /// Sleeps until the waker or the socket is ready or `deadline` is reached, to the nanosecond.
+    pub(crate) fn sleep(
+        &self,
+        waker: &Waker,
+        now: Instant,
+        deadline: Option<Instant>,
+    ) -> io::Result<Woken> {
+        let mut events = [epoll::Event {
+            flags: epoll::EventFlags::empty(),
+            data: epoll::EventData::new_u64(0),
+        }; 2];
+        let timeout = deadline.map(|deadline| timespec(deadline.saturating_duration_since(now)));
+        let count = match epoll::wait(&self.epoll, &mut events[..], timeout.as_ref()) {
+            Ok(count) => count,
+            Err(rustix::io::Errno::INTR) => 0,
+            Err(error) => return Err(error.into()),
+        };
+        let mut woken = Woken::default();
+        for event in &events[..count] {
+            match event.data.u64() {
+                SOCKET => woken.by_socket = true,
+                _ => woken.by_waker = true,
+            }
+        }
+        if woken.by_waker {
+            waker.clear();
+        }
+        Ok(woken)
     }
 }
 
@@ -53,6 +161,15 @@ pub(crate) enum Interest {
     ReadWrite,
 }
 
+impl Interest {
+    fn poll_flags(self) -> PollFlags {
+        match self {
+            Self::Read => PollFlags::IN,
+            Self::ReadWrite => PollFlags::IN | PollFlags::OUT,
+        }
+    }
+}
+
 /// Sleeps until one of the descriptors is ready or `deadline` is reached, to the nanosecond.
 pub(crate) fn sleep(
     fds: &[(BorrowedFd<'_>, Interest)],
@@ -62,11 +179,7 @@ pub(crate) fn sleep(
     let mut polled: Vec<PollFd<'_>> = fds
         .iter()
         .map(|(fd, interest)| {
-            let flags = match interest {
-                Interest::Read => PollFlags::IN,
-                Interest::ReadWrite => PollFlags::IN | PollFlags::OUT,
-            };
-            PollFd::from_borrowed_fd(*fd, flags)
+            PollFd::from_borrowed_fd(*fd, interest.poll_flags())
         })
         .collect();
     let timeout = deadline.map(|deadline| timespec(deadline.saturating_duration_since(now)));
@@ -74,6 +187,34 @@ pub(crate) fn sleep(
         Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
         Err(error) => Err(error.into()),
     }
+}
+
+/// Sleeps until the waker or the socket is ready or `deadline` is reached.
+pub(crate) fn sleep_on_two(
+    waker: &Waker,
+    socket: BorrowedFd<'_>,
+    interest: Interest,
+    now: Instant,
+    deadline: Instant,
+) -> io::Result<Woken> {
+    let mut polled = [
+        PollFd::from_borrowed_fd(socket, interest.poll_flags()),
+        PollFd::new(waker, PollFlags::IN),
+    ];
+    let timeout = timespec(deadline.saturating_duration_since(now));
+    match poll(&mut polled, Some(&timeout)) {
+        Ok(_) => {}
+        Err(rustix::io::Errno::INTR) => return Ok(Woken::default()),
+        Err(error) => return Err(error.into()),
+    }
+    let woken = Woken {
+        by_socket: !polled[0].revents().is_empty(),
+        by_waker: !polled[1].revents().is_empty(),
+    };
+    if woken.by_waker {
+        waker.clear();
+    }
+    Ok(woken)
 }
 
 fn timespec(duration: Duration) -> Timespec {
@@ -105,5 +246,27 @@ mod tests {
         let deadline = Some(again + Duration::from_millis(5));
         sleep(&[(waker.as_fd(), Interest::Read)], again, deadline).unwrap();
         assert!(again.elapsed() >= Duration::from_millis(5));
+    }
+
+    #[test]
+    fn a_socket_that_is_taken_out_wakes_nobody_and_one_that_is_put_back_does() {
+        let waker = Waker::new().unwrap();
+        let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let poller = Poller::new(&waker, Some(socket.as_fd())).unwrap();
+        let sleep = |millis| {
+            let now = Instant::now();
+            let deadline = Some(now + Duration::from_millis(millis));
+            poller.sleep(&waker, now, deadline).unwrap()
+        };
+        socket.send_to(b"x", socket.local_addr().unwrap()).unwrap();
+        assert!(sleep(5_000).by_socket);
+        poller.watch(socket.as_fd(), None);
+        assert_eq!(sleep(5), Woken::default());
+        waker.wake();
+        let woken = sleep(5_000);
+        assert!(woken.by_waker && !woken.by_socket);
+        poller.watch(socket.as_fd(), Some(Interest::Read));
+        let woken = sleep(5_000);
+        assert!(woken.by_socket && !woken.by_waker, "the waker was cleared");
     }
 }

@@ -19,7 +19,8 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("error", &["node_id", "record", "app"]),
     ("stats", &["node_id"]),
     ("control", &["node_id", "record", "stats"]),
-    ("inbox", &["node_id", "waker"]),
+    ("stream", &["node_id", "waker"]),
+    ("inbox", &["node_id", "stream", "waker"]),
     ("subscribers", &["event"]),
     ("trust", &["node_id", "record", "error"]),
     ("ca", &["node_id", "trust"]),
@@ -36,8 +37,8 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     (
         "transport",
         &[
-            "node_id", "close", "control", "error", "inbox", "record", "stats", "thread", "trust",
-            "waker",
+            "node_id", "close", "control", "error", "inbox", "record", "stats", "stream", "thread",
+            "trust", "waker",
         ],
     ),
     ("resolver", &["thread", "waker"]),
@@ -53,6 +54,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "inbox",
             "node_id",
             "snapshot",
+            "stream",
             "thread",
             "transport",
             "event",

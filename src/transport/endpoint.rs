@@ -124,6 +124,7 @@ pub(crate) struct Endpoint {
     retries: PerSecond,
     resets: PerSecond,
     is_accepting: bool,
+    timekeeper: Option<thread::Handle>,
 }
 
 /// What a datagram for the listener came to, for the counters and the log.
@@ -147,8 +148,10 @@ impl Endpoint {
     ) -> io::Result<Self> {
         let retry = RetryTokens::new()
             .ok_or_else(|| io::Error::other("the system has no random numbers"))?;
+        let timekeeper = context.timekeeper.start()?;
         Ok(Self {
             context,
+            timekeeper: Some(timekeeper),
             listener: Arc::new(listener.socket),
             addr: listener.addr,
             guarded: listener.guarded,
@@ -217,7 +220,7 @@ impl Endpoint {
             )
         });
         let scid = self.new_id().ok_or("the system has no random numbers")?;
-        let quic = quiche::connect(
+        let quic = quiche::connect_with_buffer_factory(
             name.as_deref(),
             &quiche::ConnectionId::from_ref(&scid),
             local,
@@ -413,7 +416,7 @@ impl Endpoint {
             config.set_stateless_reset_token(Some(self.reset.token(&scid)));
             let odcid = odcid.map(quiche::ConnectionId::from_ref);
             let scid = quiche::ConnectionId::from_ref(&scid);
-            quiche::accept(&scid, odcid.as_ref(), local, addr, &mut config)
+            quiche::accept_with_buf_factory(&scid, odcid.as_ref(), local, addr, &mut config)
                 .map_err(|error| io::Error::other(error.to_string()))?
         };
         // A repeated Initial, by which the client asks for our first answer again, carries the id
@@ -588,5 +591,15 @@ impl Endpoint {
             .values()
             .filter_map(|link| link.thread.thread().name().map(str::to_owned))
             .collect()
+    }
+}
+
+impl Drop for Endpoint {
+    fn drop(&mut self) {
+        self.context.timekeeper.stop();
+        if let Some(thread) = self.timekeeper.take() {
+            // It holds no lock and runs no code of applications.
+            let _ = thread.join();
+        }
     }
 }

@@ -6,8 +6,29 @@
 //! be judged again) and no early data.
 
 use boring::ssl::{SslContextBuilder, SslMethod, SslOptions, SslVerifyMode, SslVersion};
+use bytes::Bytes;
 
 use crate::{transport::Config, trust::Identity};
+
+/// A connection of quiche whose streams take what is to be sent without copying it.
+pub(super) type Quic = quiche::Connection<Pieces>;
+
+/// Makes what quiche keeps of outgoing bytes: counted references into what the sender gave.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Pieces;
+
+impl quiche::BufFactory for Pieces {
+    type Buf = Bytes;
+    type DgramBuf = Vec<u8>;
+
+    fn buf_from_slice(buf: &[u8]) -> Bytes {
+        Bytes::copy_from_slice(buf)
+    }
+
+    fn dgram_buf_from_slice(buf: &[u8]) -> Vec<u8> {
+        buf.to_vec()
+    }
+}
 
 /// The protocol's name in the TLS handshake (ALPN, RFC 7301).
 pub(crate) const ALPN: &[u8] = b"nodosum/1";
@@ -26,7 +47,7 @@ pub(crate) fn quic_config(identity: &Identity, config: &Config) -> Result<quiche
         .map_err(|error| error.to_string())?;
     let idle_ms = u64::try_from(config.idle_timeout.as_millis()).unwrap_or(u64::MAX);
     quic.set_max_idle_timeout(idle_ms);
-    quic.set_max_recv_udp_payload_size(config.max_datagram_bytes.max(MAX_RECEIVED_DATAGRAM_BYTES));
+    quic.set_max_recv_udp_payload_size(MAX_RECEIVED_DATAGRAM_BYTES);
     quic.set_max_send_udp_payload_size(config.max_datagram_bytes);
     quic.set_initial_max_data(config.connection_window);
     quic.set_initial_max_stream_data_bidi_local(config.stream_window);
@@ -42,11 +63,15 @@ pub(crate) fn quic_config(identity: &Identity, config: &Config) -> Result<quiche
     quic.set_initial_congestion_window_packets(32);
     quic.enable_pacing(false);
     quic.grease(false);
+    quic.enable_dgram(true, DATAGRAM_QUEUE, DATAGRAM_QUEUE);
     Ok(quic)
 }
 
-/// What a peer may send us: an Ethernet frame's worth, whatever we send ourselves.
-pub(crate) const MAX_RECEIVED_DATAGRAM_BYTES: usize = 1_500;
+/// Datagrams of applications that wait in either direction; QUIC drops further ones (RFC 9221 §5).
+pub(super) const DATAGRAM_QUEUE: usize = 256;
+
+/// What a peer may send us in one datagram: as much as its path carries, whatever we send ourselves.
+const MAX_RECEIVED_DATAGRAM_BYTES: usize = super::udp::MAX_BATCH_BYTES;
 
 fn tls_context(identity: &Identity) -> Result<SslContextBuilder, boring::error::ErrorStack> {
     let mut tls = SslContextBuilder::new(SslMethod::tls())?;

@@ -1,4 +1,11 @@
-//! Sockets. The only file with `unsafe`: one socket option that no safe crate offers.
+//! Sockets. The only file with `unsafe`: socket options and control messages that no safe crate
+//! offers.
+//!
+//! **Batches.** Linux cuts one large send into datagrams of equal size (GSO, `UDP_SEGMENT`) and puts
+//! datagrams of one sender together again for one receive (GRO, `UDP_GRO`), which saves most of what
+//! a datagram costs. The size to cut to is set once on the socket, because a control message on each
+//! send would make the kernel look its route up again. Both are tried at start on a socket of their
+//! own; where the system refuses one, or [`Offload`] switches it off, datagrams go one by one.
 //!
 //! An accepted connection has a connected socket on the listener's own port, so that the kernel
 //! demultiplexes. Between `bind` and `connect` such a socket would be given datagrams of strangers;
@@ -8,15 +15,103 @@
 
 use std::{
     io,
+    mem::MaybeUninit,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
     os::fd::AsRawFd,
+    sync::OnceLock,
 };
 
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockAddr, SockAddrStorage, Socket, Type};
 
 /// Receive and send buffers asked for; the system may grant less (`net.core.rmem_max`).
 const LISTENER_BUFFER_BYTES: usize = 4 << 20;
-const CONNECTION_BUFFER_BYTES: usize = 1 << 20;
+const CONNECTION_BUFFER_BYTES: usize = 4 << 20;
+
+/// The largest thing that one send or receive carries: what IPv4 has room for.
+pub(super) const MAX_BATCH_BYTES: usize = 65_507;
+
+/// Room for one receive: GRO never puts more together.
+pub(super) const RECEIVE_BYTES: usize = 65_536;
+
+/// Datagrams in one send. Kernels before 6.10 stop at 64.
+pub(super) const MAX_SEGMENTS: usize = 64;
+
+/// What of the system's help is used. Each is probed at start and left out where it is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Offload {
+    /// One send for many datagrams (Linux 4.18).
+    pub gso: bool,
+    /// One receive for many datagrams (Linux 5.0).
+    pub gro: bool,
+    /// A connected socket for each accepted connection, behind a BPF program that steers strangers to
+    /// the listener. Without, accepted connections share the listener's socket.
+    pub connected_accept: bool,
+}
+
+impl Offload {
+    /// All that the system grants.
+    pub const ALL: Self = Self {
+        gso: true,
+        gro: true,
+        connected_accept: true,
+    };
+
+    /// None of it.
+    pub const NONE: Self = Self {
+        gso: false,
+        gro: false,
+        connected_accept: false,
+    };
+
+    /// All, less what the environment variable `NODOSUM_WITHOUT` names: a list of `gso`, `gro` and
+    /// `connected`, separated by commas. It is there to tell whether a network card or a sandbox
+    /// fails at one of them.
+    fn from_env() -> Self {
+        let without = std::env::var("NODOSUM_WITHOUT").unwrap_or_default();
+        let mut offload = Self::ALL;
+        for word in without.split(',').map(str::trim) {
+            match word {
+                "gso" => offload.gso = false,
+                "gro" => offload.gro = false,
+                "connected" => offload.connected_accept = false,
+                _ => {}
+            }
+        }
+        offload
+    }
+
+    /// What is both wanted here and granted by the system.
+    pub(crate) fn granted(self) -> Self {
+        static GRANTED: OnceLock<(bool, bool)> = OnceLock::new();
+        let (gso, gro) = *GRANTED.get_or_init(probe);
+        Self {
+            gso: self.gso && gso,
+            gro: self.gro && gro,
+            ..self
+        }
+    }
+}
+
+impl Default for Offload {
+    fn default() -> Self {
+        static DEFAULT: OnceLock<Offload> = OnceLock::new();
+        *DEFAULT.get_or_init(Self::from_env)
+    }
+}
+
+/// Whether the system takes the options for GSO and GRO.
+fn probe() -> (bool, bool) {
+    let Ok(socket) = Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP)) else {
+        return (false, false);
+    };
+    let granted = (
+        set_udp_option(&socket, UDP_SEGMENT, 1_200).is_ok(),
+        set_udp_option(&socket, UDP_GRO, 1).is_ok(),
+    );
+    log::debug!(target: "transport", gso = granted.0, gro = granted.1; "offloads probed");
+    granted
+}
 
 /// The listener of a node.
 #[derive(Debug)]
@@ -29,15 +124,16 @@ pub(crate) struct Listener {
 
 /// Binds the QUIC listener. A second process on the same port is refused, although the socket
 /// then joins a reuseport group for its own connections.
-pub(crate) fn listen(addr: SocketAddr) -> io::Result<Listener> {
+pub(crate) fn listen(addr: SocketAddr, offload: Offload) -> io::Result<Listener> {
     let socket = open(addr)?;
     bound(&socket, addr, LISTENER_BUFFER_BYTES)?;
     let addr = local(&socket)?;
-    let guarded = guard(&socket, addr)
-        .inspect_err(|error| {
-            log::debug!(target: "transport", error:%; "no sockets for accepted connections");
-        })
-        .is_ok();
+    let guarded = offload.connected_accept
+        && guard(&socket, addr)
+            .inspect_err(|error| {
+                log::debug!(target: "transport", error:%; "no sockets for accepted connections");
+            })
+            .is_ok();
     Ok(Listener {
         socket: socket.into(),
         addr,
@@ -144,6 +240,118 @@ fn steer_to_first(_: &Socket) -> io::Result<()> {
     Err(io::ErrorKind::Unsupported.into())
 }
 
+/// Has the kernel cut what is sent into datagrams of so many bytes, the last of which may be shorter.
+/// What is not larger is one datagram, as before.
+pub(super) fn segment_to(socket: &UdpSocket, bytes: usize) -> io::Result<()> {
+    let bytes = libc::c_int::try_from(bytes).map_err(io::Error::other)?;
+    set_udp_option(socket, UDP_SEGMENT, bytes)
+}
+
+/// Has the kernel put received datagrams together; from then on only [`receive`] can read the socket.
+pub(super) fn gather(socket: &UdpSocket) -> io::Result<()> {
+    set_udp_option(socket, UDP_GRO, 1)
+}
+
+#[cfg(target_os = "linux")]
+use libc::{UDP_GRO, UDP_SEGMENT};
+#[cfg(not(target_os = "linux"))]
+const UDP_GRO: libc::c_int = 0;
+#[cfg(not(target_os = "linux"))]
+const UDP_SEGMENT: libc::c_int = 0;
+
+#[cfg(target_os = "linux")]
+#[expect(unsafe_code, reason = "the options of UDP have no safe wrapper")]
+fn set_udp_option(
+    socket: &impl AsRawFd,
+    option: libc::c_int,
+    value: libc::c_int,
+) -> io::Result<()> {
+    // SAFETY: the descriptor is open, and the option takes an `int`, which the kernel copies.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_UDP,
+            option,
+            (&raw const value).cast(),
+            size_of::<libc::c_int>() as libc::socklen_t,
+        )
+    };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn set_udp_option(_: &impl AsRawFd, _: libc::c_int, _: libc::c_int) -> io::Result<()> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
+/// Whether a receive would bring something, be it an error.
+pub(super) fn is_readable(socket: &UdpSocket) -> bool {
+    !matches!(socket.peek(&mut [0; 1]), Err(error) if error.kind() == io::ErrorKind::WouldBlock)
+}
+
+/// What one receive brought.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Received {
+    pub(super) bytes: usize,
+    /// Each datagram has so many bytes, but for the last, which may have fewer.
+    pub(super) segment: usize,
+    pub(super) from: SocketAddr,
+}
+
+/// A control message of one `int` and its header, with room for alignment.
+#[repr(C, align(8))]
+struct ControlRoom([u8; 64]);
+
+/// Receives without waiting: one datagram, or several of one sender that the kernel put together.
+/// `buffer` has [`RECEIVE_BYTES`], so that none is cut off.
+#[expect(unsafe_code, reason = "the size of the segments comes in a control message")]
+pub(super) fn receive(socket: &UdpSocket, buffer: &mut [u8]) -> io::Result<Received> {
+    let mut from = SockAddrStorage::zeroed();
+    let mut room = ControlRoom([0; 64]);
+    let mut piece = libc::iovec {
+        iov_base: buffer.as_mut_ptr().cast(),
+        iov_len: buffer.len(),
+    };
+    // SAFETY: all zeros is a valid `msghdr`, whose fields differ between systems.
+    let mut message: libc::msghdr = unsafe { MaybeUninit::zeroed().assume_init() };
+    message.msg_name = (&raw mut from).cast();
+    message.msg_namelen = from.size_of();
+    message.msg_iov = &raw mut piece;
+    message.msg_iovlen = 1;
+    message.msg_control = room.0.as_mut_ptr().cast();
+    message.msg_controllen = room.0.len() as _;
+    // SAFETY: every pointer in `message` is to a live local or to `buffer`, with its true length.
+    let bytes = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, libc::MSG_DONTWAIT) };
+    let bytes = usize::try_from(bytes).map_err(|_| io::Error::last_os_error())?;
+    let mut segment = bytes;
+    // SAFETY: the kernel has filled `msg_control` and `msg_controllen`; the macros stay within them,
+    // and `CMSG_DATA` of a message of this type holds an `int`, which is read unaligned.
+    unsafe {
+        let mut header = libc::CMSG_FIRSTHDR(&raw const message);
+        while let Some(control) = header.as_ref() {
+            if control.cmsg_level == libc::SOL_UDP && control.cmsg_type == UDP_GRO {
+                let size = libc::CMSG_DATA(header).cast::<libc::c_int>().read_unaligned();
+                segment = usize::try_from(size).unwrap_or(bytes);
+            }
+            header = libc::CMSG_NXTHDR(&raw const message, header);
+        }
+    }
+    // SAFETY: the kernel wrote an address of so many bytes into the storage.
+    let from = unsafe { SockAddr::new(from, message.msg_namelen) };
+    let from = from
+        .as_socket()
+        .ok_or_else(|| io::Error::other("not an IP socket"))?;
+    Ok(Received {
+        bytes,
+        segment: segment.clamp(1, bytes.max(1)),
+        from,
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
@@ -152,7 +360,7 @@ mod tests {
 
     #[test]
     fn strangers_reach_the_listener_and_a_peer_its_own_socket() {
-        let listener = listen("127.0.0.1:0".parse().unwrap()).unwrap();
+        let listener = listen("127.0.0.1:0".parse().unwrap(), Offload::ALL).unwrap();
         if !listener.guarded {
             eprintln!("SKIPPED: this system has no reuseport steering");
             return;
@@ -182,8 +390,47 @@ mod tests {
 
     #[test]
     fn a_port_in_use_is_refused_to_a_second_listener() {
-        let listener = listen("127.0.0.1:0".parse().unwrap()).unwrap();
-        let error = listen(listener.addr).unwrap_err();
+        let listener = listen("127.0.0.1:0".parse().unwrap(), Offload::ALL).unwrap();
+        let error = listen(listener.addr, Offload::ALL).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+    }
+
+    #[test]
+    fn a_batch_is_cut_into_datagrams_and_put_together_again() {
+        let granted = Offload::ALL.granted();
+        let receiver = UdpSocket::bind("127.0.0.1:0").unwrap();
+        receiver
+            .set_read_timeout(Some(Duration::from_secs(5)))
+            .unwrap();
+        let sender = dial(receiver.local_addr().unwrap()).unwrap();
+        if !granted.gso || !granted.gro {
+            eprintln!("SKIPPED: this system has no GSO or no GRO: {granted:?}");
+            return;
+        }
+        segment_to(&sender, 1_000).unwrap();
+        let batch: Vec<u8> = (0..3_400_u32).map(|at| (at / 1_000) as u8).collect();
+        assert_eq!(sender.send(&batch).unwrap(), batch.len());
+        let mut buffer = vec![0; RECEIVE_BYTES];
+        let lengths: Vec<usize> = (0..4)
+            .map(|_| receiver.recv(&mut buffer).unwrap())
+            .collect();
+        assert_eq!(lengths, [1_000, 1_000, 1_000, 400]);
+
+        gather(&receiver).unwrap();
+        assert_eq!(sender.send(&batch).unwrap(), batch.len());
+        let mut got = Vec::new();
+        while got.len() < batch.len() {
+            receiver.peek(&mut [0; 1]).expect("the rest comes");
+            let received = receive(&receiver, &mut buffer).unwrap();
+            assert_eq!(received.from, sender.local_addr().unwrap());
+            assert!(received.segment == 1_000 || received.segment == received.bytes);
+            got.extend_from_slice(&buffer[..received.bytes]);
+        }
+        assert_eq!(got, batch);
+        // A short one is one datagram still.
+        sender.send(&batch[..300]).unwrap();
+        receiver.peek(&mut [0; 1]).expect("it comes");
+        let received = receive(&receiver, &mut buffer).unwrap();
+        assert_eq!((received.bytes, received.segment), (300, 300));
     }
 }

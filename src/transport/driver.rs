@@ -1,0 +1,1841 @@
+//! What becomes of one connection: QUIC's state, what arrives, and what is due.
+//!
+//! Whoever holds the driver's lock drives the connection: its own worker thread, a caller that waits
+//! for a reply and reads the socket meanwhile, or a caller that has just put something in the outbox.
+//! Nothing here waits, and no code of applications runs under the lock: what has to be called is
+//! collected as [`Effects`] and run by whoever drove, after the lock is released, in order.
+//!
+//! A turn: take what arrived, let QUIC's timers run, advance the handshake, read streams, do what is
+//! due. Then effects, whose replies and next requests leave with what else waits in the outbox, as one
+//! batch of datagrams, which also carries the acknowledgement of what arrived.
+//!
+//! **Acknowledgements.** QUIC acknowledges with whatever is sent next. After a little has arrived and
+//! while nothing is to be said, that is put off for [`ACK_AFTER`]: a reply or the next request is
+//! likely to come and carries it for nothing.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    io,
+    net::{SocketAddr, UdpSocket},
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::{Duration, Instant},
+};
+
+use crossbeam_channel::Sender;
+
+use crate::{
+    close::{CloseCode, CloseReason},
+    control::{Control, Hello, MAX_CONTROL_BYTES, SyncFrame},
+    error::RequestError,
+    inbox::{Inbox, InlineMessages, InlineRequests, Message, PendingRequest, Replier, Request},
+    node_id::{BootId, ConnectionId, NodeId},
+    record::PROTOCOL_VERSIONS,
+    stats::{ConnectionState, Side},
+    stream::Stream,
+    transport::{
+        Command, Datagram, Notice, Sign, buffers,
+        connection::Connection,
+        framing::{self, Decoder, FramingError, Preamble, ReplyStatus, StreamKind},
+        incoming::{Incoming, Inflow},
+        outbox::{CONTROL, Gate, Outcome, Unit},
+        raw::RawPipe,
+        reply::{Slot, Waiter},
+        tls::Quic,
+        token::ID_BYTES,
+        udp::{self, MAX_BATCH_BYTES, MAX_SEGMENTS, Received},
+    },
+    trust,
+};
+
+/// Notices kept while the reactor's queue is full, before control and sync streams are not read any
+/// more.
+pub(super) const MAX_KEPT_NOTICES: usize = 64;
+
+/// How long after the host refused the port a peer may take to show that it is there all the same.
+const REFUSED_PATIENCE: Duration = Duration::from_secs(1);
+
+/// Health pings without an answer that are worth a line and make the peer doubtful.
+const PINGS_MISSED: u64 = 3;
+
+/// Health pings that are remembered; more of them unanswered say nothing more.
+const MAX_PINGS: usize = 64;
+
+/// Probe time-outs of QUIC in a row, without a packet from the peer, that make it doubtful. One is
+/// a lost packet; each further one waits twice as long.
+const PROBE_TIMEOUTS: usize = 3;
+
+/// A reactor that turned so recently is alive, so its connections' threads answer pings for it.
+const REACTOR_FRESH: Duration = Duration::from_millis(100);
+
+/// Frames of one sync: each member once, and the keyring, with room.
+const MAX_SYNC_FRAMES: usize = 20_000;
+
+/// How often the figures for onlookers are renewed at most.
+const INFO_INTERVAL: Duration = Duration::from_millis(250);
+
+/// The error code of a stream that was reset because the peer has no such application, or one that
+/// lets too many wait.
+pub(super) const NO_SUCH_APP: u64 = 1;
+
+/// What a connection holds of messages that are not complete, in units of the largest message.
+const MAX_PARTIAL_UNITS: usize = 4;
+
+/// Syncs of both directions that may be under way on one connection; more are left out, because
+/// each holds a copy of the member table until the peer has read it.
+const MAX_SYNCS: usize = 4;
+
+/// Effects that a connection keeps room for while there are none.
+const MAX_SPARE_EFFECTS: usize = 64;
+
+/// Stream bytes read at once.
+const PIECE_BYTES: usize = 64 * 1_024;
+
+/// How long an acknowledgement may wait for something to travel with: less than the 25 ms that peers
+/// allow for it (RFC 9000 §18.2), with time for a coarse timer.
+const ACK_AFTER: Duration = Duration::from_millis(8);
+
+/// What arrived at once is little up to here, so that its acknowledgement may wait. More is a
+/// transfer, whose sender needs to hear soon.
+const LITTLE_BYTES: usize = 4 * 1_024;
+
+/// After so much was handed to QUIC at once, every acknowledgement of the peer may let more go.
+const MUCH_BYTES: usize = 8 * 1_024;
+const AFTER_MUCH: Duration = Duration::from_millis(100);
+
+/// Where a connection is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// TLS.
+    Handshaking,
+    /// TLS is done; the peer's HELLO is awaited.
+    Hello,
+    /// The acceptor has answered with its own HELLO and awaits READY.
+    Ready,
+    /// Both ends know each other; USE is awaited.
+    Up,
+    /// Application data flows.
+    InUse,
+    /// Another connection is used; what is under way is finished.
+    Draining,
+}
+
+/// What has to be done when the lock is released.
+pub(super) enum Effect {
+    /// Somebody has an answer.
+    Answer { waiter: Waiter, outcome: Outcome },
+    /// A handler that promised not to block has a request.
+    Request {
+        handler: Arc<InlineRequests>,
+        app: Arc<str>,
+        id: u64,
+        request: Request,
+        expires_at: Instant,
+    },
+    /// A handler that promised not to block has a message.
+    Message {
+        handler: Arc<InlineMessages>,
+        message: Message,
+    },
+    /// Bytes, or the end, of a stream that somebody reads.
+    Readable(Arc<Slot<()>>),
+    /// An application has a stream that the peer opened.
+    Offer { inbox: Arc<Inbox>, stream: Stream },
+}
+
+/// A health ping on its way: when it left, and who waits for the answer.
+type Ping = (Instant, Option<Sender<Duration>>);
+
+pub(super) struct Driver {
+    id: ConnectionId,
+    pub(super) quic: Quic,
+    pub(super) inflow: Inflow,
+    pub(super) phase: Phase,
+    /// Why it is over. Nothing changes any more once this is set.
+    pub(super) closed: Option<CloseReason>,
+    /// What we decided before quiche knew.
+    closing: Option<CloseReason>,
+    /// Datagrams that the socket did not take yet, and their size.
+    unsent: Vec<u8>,
+    unsent_segment: usize,
+    /// Whether several datagrams go in one send.
+    gso: bool,
+    /// The datagram with our CONNECTION_CLOSE.
+    pub(super) farewell: Vec<u8>,
+    /// The deadline the worker sleeps towards.
+    pub(super) armed: Option<Instant>,
+    /// The host refused the port at that time and nothing was heard since.
+    refused_at: Option<Instant>,
+    pings: BTreeMap<u64, Ping>,
+    next_ping: u64,
+    drained: bool,
+    peer_drained: bool,
+    /// Something panicked inside quiche on a caller's thread.
+    pub(super) is_broken: bool,
+    /// What the reactor has not taken yet.
+    pub(super) notices: VecDeque<Notice>,
+    local: SocketAddr,
+    expected: Option<NodeId>,
+    first: Option<Datagram>,
+    /// Handshake and HELLO must be done by then.
+    deadline: Instant,
+    heard_at: Instant,
+    next_ping_at: Option<Instant>,
+    up_at: Option<Instant>,
+    drain_until: Option<Instant>,
+    info_at: Instant,
+    last_ping: Option<Duration>,
+    missed_pings: u64,
+    /// How many packets had come and how many probe time-outs there had been when a packet was
+    /// last seen, and whether the silence since was told.
+    silence: Silence,
+    /// The dialler's HELLO, until its READY.
+    greeted: Option<Hello>,
+    pub(super) effects: VecDeque<Effect>,
+    spare_effects: VecDeque<Effect>,
+    /// Somebody runs effects; what comes meanwhile is for the same thread, so that order holds.
+    pub(super) is_delivering: bool,
+    /// Datagrams are to be made although the outbox is empty.
+    must_send: bool,
+    /// An acknowledgement waits since.
+    ack_owed_at: Option<Instant>,
+    wrote_much_at: Option<Instant>,
+    lost_packets: usize,
+}
+
+/// Where the counters of QUIC stood when the peer was last heard.
+#[derive(Debug, Clone, Copy, Default)]
+struct Silence {
+    received: usize,
+    timeouts: usize,
+    told: bool,
+}
+
+/// Why a connection is not one of ours.
+type Refusal = (CloseCode, CloseReason);
+
+/// What a driver is made of.
+pub(super) struct Beginning {
+    pub(super) id: ConnectionId,
+    pub(super) quic: Quic,
+    pub(super) gso: bool,
+    pub(super) local: SocketAddr,
+    pub(super) expected: Option<NodeId>,
+    pub(super) first: Option<Datagram>,
+    pub(super) deadline: Instant,
+    pub(super) now: Instant,
+}
+
+impl Driver {
+    pub(super) fn new(beginning: Beginning) -> Self {
+        let now = beginning.now;
+        Self {
+            id: beginning.id,
+            quic: beginning.quic,
+            inflow: Inflow::default(),
+            phase: Phase::Handshaking,
+            closed: None,
+            closing: None,
+            unsent: Vec::new(),
+            unsent_segment: 0,
+            gso: beginning.gso,
+            farewell: Vec::new(),
+            armed: None,
+            refused_at: None,
+            pings: BTreeMap::new(),
+            next_ping: 1,
+            drained: false,
+            peer_drained: false,
+            is_broken: false,
+            notices: VecDeque::new(),
+            local: beginning.local,
+            expected: beginning.expected,
+            first: beginning.first,
+            deadline: beginning.deadline,
+            heard_at: now,
+            next_ping_at: None,
+            up_at: None,
+            drain_until: None,
+            info_at: now,
+            last_ping: None,
+            missed_pings: 0,
+            silence: Silence::default(),
+            greeted: None,
+            effects: VecDeque::new(),
+            spare_effects: VecDeque::new(),
+            is_delivering: false,
+            must_send: true,
+            ack_owed_at: None,
+            wrote_much_at: None,
+            lost_packets: 0,
+        }
+    }
+
+    // ---- what arrives
+
+    /// Takes in the datagram that opened an accepted connection.
+    pub(super) fn take_first(&mut self, now: Instant) {
+        if let Some(first) = self.first.take() {
+            self.inject(first, now);
+        }
+    }
+
+    /// Takes in a datagram that came another way than by the connection's own socket.
+    pub(super) fn inject(&mut self, mut datagram: Datagram, now: Instant) {
+        self.heard(now);
+        self.must_send = true;
+        let info = self.info_of(datagram.from);
+        let _ = self.quic.recv(&mut datagram.bytes, info);
+    }
+
+    fn info_of(&self, from: SocketAddr) -> quiche::RecvInfo {
+        quiche::RecvInfo {
+            from,
+            to: self.local,
+        }
+    }
+
+    fn heard(&mut self, now: Instant) {
+        self.heard_at = now;
+        self.refused_at = None;
+    }
+
+    /// Reads the socket, until it is empty or `budget` receives are done. Returns whether there may
+    /// be more.
+    pub(super) fn receive(
+        &mut self,
+        connection: &Connection,
+        socket: &UdpSocket,
+        budget: usize,
+        now: Instant,
+    ) -> bool {
+        let mut buffer = buffers::take();
+        for _ in 0..budget {
+            match udp::receive(socket, &mut buffer) {
+                Ok(received) => {
+                    self.take_in(connection, &mut buffer, received, now);
+                    // Most of the time that was all; another call only to learn it costs as much as
+                    // the sleep, which ends at once if there is more.
+                    if received.bytes <= LITTLE_BYTES {
+                        return false;
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                    self.note_refused(now);
+                }
+                Err(_) => return false,
+            }
+        }
+        true
+    }
+
+    /// Anybody can forge it, so it is a hint: ask at once, and give up soon.
+    fn note_refused(&mut self, now: Instant) {
+        if self.refused_at.is_none() {
+            self.refused_at = Some(now);
+            let _ = self.quic.send_ack_eliciting();
+            self.must_send = true;
+            self.doubt(Sign::Refused);
+        }
+    }
+
+    /// Takes in what one receive brought.
+    fn take_in(
+        &mut self,
+        connection: &Connection,
+        buffer: &mut [u8],
+        received: Received,
+        now: Instant,
+    ) {
+        let bytes = &mut buffer[..received.bytes];
+        if bytes.len() > LITTLE_BYTES || bytes.len() > 2 * received.segment {
+            self.must_send = true;
+        }
+        let info = self.info_of(received.from);
+        let is_from_peer = received.from == connection.addr;
+        if bytes.is_empty() && is_from_peer {
+            // It carries nothing, and is no sign of QUIC.
+            return;
+        }
+        for datagram in bytes.chunks_mut(received.segment) {
+            if is_from_peer && self.is_ours(connection, datagram) {
+                self.heard(now);
+                // An error is in the connection's state, or a datagram to ignore.
+                let _ = self.quic.recv(datagram, info);
+                continue;
+            }
+            // Came between `bind` and `connect`, or opens a new connection from the same address: the
+            // listener knows what to do with it.
+            connection.context.counters.strays.fetch_add(1, Relaxed);
+            if self.notices.len() <= MAX_KEPT_NOTICES {
+                let datagram = Datagram {
+                    from: received.from,
+                    bytes: datagram.to_vec(),
+                };
+                self.notices.push_back(Notice::Stray { datagram });
+            }
+        }
+    }
+
+    /// Whether a datagram is for this connection. Accepted connections may get the first datagram of
+    /// a new life of their peer.
+    fn is_ours(&self, connection: &Connection, datagram: &[u8]) -> bool {
+        let Some(&first) = datagram.first() else {
+            return true;
+        };
+        if connection.side == Side::Dialed || !self.quic.is_established() {
+            return true;
+        }
+        // The destination id follows the first byte, and in long headers the version and a length
+        // (RFC 9000 §17).
+        let id = if first & 0x80 == 0 {
+            datagram.get(1..1 + ID_BYTES)
+        } else {
+            let length = datagram.get(5).copied().unwrap_or(0).into();
+            datagram.get(6..).and_then(|rest| rest.get(..length))
+        };
+        id.is_none_or(|id| self.quic.source_ids().any(|own| own.as_ref() == id))
+    }
+
+    /// Carries a command out. `false` when the connection is to vanish.
+    pub(super) fn obey(&mut self, connection: &Connection, command: Command, now: Instant) -> bool {
+        match command {
+            Command::Inject(datagram) => {
+                if datagram.from == connection.addr {
+                    self.inject(datagram, now);
+                }
+            }
+            Command::Control(frame) => connection.push_control(frame),
+            Command::Controls(frames) => {
+                for frame in frames {
+                    connection.push_control(frame);
+                }
+            }
+            Command::Use => {
+                if self.phase == Phase::Up {
+                    connection.push_control(Control::Use);
+                    self.open_gate(connection);
+                }
+            }
+            Command::Drain => {
+                if matches!(self.phase, Phase::Up | Phase::InUse) {
+                    self.phase = Phase::Draining;
+                    self.drain_until = Some(now + connection.context.config.drain_timeout);
+                    connection.outbox.lock().gate = Gate::Superseded;
+                    connection.changed.notify_all();
+                }
+            }
+            Command::Close(code) => self.close(code),
+            Command::StartSync(frames) => {
+                if self.syncs(connection) < MAX_SYNCS {
+                    let stream = connection.outbox.lock().start_sync(&frames);
+                    // The answer comes without a preamble: the stream is known.
+                    let answer = Incoming::opened_here(StreamKind::Sync, "", MAX_CONTROL_BYTES);
+                    self.inflow.streams.insert(stream, answer);
+                }
+            }
+            Command::AnswerSync { stream, frames } => {
+                // Who asks again and again and does not read wants to fill this node's memory.
+                if self.syncs(connection) > MAX_SYNCS {
+                    let counters = &connection.context.counters;
+                    counters.sync_floods.fetch_add(1, Relaxed);
+                    self.close(CloseCode::Overloaded);
+                } else {
+                    connection.outbox.lock().finish_sync(stream, &frames);
+                }
+            }
+            Command::Abandon => return false,
+        }
+        true
+    }
+
+    fn open_gate(&mut self, connection: &Connection) {
+        self.phase = Phase::InUse;
+        connection.outbox.lock().gate = Gate::Open;
+        connection.changed.notify_all();
+    }
+
+    /// Syncs that are under way in either direction.
+    fn syncs(&self, connection: &Connection) -> usize {
+        let incoming = self.inflow.streams.iter();
+        let incoming = incoming.filter(|(_, stream)| stream.is(StreamKind::Sync));
+        let mut ids: Vec<u64> = incoming.map(|(id, _)| *id).collect();
+        ids.extend(connection.outbox.lock().syncs());
+        ids.sort_unstable();
+        ids.dedup();
+        ids.len()
+    }
+
+    // ---- a turn
+
+    /// After something arrived or became due: everything that follows from it, but for effects and
+    /// for what is to be sent.
+    pub(super) fn proceed(&mut self, connection: &Connection, now: Instant) {
+        if self.quic.timeout_instant().is_some_and(|at| at <= now) {
+            self.quic.on_timeout();
+            self.must_send = true;
+            self.note_silence();
+        }
+        self.advance(connection, now);
+        self.read_streams(connection, now);
+        self.acknowledge(connection);
+        self.on_time(connection, now);
+        // Whether it is idle changes with much of the above.
+        if self.drain_until.is_some() {
+            self.drain(connection, now);
+        }
+    }
+
+    /// Moves the handshake on: certificate, HELLO, READY.
+    fn advance(&mut self, connection: &Connection, now: Instant) {
+        if self.phase != Phase::Handshaking || !self.quic.is_established() {
+            return;
+        }
+        match self.judge(connection) {
+            Ok(peer) => {
+                log::trace!(target: "transport", peer:%, addr:% = connection.addr;
+                    "TLS handshake done after {:?}",
+                    connection.context.config.dial_timeout
+                        .saturating_sub(self.deadline.saturating_duration_since(now)));
+                // Set once: this phase is left for good.
+                let _ = connection.peer.set(peer);
+                self.phase = Phase::Hello;
+                if connection.side == Side::Dialed {
+                    connection.push_control(hello(connection));
+                    let answer = Incoming::opened_here(
+                        StreamKind::Control,
+                        "",
+                        crate::control::MAX_HELLO_BYTES,
+                    );
+                    self.inflow.streams.insert(CONTROL, answer);
+                }
+            }
+            Err((code, reason)) => {
+                // The end of our handshake goes first: without it an acceptor has no keys to read
+                // the close with, and would wait for its deadline.
+                self.send_datagrams(connection);
+                self.closing = Some(reason);
+                self.close(code);
+            }
+        }
+    }
+
+    /// Who the peer's certificate says it is. TLS has judged the chain; this judges the name.
+    fn judge(&self, connection: &Connection) -> Result<NodeId, Refusal> {
+        let wrong = |why: String| (CloseCode::Identity, CloseReason::WrongIdentity(why));
+        let leaf = self
+            .quic
+            .peer_cert()
+            .ok_or_else(|| wrong("no certificate".into()))?;
+        let (node, cluster) = trust::certified_names(leaf).map_err(wrong)?;
+        let context = &connection.context;
+        if cluster != context.cluster {
+            return Err(wrong(format!("certificate is for cluster {cluster}")));
+        }
+        if node == context.node {
+            // Ourselves, or somebody with our certificate: the HELLO tells which.
+            return Ok(node);
+        }
+        match &self.expected {
+            Some(expected) if *expected != node => Err(wrong(format!(
+                "certificate is for {node}, expected {expected}"
+            ))),
+            Some(_) | None => Ok(node),
+        }
+    }
+
+    fn read_streams(&mut self, connection: &Connection, now: Instant) {
+        if !self.quic.is_established() || self.phase == Phase::Handshaking {
+            return;
+        }
+        let readable = self.quic.readable();
+        let stalled = std::mem::take(&mut self.inflow.stalled);
+        for id in readable {
+            if !stalled.contains(&id) && !self.visit(connection, id, now) {
+                return;
+            }
+        }
+        for id in stalled {
+            if !self.visit(connection, id, now) {
+                return;
+            }
+        }
+    }
+
+    /// Reads a stream, if it may be read now. `false` when the connection is to be closed.
+    fn visit(&mut self, connection: &Connection, id: u64, now: Instant) -> bool {
+        let may_read = match self.phase {
+            Phase::Handshaking => false,
+            // Nothing but HELLO and READY is read before the peer is known.
+            Phase::Hello | Phase::Ready => id == CONTROL,
+            // Of applications, nothing before USE. A bidirectional stream that is no sync waits too.
+            Phase::Up => id == CONTROL || is_bidirectional(id),
+            Phase::InUse | Phase::Draining => true,
+        };
+        if !may_read {
+            return true;
+        }
+        if self.notices.len() > MAX_KEPT_NOTICES && is_bidirectional(id) {
+            self.inflow.stalled.insert(id);
+            return true;
+        }
+        if let Err((code, reason)) = self.read_stream(connection, id, now) {
+            log::debug!(target: "transport", addr:% = connection.addr, stream = id, reason:%; "closing");
+            self.closing = Some(reason);
+            self.close(code);
+            return false;
+        }
+        true
+    }
+
+    fn read_stream(
+        &mut self,
+        connection: &Connection,
+        id: u64,
+        now: Instant,
+    ) -> Result<(), Refusal> {
+        if let Some(raw) = self.inflow.streams.get_mut(&id)
+            && raw.is(StreamKind::Raw)
+            && !raw.refused
+        {
+            // Its bytes stay with QUIC until the application takes them.
+            if let Some(reader) = raw.reader.take() {
+                self.effects.push_back(Effect::Readable(reader));
+            }
+            return Ok(());
+        }
+        let incoming = self.inflow.streams.remove(&id);
+        let mut incoming = incoming.unwrap_or_else(Incoming::new);
+        match self.read_incoming(connection, id, &mut incoming, now)? {
+            // A finished stream is forgotten, unless something of it still waits; the control
+            // stream must not finish while the connection lives.
+            Reading::Finished if id == CONTROL => return Err(protocol(FramingError::Short)),
+            // Whoever collects a sync must hear of its end, also when it comes too early.
+            end @ (Reading::Finished | Reading::Reset) => {
+                if incoming.is(StreamKind::Sync) {
+                    self.notices.push_back(Notice::SyncEnd {
+                        connection: connection.id,
+                        stream: id,
+                        is_whole: matches!(end, Reading::Finished),
+                    });
+                }
+                self.must_send = true;
+            }
+            Reading::Stalled => {
+                self.inflow.stalled.insert(id);
+                self.inflow.streams.insert(id, incoming);
+            }
+            Reading::Waiting => {
+                let is_large = incoming.partial_bytes() > PIECE_BYTES;
+                self.inflow.streams.insert(id, incoming);
+                let limit = MAX_PARTIAL_UNITS * connection.context.config.max_message_bytes;
+                if is_large && self.inflow.partial_bytes() > limit {
+                    let reason = CloseReason::Local(CloseCode::Overloaded);
+                    return Err((CloseCode::Overloaded, reason));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn read_incoming(
+        &mut self,
+        connection: &Connection,
+        id: u64,
+        incoming: &mut Incoming,
+        now: Instant,
+    ) -> Result<Reading, Refusal> {
+        if let Some(unit) = incoming.blocked.take() {
+            match self.deliver(connection, id, incoming, unit, now)? {
+                Delivered::Yes => {}
+                Delivered::Blocked => return Ok(Reading::Stalled),
+                Delivered::Ignore => refuse(connection, id, incoming),
+            }
+        }
+        if incoming.refused {
+            return Ok(self.discard(id));
+        }
+        let leftover = std::mem::take(&mut incoming.leftover);
+        if let Some(end) = self.decode(connection, id, incoming, &leftover, now)? {
+            return Ok(end);
+        }
+        let mut piece = buffers::take();
+        loop {
+            if incoming.fin {
+                let whole = incoming.decoder.is_at_boundary();
+                return if whole {
+                    Ok(Reading::Finished)
+                } else {
+                    Err(protocol(FramingError::Short))
+                };
+            }
+            if self.notices.len() > MAX_KEPT_NOTICES && is_bidirectional(id) {
+                return Ok(Reading::Stalled);
+            }
+            let length = match self.quic.stream_recv(id, &mut piece) {
+                Ok((length, fin)) => {
+                    incoming.fin = fin;
+                    if length == 0 && !fin {
+                        return Ok(Reading::Waiting);
+                    }
+                    length
+                }
+                Err(quiche::Error::Done) => return Ok(Reading::Waiting),
+                // Reset by the peer, or gone: nothing more comes of it.
+                Err(_) => return Ok(Reading::Reset),
+            };
+            if let Some(end) = self.decode(connection, id, incoming, &piece[..length], now)? {
+                return Ok(end);
+            }
+            // Less than asked for is all there was. Another call would only say so.
+            if length < piece.len() && !incoming.fin {
+                return Ok(Reading::Waiting);
+            }
+        }
+    }
+
+    /// Makes units of bytes and delivers them. `Some` when the stream is not read on now.
+    fn decode(
+        &mut self,
+        connection: &Connection,
+        id: u64,
+        incoming: &mut Incoming,
+        mut input: &[u8],
+        now: Instant,
+    ) -> Result<Option<Reading>, Refusal> {
+        if input.is_empty() {
+            return Ok(None);
+        }
+        if incoming.preamble.is_none() {
+            let Some(preamble) = incoming.decoder.preamble(&mut input).map_err(protocol)? else {
+                return Ok(None);
+            };
+            match self.open(connection, id, incoming, preamble)? {
+                Opened::Framed => {}
+                Opened::Raw => {
+                    incoming.leftover = input.to_vec();
+                    return Ok(Some(Reading::Waiting));
+                }
+                Opened::Unwanted => {
+                    refuse(connection, id, incoming);
+                    return Ok(Some(self.discard(id)));
+                }
+                Opened::Early(preamble) => {
+                    // USE is under way on the control stream; then this is read again.
+                    incoming.leftover = [&preamble.encode()[..], input].concat();
+                    incoming.decoder = Decoder::new(crate::control::MAX_HELLO_BYTES);
+                    return Ok(Some(Reading::Stalled));
+                }
+            }
+        }
+        while let Some(unit) = incoming.decoder.unit(&mut input).map_err(protocol)? {
+            match self.deliver(connection, id, incoming, unit, now)? {
+                Delivered::Yes => {}
+                Delivered::Blocked => {
+                    incoming.leftover = input.to_vec();
+                    return Ok(Some(Reading::Stalled));
+                }
+                Delivered::Ignore => {
+                    refuse(connection, id, incoming);
+                    return Ok(Some(self.discard(id)));
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// Drops what comes on a refused stream, up to its end.
+    fn discard(&mut self, id: u64) -> Reading {
+        self.must_send = true;
+        loop {
+            match self.quic.stream_discard(id, PIECE_BYTES) {
+                Ok((_, true)) => return Reading::Finished,
+                Ok((0, false)) | Err(quiche::Error::Done) => return Reading::Waiting,
+                Ok(_) => {}
+                Err(_) => return Reading::Reset,
+            }
+        }
+    }
+
+    /// Checks what a stream says of itself and sets its limits.
+    fn open(
+        &mut self,
+        connection: &Connection,
+        id: u64,
+        incoming: &mut Incoming,
+        preamble: Preamble,
+    ) -> Result<Opened, Refusal> {
+        let max_message = connection.context.config.max_message_bytes;
+        let is_theirs = is_bidirectional(id) && is_of_dialer(id) != (connection.side == Side::Dialed);
+        let (fits, max_unit) = match preamble.kind {
+            StreamKind::Control => (id == CONTROL, crate::control::MAX_HELLO_BYTES),
+            StreamKind::Sync => (id != CONTROL && is_bidirectional(id), MAX_CONTROL_BYTES),
+            StreamKind::Messages => (!is_bidirectional(id), max_message),
+            StreamKind::Requests => (
+                !is_bidirectional(id),
+                max_message + framing::REQUEST_HEAD_BYTES,
+            ),
+            StreamKind::Replies => (
+                !is_bidirectional(id),
+                max_message + framing::REPLY_HEAD_BYTES,
+            ),
+            StreamKind::Raw => (id != CONTROL && is_theirs, 0),
+        };
+        if !fits {
+            return Err(protocol(FramingError::Preamble));
+        }
+        let is_app = preamble.kind != StreamKind::Control && preamble.kind != StreamKind::Sync;
+        let may_open = !is_app || self.inflow.may_open(&preamble);
+        if preamble.kind == StreamKind::Raw {
+            if self.phase == Phase::Up {
+                return Ok(Opened::Early(preamble));
+            }
+            let is_taken = may_open && self.offer_raw(connection, id, &preamble);
+            incoming.preamble = Some(preamble);
+            return Ok(if is_taken {
+                Opened::Raw
+            } else {
+                // Both directions: the peer may wait for bytes of ours.
+                let mut outbox = connection.outbox.lock();
+                outbox.adopt_raw(id);
+                outbox.reset_raw(id, NO_SUCH_APP);
+                Opened::Unwanted
+            });
+        }
+        if !may_open {
+            return Err(protocol(FramingError::Preamble));
+        }
+        incoming.decoder.set_max_unit_bytes(max_unit);
+        let registry = &connection.context.registry;
+        let is_for_nobody =
+            preamble.kind == StreamKind::Messages && registry.get(&preamble.app).is_none();
+        if is_for_nobody {
+            note_nobody(connection, &preamble.app);
+        }
+        incoming.preamble = Some(preamble);
+        Ok(if is_for_nobody {
+            Opened::Unwanted
+        } else {
+            Opened::Framed
+        })
+    }
+
+    /// Offers an application a stream of its own that the peer opened.
+    fn offer_raw(&mut self, connection: &Connection, id: u64, preamble: &Preamble) -> bool {
+        let Some(inbox) = connection.context.registry.get(&preamble.app) else {
+            note_nobody(connection, &preamble.app);
+            return false;
+        };
+        connection.outbox.lock().adopt_raw(id);
+        let stream = Stream::new(Arc::new(RawPipe::new(connection.arc(), id)));
+        self.effects.push_back(Effect::Offer { inbox, stream });
+        true
+    }
+
+    fn deliver(
+        &mut self,
+        connection: &Connection,
+        id: u64,
+        incoming: &mut Incoming,
+        unit: Vec<u8>,
+        now: Instant,
+    ) -> Result<Delivered, Refusal> {
+        let Some(preamble) = &incoming.preamble else {
+            return Ok(Delivered::Ignore);
+        };
+        match preamble.kind {
+            StreamKind::Control => {
+                let frame = Control::decode(&unit).map_err(|_| protocol(FramingError::Preamble))?;
+                self.handle_control(connection, incoming, frame, now)?;
+                Ok(Delivered::Yes)
+            }
+            StreamKind::Sync => {
+                incoming.frames += 1;
+                if incoming.frames > MAX_SYNC_FRAMES {
+                    return Err(protocol(FramingError::TooLarge));
+                }
+                let frame =
+                    SyncFrame::decode(&unit).map_err(|_| protocol(FramingError::Preamble))?;
+                self.notices.push_back(Notice::Sync {
+                    connection: connection.id,
+                    stream: id,
+                    frame,
+                });
+                Ok(Delivered::Yes)
+            }
+            StreamKind::Messages => Ok(self.deliver_message(connection, id, incoming, unit)),
+            StreamKind::Requests => self.deliver_request(connection, incoming, unit, now),
+            StreamKind::Replies => {
+                let (id, status, payload) = framing::split_reply(unit).map_err(protocol)?;
+                self.deliver_reply(connection, preamble, id, status, payload);
+                Ok(Delivered::Yes)
+            }
+            StreamKind::Raw => Err(protocol(FramingError::Preamble)),
+        }
+    }
+
+    fn deliver_message(
+        &mut self,
+        connection: &Connection,
+        id: u64,
+        incoming: &mut Incoming,
+        unit: Vec<u8>,
+    ) -> Delivered {
+        let context = &connection.context;
+        let Some(preamble) = &incoming.preamble else {
+            return Delivered::Ignore;
+        };
+        let Some(inbox) = context.registry.get(&preamble.app) else {
+            note_nobody(connection, &preamble.app);
+            return Delivered::Ignore;
+        };
+        let Some(permit) = inbox.message_budget.take(unit.len(), &connection.waker) else {
+            incoming.blocked = Some(unit);
+            return Delivered::Blocked;
+        };
+        if incoming.delivered == incoming.acknowledged {
+            self.inflow.unacknowledged.push(id);
+        }
+        incoming.delivered += 1;
+        let message = Message::new(connection.peer_name(), unit, permit);
+        match inbox.inline_messages() {
+            Some(handler) => {
+                inbox.received.fetch_add(1, Relaxed);
+                self.effects.push_back(Effect::Message { handler, message });
+            }
+            None => inbox.deliver(message),
+        }
+        Delivered::Yes
+    }
+
+    fn deliver_request(
+        &mut self,
+        connection: &Connection,
+        incoming: &mut Incoming,
+        unit: Vec<u8>,
+        now: Instant,
+    ) -> Result<Delivered, Refusal> {
+        let context = &connection.context;
+        let Some(preamble) = &incoming.preamble else {
+            return Ok(Delivered::Ignore);
+        };
+        let inbox = context
+            .registry
+            .get(&preamble.app)
+            .filter(|inbox| inbox.takes_requests.load(Relaxed));
+        let Some(inbox) = inbox else {
+            let (id, _, _) = framing::split_request(unit).map_err(protocol)?;
+            let head = framing::reply_head(id, ReplyStatus::NoHandler);
+            let app: Arc<str> = Arc::from(preamble.app.as_str());
+            let mut outbox = connection.outbox.lock();
+            if !outbox.has_room_for_stranger(&app, head.len()) {
+                // It asks for what is not there and does not read that it is not.
+                let reason = CloseReason::Local(CloseCode::Overloaded);
+                return Err((CloseCode::Overloaded, reason));
+            }
+            outbox.push(StreamKind::Replies, &app, Unit::new(&head, &[]));
+            return Ok(Delivered::Yes);
+        };
+        if let Some(handler) = inbox.inline_requests() {
+            // It holds nothing for longer than this turn, so it needs no room; but its replies do.
+            if !connection.outbox.lock().has_room(StreamKind::Replies, &inbox.name, 0) {
+                incoming.blocked = Some(unit);
+                return Ok(Delivered::Blocked);
+            }
+            let (id, timeout_ms, payload) = framing::split_request(unit).map_err(protocol)?;
+            inbox.received.fetch_add(1, Relaxed);
+            connection.outbox.lock().answering += 1;
+            self.effects.push_back(Effect::Request {
+                handler,
+                app: Arc::clone(&inbox.name),
+                id,
+                request: Request::new(connection.peer_name(), payload),
+                expires_at: now + Duration::from_millis(timeout_ms.into()),
+            });
+            return Ok(Delivered::Yes);
+        }
+        let Some(permit) = inbox.request_budget.take(unit.len(), &connection.waker) else {
+            incoming.blocked = Some(unit);
+            return Ok(Delivered::Blocked);
+        };
+        let (id, timeout_ms, payload) = framing::split_request(unit).map_err(protocol)?;
+        connection.outbox.lock().answering += 1;
+        inbox.deliver_request(PendingRequest {
+            request: Request::new(connection.peer_name(), payload),
+            id,
+            expires_at: now + Duration::from_millis(timeout_ms.into()),
+            replier: connection.arc() as Arc<dyn Replier>,
+            permit,
+        });
+        Ok(Delivered::Yes)
+    }
+
+    fn deliver_reply(
+        &mut self,
+        connection: &Connection,
+        preamble: &Preamble,
+        id: u64,
+        status: ReplyStatus,
+        payload: Vec<u8>,
+    ) {
+        // No waiter: it gave up before the reply came.
+        let Some(waiter) = connection.outbox.lock().requests.remove(&id) else {
+            return;
+        };
+        let outcome = match status {
+            ReplyStatus::Ok => Ok(payload),
+            ReplyStatus::Error => Err(RequestError::Remote {
+                peer: connection.peer_name(),
+                message: String::from_utf8_lossy(&payload).into_owned(),
+            }),
+            ReplyStatus::NoHandler => Err(RequestError::NoHandler {
+                peer: connection.peer_name(),
+                app: preamble.app.clone(),
+            }),
+            ReplyStatus::Expired => Err(RequestError::Remote {
+                peer: connection.peer_name(),
+                message: "the request expired before it was handled".to_owned(),
+            }),
+        };
+        self.effects.push_back(Effect::Answer { waiter, outcome });
+    }
+
+    fn handle_control(
+        &mut self,
+        connection: &Connection,
+        incoming: &mut Incoming,
+        frame: Control,
+        now: Instant,
+    ) -> Result<(), Refusal> {
+        let out_of_order = Err(protocol(FramingError::Preamble));
+        match (self.phase, frame) {
+            (Phase::Hello, Control::Hello(hello)) => {
+                greet(connection, &hello)?;
+                incoming.decoder.set_max_unit_bytes(MAX_CONTROL_BYTES);
+                connection.info.lock().peer = Some(hello.node.clone());
+                match connection.side {
+                    Side::Dialed => {
+                        connection.push_control(Control::Ready);
+                        self.come_up(connection, hello.boot, hello.keyring_digest, now);
+                    }
+                    Side::Accepted => {
+                        connection.push_control(self::hello(connection));
+                        self.phase = Phase::Ready;
+                        self.greeted = Some(hello);
+                    }
+                }
+                Ok(())
+            }
+            (Phase::Ready, Control::Ready) => {
+                let Some(hello) = self.greeted.take() else {
+                    return out_of_order;
+                };
+                self.come_up(connection, hello.boot, hello.keyring_digest, now);
+                Ok(())
+            }
+            (Phase::Handshaking | Phase::Hello | Phase::Ready, _)
+            | (_, Control::Hello(_) | Control::Ready) => out_of_order,
+            (phase, Control::Use) => {
+                if connection.peer_name() > connection.context.node {
+                    return out_of_order;
+                }
+                if phase == Phase::Up {
+                    self.open_gate(connection);
+                    self.notices.push_back(Notice::Used {
+                        connection: connection.id,
+                    });
+                }
+                Ok(())
+            }
+            (_, Control::Ping { id }) => {
+                let reactor_age_ms = connection.context.reactor_age_ms(now);
+                if Duration::from_millis(reactor_age_ms) <= REACTOR_FRESH {
+                    connection.push_control(Control::Pong { id, reactor_age_ms });
+                } else if self.notices.len() <= MAX_KEPT_NOTICES {
+                    let connection = connection.id;
+                    self.notices.push_back(Notice::Pinged { connection, id });
+                }
+                Ok(())
+            }
+            (_, Control::Pong { id, reactor_age_ms }) => {
+                self.on_pong(connection, id, reactor_age_ms, now);
+                Ok(())
+            }
+            (_, Control::MessageAck { stream, count }) => {
+                connection.outbox.lock().acknowledge(stream, count);
+                connection.changed.notify_all();
+                Ok(())
+            }
+            (_, Control::Refused { stream }) => {
+                let mut outbox = connection.outbox.lock();
+                outbox.refuse(stream, &mut self.quic, NO_SUCH_APP);
+                drop(outbox);
+                connection.changed.notify_all();
+                self.must_send = true;
+                Ok(())
+            }
+            (_, Control::Drained) => {
+                self.peer_drained = true;
+                Ok(())
+            }
+            (_, Control::Unknown) => Ok(()),
+            (
+                _,
+                frame @ (Control::Record(_)
+                | Control::LeaveAck { .. }
+                | Control::Probe { .. }
+                | Control::ProbeAck { .. }
+                | Control::Keyring(_)
+                | Control::KeysHeld(_)
+                | Control::EventClock { .. }
+                | Control::UserEvent { .. }),
+            ) => {
+                let connection = connection.id;
+                self.notices
+                    .push_back(Notice::Control { connection, frame });
+                Ok(())
+            }
+        }
+    }
+
+    fn on_pong(&mut self, connection: &Connection, id: u64, reactor_age_ms: u64, now: Instant) {
+        let Some((sent_at, waiter)) = self.pings.remove(&id) else {
+            return;
+        };
+        let took = now.saturating_duration_since(sent_at);
+        self.last_ping = Some(took);
+        self.missed_pings = 0;
+        // It was alive so long before some instant that is not before the question.
+        let age = Duration::from_millis(reactor_age_ms);
+        if let Some(at) = sent_at.checked_sub(age) {
+            let connection = connection.id;
+            self.notices.push_back(Notice::Answered { connection, at });
+        }
+        if let Some(waiter) = waiter {
+            let _ = waiter.try_send(took);
+        }
+    }
+
+    fn come_up(
+        &mut self,
+        connection: &Connection,
+        boot: BootId,
+        keyring_digest: Vec<u8>,
+        now: Instant,
+    ) {
+        self.phase = Phase::Up;
+        self.up_at = Some(now);
+        self.next_ping_at = Some(now + ping_interval(connection));
+        let certificate = self.quic.peer_cert();
+        self.notices.push_back(Notice::Up {
+            connection: connection.id,
+            peer: connection.peer_name(),
+            boot,
+            side: connection.side,
+            addr: connection.addr,
+            certificate: certificate.map(<[u8]>::to_vec).unwrap_or_default(),
+            keyring_digest,
+        });
+    }
+
+    /// Tells the peer how many of its messages have reached their inboxes.
+    fn acknowledge(&mut self, connection: &Connection) {
+        for stream in std::mem::take(&mut self.inflow.unacknowledged) {
+            let Some(incoming) = self.inflow.streams.get_mut(&stream) else {
+                continue;
+            };
+            incoming.acknowledged = incoming.delivered;
+            connection.push_control(Control::MessageAck {
+                stream,
+                count: incoming.delivered,
+            });
+        }
+    }
+
+    /// Does what is due.
+    fn on_time(&mut self, connection: &Connection, now: Instant) {
+        if self.up_at.is_none() && now >= self.deadline && self.closing.is_none() {
+            let after = connection.context.config.dial_timeout;
+            self.closing = Some(CloseReason::HandshakeTimeout(after));
+            self.close(CloseCode::Overloaded);
+        }
+        if let Some(refused_at) = self.refused_at {
+            // A dial needs no patience: the caller has a backoff.
+            let is_dial = self.up_at.is_none() && connection.side == Side::Dialed;
+            if is_dial || now >= refused_at + REFUSED_PATIENCE {
+                self.closing = Some(CloseReason::Refused);
+                self.close(CloseCode::Internal);
+            }
+        }
+        if self.next_ping_at.is_some_and(|at| now >= at) {
+            if self.pings.values().any(|(_, waiter)| waiter.is_none()) {
+                self.missed_pings += 1;
+                if self.missed_pings == PINGS_MISSED {
+                    log::debug!(target: "transport", peer:% = connection.peer_name();
+                        "{PINGS_MISSED} health pings without an answer");
+                    self.doubt(Sign::Unanswered);
+                }
+            }
+            self.ping(connection, now, None);
+            self.next_ping_at = Some(now + ping_interval(connection));
+        }
+        if self.ack_owed_at.is_some_and(|at| now >= at + ACK_AFTER) {
+            self.must_send = true;
+        }
+        let mut outbox = connection.outbox.lock();
+        if outbox.control_overflow || connection.is_stuck.load(Relaxed) {
+            self.close(CloseCode::Overloaded);
+        }
+        for waiter in outbox.expire(now) {
+            if let Waiter::Then { timeout, .. } = &waiter {
+                let outcome = Err(RequestError::Timeout {
+                    peer: connection.peer_name(),
+                    timeout: *timeout,
+                });
+                self.effects.push_back(Effect::Answer { waiter, outcome });
+            }
+        }
+    }
+
+    fn drain(&mut self, connection: &Connection, now: Instant) {
+        let Some(until) = self.drain_until else {
+            return;
+        };
+        if !self.drained && connection.outbox.lock().is_idle() {
+            self.drained = true;
+            connection.push_control(Control::Drained);
+            connection.changed.notify_all();
+        }
+        if (self.drained && self.peer_drained) || now >= until {
+            self.close(CloseCode::Duplicate);
+        }
+    }
+
+    /// Sends a health ping; `waiter` is told its round-trip time.
+    pub(super) fn ping(
+        &mut self,
+        connection: &Connection,
+        now: Instant,
+        waiter: Option<Sender<Duration>>,
+    ) {
+        let id = self.next_ping;
+        self.next_ping += 1;
+        self.pings.insert(id, (now, waiter));
+        while self.pings.len() > MAX_PINGS {
+            self.pings.pop_first();
+        }
+        connection.push_control(Control::Ping { id });
+    }
+
+    /// Looks whether a packet has come since the last look, after a timer of QUIC.
+    fn note_silence(&mut self) {
+        let Some(path) = self.quic.path_stats().next() else {
+            return;
+        };
+        if path.recv != self.silence.received {
+            self.silence = Silence {
+                received: path.recv,
+                timeouts: path.total_pto_count,
+                told: false,
+            };
+        }
+        let timeouts = path.total_pto_count.saturating_sub(self.silence.timeouts);
+        if timeouts >= PROBE_TIMEOUTS && !self.silence.told {
+            self.silence.told = true;
+            self.doubt(Sign::Stalled);
+        }
+    }
+
+    /// Tells the reactor, once the peer is known, that it may be gone.
+    fn doubt(&mut self, sign: Sign) {
+        if self.up_at.is_some() {
+            let connection = self.id;
+            self.notices.push_back(Notice::Doubted { connection, sign });
+        }
+    }
+
+    /// Takes the effects that wait, and leaves room for others in their place.
+    pub(super) fn take_effects(&mut self) -> VecDeque<Effect> {
+        let room = std::mem::take(&mut self.spare_effects);
+        std::mem::replace(&mut self.effects, room)
+    }
+
+    /// Keeps the room of effects that have been run.
+    pub(super) fn keep_room_of(&mut self, effects: VecDeque<Effect>) {
+        if self.effects.capacity() == 0 {
+            self.effects = effects;
+        } else if effects.capacity() <= MAX_SPARE_EFFECTS {
+            self.spare_effects = effects;
+        }
+    }
+
+    /// For the timekeeper: QUIC's timers, and an acknowledgement that has waited long enough.
+    pub(super) fn on_quic_timer(&mut self, now: Instant) {
+        if self.quic.timeout_instant().is_some_and(|at| at <= now) {
+            self.quic.on_timeout();
+            self.note_silence();
+            self.must_send = true;
+        }
+        if self.ack_owed_at.is_some_and(|at| now >= at + ACK_AFTER) {
+            self.must_send = true;
+        }
+    }
+
+    // ---- an application's own streams
+
+    /// Reads bytes of a stream. `None` when there are none now: then `reader` is told of the next.
+    pub(super) fn read_raw(
+        &mut self,
+        id: u64,
+        buffer: &mut [u8],
+        reader: &Arc<Slot<()>>,
+    ) -> Option<io::Result<usize>> {
+        let Some(incoming) = self.inflow.streams.get_mut(&id) else {
+            return Some(Ok(0));
+        };
+        if incoming.refused {
+            return Some(Ok(0));
+        }
+        if !incoming.leftover.is_empty() {
+            let count = incoming.leftover.len().min(buffer.len());
+            buffer[..count].copy_from_slice(&incoming.leftover[..count]);
+            incoming.leftover.drain(..count);
+            return Some(Ok(count));
+        }
+        if incoming.fin {
+            self.inflow.streams.remove(&id);
+            return Some(Ok(0));
+        }
+        match self.quic.stream_recv(id, buffer) {
+            Ok((0, false)) | Err(quiche::Error::Done) => {
+                incoming.reader = Some(Arc::clone(reader));
+                None
+            }
+            Ok((count, fin)) => {
+                self.must_send |= count > LITTLE_BYTES || fin;
+                if fin && count == 0 {
+                    self.inflow.streams.remove(&id);
+                } else {
+                    incoming.fin = fin;
+                }
+                Some(Ok(count))
+            }
+            // Opened here, and nothing has been sent on it yet.
+            Err(quiche::Error::InvalidStreamState(_)) if !incoming.fin && self.is_unborn(id) => {
+                if let Some(incoming) = self.inflow.streams.get_mut(&id) {
+                    incoming.reader = Some(Arc::clone(reader));
+                }
+                None
+            }
+            Err(quiche::Error::StreamReset(code)) => {
+                self.inflow.streams.remove(&id);
+                let why = format!("the peer reset the stream with code {code}");
+                Some(Err(io::Error::new(io::ErrorKind::ConnectionReset, why)))
+            }
+            Err(error) => {
+                self.inflow.streams.remove(&id);
+                Some(Err(io::Error::other(error.to_string())))
+            }
+        }
+    }
+
+    /// Whether QUIC does not know the stream, because nothing of it has been sent.
+    fn is_unborn(&self, id: u64) -> bool {
+        !self.quic.stream_closed(id)
+    }
+
+    /// The application wants no more bytes of a stream.
+    pub(super) fn stop_raw(&mut self, connection: &Connection, id: u64) {
+        let Some(incoming) = self.inflow.streams.get_mut(&id) else {
+            return;
+        };
+        if incoming.fin || incoming.refused {
+            if incoming.fin {
+                self.inflow.streams.remove(&id);
+            }
+            return;
+        }
+        incoming.refused = true;
+        incoming.leftover = Vec::new();
+        connection.push_control(Control::Refused { stream: id });
+        if !matches!(self.discard(id), Reading::Waiting) {
+            self.inflow.streams.remove(&id);
+        }
+    }
+
+    // ---- what is sent
+
+    /// Whether there is something to be sent now: new data, or an acknowledgement that should not wait.
+    fn wants_to_send(&mut self, has_work: bool, now: Instant) -> bool {
+        let lost = self.quic.stats().lost;
+        let has_lost = lost != std::mem::replace(&mut self.lost_packets, lost);
+        let after_much = self.wrote_much_at.is_some_and(|at| now < at + AFTER_MUCH);
+        let is_quiet = matches!(self.phase, Phase::InUse | Phase::Draining);
+        has_work
+            || self.must_send
+            || has_lost
+            || after_much
+            || !is_quiet
+            || !self.unsent.is_empty()
+            || self.quic.local_error().is_some()
+    }
+
+    /// Hands to QUIC what waits and puts its datagrams on the socket. `with_ack`: what has arrived may
+    /// want an acknowledgement, which is put off if nothing else is to be said.
+    pub(super) fn flush(&mut self, connection: &Connection, now: Instant, with_ack: bool) {
+        if self.closed.is_some() || self.is_broken {
+            return;
+        }
+        let mut outbox = connection.outbox.lock();
+        let has_work = outbox.has_work();
+        if !self.wants_to_send(has_work, now) {
+            drop(outbox);
+            if with_ack {
+                self.ack_owed_at.get_or_insert(now);
+            }
+            return;
+        }
+        let written = outbox.write(&mut self.quic);
+        drop(outbox);
+        if written.room {
+            connection.changed.notify_all();
+        }
+        self.must_send = false;
+        self.ack_owed_at = None;
+        let sent = self.send_datagrams(connection);
+        if sent.max(written.bytes) > MUCH_BYTES {
+            self.wrote_much_at = Some(now);
+        }
+    }
+
+    /// Puts QUIC's datagrams on the socket, until there are none or the socket is full. Returns how
+    /// many bytes went.
+    fn send_datagrams(&mut self, connection: &Connection) -> usize {
+        if self.quic.local_error().is_some() && self.farewell.is_empty() {
+            // The closing datagram matters more than what the full socket did not take: it must be
+            // made now, so that it can be repeated.
+            self.unsent.clear();
+        }
+        let mut sent = 0;
+        if !self.unsent.is_empty() {
+            let unsent = std::mem::take(&mut self.unsent);
+            if !self.put(connection, &unsent, self.unsent_segment) {
+                return 0;
+            }
+        }
+        let max = connection.context.config.max_datagram_bytes;
+        let mut buffer = buffers::take();
+        loop {
+            let quic = &mut self.quic;
+            // An error other than `Done` is told better by the connection's state.
+            let make = |room: &mut [u8]| quic.send(room).ok().map(|(bytes, _)| bytes);
+            let batch = gather(&mut buffer, max, self.gso, make);
+            if batch.bytes == 0 {
+                return sent;
+            }
+            if self.quic.local_error().is_some() {
+                self.farewell = buffer[..batch.bytes].to_vec();
+            }
+            if !self.put(connection, &buffer[..batch.bytes], batch.segment) {
+                return sent;
+            }
+            sent += batch.bytes;
+            if batch.is_last {
+                return sent;
+            }
+        }
+    }
+
+    /// Puts datagrams of one size, the last of which may be shorter, on the socket. `false` when it is
+    /// full: then they are kept.
+    fn put(&mut self, connection: &Connection, batch: &[u8], segment: usize) -> bool {
+        let mut rest = batch;
+        while !rest.is_empty() {
+            // In one piece, unless the system turned out not to cut it.
+            let piece = if self.gso { rest.len() } else { segment.min(rest.len()) };
+            match connection.path.send(&rest[..piece], connection.addr) {
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.unsent = rest.to_vec();
+                    self.unsent_segment = segment;
+                    return false;
+                }
+                // An ICMP message for an earlier datagram: a hint, and this one was not sent.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                    self.refused_at.get_or_insert_with(super::connection::clock);
+                    let _ = connection.path.send(&rest[..piece], connection.addr);
+                }
+                Err(error) if piece > segment => {
+                    // A device without checksum offload, or a path that does not carry the size.
+                    log::debug!(target: "transport", addr:% = connection.addr, error:%;
+                        "batches are sent one by one from here on");
+                    self.gso = false;
+                    continue;
+                }
+                // Anything else is a datagram lost here instead of on the way; QUIC repeats it.
+                Err(error) => {
+                    log::trace!(target: "transport", addr:% = connection.addr, error:%; "datagram lost");
+                }
+            }
+            rest = &rest[piece..];
+        }
+        true
+    }
+
+    /// Whether something is to be sent that is not in the outbox.
+    pub(super) fn wants_flush(&self) -> bool {
+        self.must_send
+    }
+
+    /// Whether the socket is full.
+    pub(super) fn is_full(&self) -> bool {
+        !self.unsent.is_empty()
+    }
+
+    /// When something is due.
+    pub(super) fn next_deadline(&self, connection: &Connection) -> Option<Instant> {
+        let handshake = self.up_at.is_none().then_some(self.deadline);
+        let refused = self.refused_at.map(|at| at + REFUSED_PATIENCE);
+        let ack = self.ack_owed_at.map(|at| at + ACK_AFTER);
+        [
+            self.quic.timeout_instant(),
+            handshake,
+            refused,
+            ack,
+            self.next_ping_at,
+            self.drain_until,
+            connection.outbox.lock().next_expiry,
+        ]
+        .into_iter()
+        .flatten()
+        .min()
+    }
+
+    // ---- the end
+
+    /// Closes from this end, once.
+    pub(super) fn close(&mut self, code: CloseCode) {
+        self.closing.get_or_insert(CloseReason::Local(code));
+        self.must_send = true;
+        // `Done` means that it is closing already.
+        let _ = self.quic.close(true, code.to_wire(), b"");
+    }
+
+    /// The one classification of how a connection ended, from its state. `None` while it lives.
+    pub(super) fn close_reason(&self) -> Option<CloseReason> {
+        let quic = &self.quic;
+        if self.is_broken {
+            return Some(CloseReason::Local(CloseCode::Internal));
+        }
+        let is_over = quic.is_closed() || quic.is_draining() || quic.local_error().is_some();
+        if !is_over {
+            return None;
+        }
+        if let Some(error) = quic.peer_error() {
+            return Some(classify(error.is_app, error.error_code, true));
+        }
+        if let Some(reason) = &self.closing {
+            return Some(reason.clone());
+        }
+        if let Some(error) = quic.local_error() {
+            return Some(classify(error.is_app, error.error_code, false));
+        }
+        if quic.is_timed_out() {
+            return Some(CloseReason::Idle);
+        }
+        // Closed without an error and not by time: quiche recognised a stateless reset.
+        Some(CloseReason::Reset)
+    }
+
+    /// Ends everything that waits on this connection and makes the last notice.
+    pub(super) fn finish(&mut self, connection: &Connection, reason: CloseReason) -> Notice {
+        let mut outbox = connection.outbox.lock();
+        let unacknowledged = outbox.unacknowledged();
+        connection.lost.store(unacknowledged > 0, Relaxed);
+        let counters = &connection.context.counters;
+        counters
+            .messages_unacknowledged
+            .fetch_add(unacknowledged, Relaxed);
+        self.closed = Some(reason.clone());
+        let is_replaced = matches!(
+            reason,
+            CloseReason::Local(CloseCode::Duplicate) | CloseReason::Peer(CloseCode::Duplicate)
+        );
+        let waiters = outbox.close(reason.to_string(), is_replaced);
+        drop(outbox);
+        let peer = connection.peer_name();
+        for waiter in waiters.into_values() {
+            let (peer, reason) = (peer.clone(), reason.to_string());
+            let outcome = Err(RequestError::Disconnected { peer, reason });
+            self.effects.push_back(Effect::Answer { waiter, outcome });
+        }
+        for incoming in std::mem::take(&mut self.inflow).streams.into_values() {
+            if let Some(reader) = incoming.reader {
+                self.effects.push_back(Effect::Readable(reader));
+            }
+        }
+        self.pings.clear();
+        connection.changed.notify_all();
+        let mut info = connection.info.lock();
+        info.state = ConnectionState::Down;
+        info.last_error = Some(reason.to_string());
+        Notice::Down {
+            connection: connection.id,
+            reason,
+            unacknowledged,
+        }
+    }
+
+    pub(super) fn publish(&mut self, connection: &Connection, now: Instant) {
+        let shown = match self.phase {
+            Phase::Handshaking | Phase::Hello | Phase::Ready | Phase::Up => {
+                ConnectionState::Handshaking
+            }
+            Phase::InUse => ConnectionState::Established,
+            Phase::Draining => ConnectionState::Draining,
+        };
+        let mut info = connection.info.lock();
+        if info.state == shown && now < self.info_at + INFO_INTERVAL {
+            return;
+        }
+        self.info_at = now;
+        info.state = shown;
+        info.peer = connection
+            .peer
+            .get()
+            .cloned()
+            .or_else(|| self.expected.clone());
+        let stats = self.quic.stats();
+        info.sent_bytes = stats.sent_bytes;
+        info.received_bytes = stats.recv_bytes;
+        info.sent_packets = stats.sent as u64;
+        info.received_packets = stats.recv as u64;
+        info.lost_packets = stats.lost as u64;
+        let mut streams = connection.outbox.lock().ids();
+        streams.extend(self.inflow.streams.keys());
+        info.streams = streams.len() as u64;
+        info.idle = Some(now.saturating_duration_since(self.heard_at));
+        info.up = self.up_at.map(|at| now.saturating_duration_since(at));
+        info.last_ping = self.last_ping;
+        info.ping_failures = self.missed_pings;
+        if let Some(path) = self.quic.path_stats().next() {
+            info.rtt = Some(path.rtt);
+            info.min_rtt = path.min_rtt;
+            info.cwnd_bytes = path.cwnd as u64;
+            info.mtu_bytes = path.pmtu as u64;
+        }
+    }
+}
+
+/// Datagrams that were made for one send.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Batch {
+    bytes: usize,
+    segment: usize,
+    /// There was nothing more to be sent.
+    is_last: bool,
+}
+
+/// Fills `buffer` with datagrams of one size, the last of which may be shorter, as a send that is cut
+/// by the kernel wants it. `make` writes one datagram of at most the room it is given. Only datagrams
+/// of full size are put together; whatever begins smaller goes alone.
+fn gather(
+    buffer: &mut [u8],
+    max: usize,
+    together: bool,
+    mut make: impl FnMut(&mut [u8]) -> Option<usize>,
+) -> Batch {
+    let mut bytes = 0;
+    for _ in 0..MAX_SEGMENTS {
+        if bytes + max > buffer.len().min(MAX_BATCH_BYTES) {
+            break;
+        }
+        match make(&mut buffer[bytes..bytes + max]) {
+            Some(made) if made > 0 => {
+                bytes += made;
+                if made < max || !together {
+                    break;
+                }
+            }
+            Some(_) | None => {
+                return Batch {
+                    bytes,
+                    segment: max.min(bytes),
+                    is_last: true,
+                };
+            }
+        }
+    }
+    Batch {
+        bytes,
+        segment: max.min(bytes),
+        is_last: false,
+    }
+}
+
+/// What reading a stream came to.
+enum Reading {
+    /// No more bytes now.
+    Waiting,
+    /// A full inbox, or a full queue to the reactor.
+    Stalled,
+    /// The peer has said everything.
+    Finished,
+    /// The stream is over without an end.
+    Reset,
+}
+
+enum Delivered {
+    Yes,
+    Blocked,
+    /// Nobody here wants the stream.
+    Ignore,
+}
+
+/// What a stream of the peer turned out to be.
+enum Opened {
+    Framed,
+    Raw,
+    Unwanted,
+    /// Applications' streams are read later.
+    Early(Preamble),
+}
+
+fn is_bidirectional(stream: u64) -> bool {
+    stream & 2 == 0
+}
+
+fn is_of_dialer(stream: u64) -> bool {
+    stream & 1 == 0
+}
+
+fn protocol(error: FramingError) -> Refusal {
+    log::debug!(target: "transport", error:%; "protocol violation");
+    (CloseCode::Protocol, CloseReason::Local(CloseCode::Protocol))
+}
+
+/// Tells the peer that nobody here wants what the stream carries. STOP_SENDING would say the same,
+/// but quiche never forgets a peer's stream that was shut down for reading, and the peer would run
+/// out of streams.
+fn refuse(connection: &Connection, id: u64, incoming: &mut Incoming) {
+    incoming.refused = true;
+    connection.push_control(Control::Refused { stream: id });
+}
+
+fn note_nobody(connection: &Connection, app: &str) {
+    let counters = &connection.context.counters;
+    counters.messages_for_nobody.fetch_add(1, Relaxed);
+    log::debug!(target: "transport", peer:% = connection.peer_name(), app:%;
+        "no such application here; what is for it is refused");
+}
+
+fn ping_interval(connection: &Connection) -> Duration {
+    Duration::from_millis(connection.context.ping_interval_ms.load(Relaxed))
+}
+
+fn hello(connection: &Connection) -> Control {
+    let context = &connection.context;
+    Control::Hello(Hello {
+        cluster: context.cluster.clone(),
+        node: context.node.clone(),
+        boot: context.boot,
+        protocol: PROTOCOL_VERSIONS,
+        keyring_digest: context.keyring_digest.lock().clone(),
+    })
+}
+
+/// Checks the peer's HELLO against its certificate and against ourselves.
+fn greet(connection: &Connection, hello: &Hello) -> Result<(), Refusal> {
+    let context = &connection.context;
+    let certified = connection.peer.get();
+    let wrong = |why: String| Err((CloseCode::Identity, CloseReason::WrongIdentity(why)));
+    if certified != Some(&hello.node) || hello.cluster != context.cluster {
+        return wrong(format!("HELLO says {}.{}", hello.node, hello.cluster));
+    }
+    // Only our own certificate makes it ourselves: an address that is taken for our own is
+    // never dialled again, so nobody else may make us believe that.
+    match (hello.node == context.node, hello.boot == context.boot) {
+        (true, true) => {
+            let reason = CloseReason::Local(CloseCode::SelfDial);
+            return Err((CloseCode::SelfDial, reason));
+        }
+        (true, false) => {
+            return wrong("another process has this node's name and certificate".into());
+        }
+        (false, true) => return wrong("HELLO repeats this node's own boot id".into()),
+        (false, false) => {}
+    }
+    if !hello.is_compatible() {
+        let reason = CloseReason::Local(CloseCode::Protocol);
+        return Err((CloseCode::Protocol, reason));
+    }
+    Ok(())
+}
+
+/// TLS alerts are transport errors 0x100 to 0x1ff (RFC 9001 §4.8).
+fn classify(is_app: bool, code: u64, by_peer: bool) -> CloseReason {
+    match (is_app, by_peer) {
+        (true, true) => CloseReason::Peer(CloseCode::from_wire(code)),
+        (true, false) => CloseReason::Local(CloseCode::from_wire(code)),
+        (false, by_peer) => match u8::try_from(code.wrapping_sub(0x100)) {
+            Ok(alert) => CloseReason::Tls { alert, by_peer },
+            Err(_) => CloseReason::Transport { code, by_peer },
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Gathers datagrams of these sizes, and returns the sizes of the pieces that the kernel would
+    /// cut each batch into.
+    fn cut(sizes: &[usize], max: usize, together: bool) -> Vec<Vec<usize>> {
+        let mut sizes = sizes.iter().copied();
+        let mut buffer = vec![0; udp::RECEIVE_BYTES];
+        let mut batches = Vec::new();
+        loop {
+            let batch = gather(&mut buffer, max, together, |room| {
+                let size = sizes.next()?;
+                assert!(size <= room.len(), "{size} do not fit {}", room.len());
+                Some(size)
+            });
+            if batch.bytes > 0 {
+                assert!(batch.bytes <= MAX_BATCH_BYTES);
+                let pieces = buffer[..batch.bytes].chunks(batch.segment);
+                batches.push(pieces.map(<[u8]>::len).collect());
+            }
+            if batch.is_last {
+                return batches;
+            }
+        }
+    }
+
+    #[test]
+    fn a_batch_has_datagrams_of_one_size_and_only_the_last_is_shorter() {
+        assert_eq!(cut(&[], 1_200, true), Vec::<Vec<usize>>::new());
+        assert_eq!(cut(&[40], 1_200, true), [vec![40]]);
+        assert_eq!(
+            cut(&[1_200, 1_200, 80, 1_200], 1_200, true),
+            [vec![1_200, 1_200, 80], vec![1_200]]
+        );
+        assert_eq!(cut(&[40, 1_200], 1_200, true), [vec![40], vec![1_200]]);
+        assert_eq!(
+            cut(&[1_200, 1_200], 1_200, false),
+            [vec![1_200], vec![1_200]]
+        );
+    }
+
+    #[test]
+    fn a_batch_is_neither_larger_nor_of_more_datagrams_than_the_system_takes() {
+        let batches = cut(&[1_200; 130], 1_200, true);
+        let counts: Vec<usize> = batches.iter().map(Vec::len).collect();
+        assert_eq!(counts, [54, 54, 22]);
+        let counts: Vec<usize> = cut(&[100; 130], 100, true).iter().map(Vec::len).collect();
+        assert_eq!(counts, [64, 64, 2]);
+        let batches = cut(&[65_000; 3], 65_000, true);
+        assert_eq!(batches, [[65_000], [65_000], [65_000]]);
+    }
+}

@@ -1,0 +1,111 @@
+//! What arrives on the streams of one connection.
+//!
+//! Incoming bytes become units here. A unit that finds its inbox full stays, and its stream is not
+//! read until there is room, which the peer feels. The streams of applications themselves are not
+//! read here at all: QUIC keeps their bytes until the application takes them.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use crate::transport::{
+    framing::{Decoder, Preamble, StreamKind},
+    outbox::MAX_APP_STREAMS,
+    reply::Slot,
+};
+
+/// Streams of applications themselves that a peer may have open here. What each can hold unread
+/// fits the connection's window (see [`Config`](super::Config)).
+pub(super) const MAX_RAW_STREAMS: usize = 64;
+
+/// One stream that the peer writes to.
+#[derive(Debug)]
+pub(super) struct Incoming {
+    pub(super) decoder: Decoder,
+    pub(super) preamble: Option<Preamble>,
+    /// Bytes read from QUIC that a full inbox keeps from being decoded, or that came with the
+    /// preamble of an application's own stream.
+    pub(super) leftover: Vec<u8>,
+    /// The unit that found its inbox full.
+    pub(super) blocked: Option<Vec<u8>>,
+    /// Messages delivered, and those acknowledged to the peer.
+    pub(super) delivered: u64,
+    pub(super) acknowledged: u64,
+    /// Nobody here wants what it carries: it is read and dropped until the peer ends it.
+    pub(super) refused: bool,
+    /// Sync frames read, for the limit.
+    pub(super) frames: usize,
+    pub(super) fin: bool,
+    /// Who waits for bytes of an application's own stream.
+    pub(super) reader: Option<Arc<Slot<()>>>,
+}
+
+impl Incoming {
+    pub(super) fn new() -> Self {
+        Self {
+            decoder: Decoder::new(crate::control::MAX_HELLO_BYTES),
+            preamble: None,
+            leftover: Vec::new(),
+            blocked: None,
+            delivered: 0,
+            acknowledged: 0,
+            refused: false,
+            frames: 0,
+            fin: false,
+            reader: None,
+        }
+    }
+
+    /// A stream that this end opened, so that the other sends no preamble.
+    pub(super) fn opened_here(kind: StreamKind, app: &str, max_unit_bytes: usize) -> Self {
+        let mut incoming = Self::new();
+        incoming.decoder.set_max_unit_bytes(max_unit_bytes);
+        incoming.preamble = Some(Preamble {
+            kind,
+            app: app.to_owned(),
+        });
+        incoming
+    }
+
+    pub(super) fn is(&self, kind: StreamKind) -> bool {
+        self.preamble.as_ref().is_some_and(|p| p.kind == kind)
+    }
+
+    pub(super) fn partial_bytes(&self) -> usize {
+        let blocked = self.blocked.as_ref().map_or(0, Vec::len);
+        self.decoder.buffered() + self.leftover.len() + blocked
+    }
+}
+
+/// All incoming streams of a connection.
+#[derive(Debug, Default)]
+pub(super) struct Inflow {
+    pub(super) streams: BTreeMap<u64, Incoming>,
+    /// Streams that have bytes which cannot be taken now.
+    pub(super) stalled: BTreeSet<u64>,
+    /// Streams of messages with something to acknowledge.
+    pub(super) unacknowledged: Vec<u64>,
+}
+
+impl Inflow {
+    /// Whether the peer may open another stream of this kind for this application: one of each, and
+    /// no more than real applications need. Refused streams, which hold nothing, do not count.
+    pub(super) fn may_open(&self, preamble: &Preamble) -> bool {
+        let live = self.streams.values().filter(|stream| !stream.refused);
+        let mut preambles = live.filter_map(|stream| stream.preamble.as_ref());
+        if preamble.kind == StreamKind::Raw {
+            return preambles.filter(|p| p.kind == StreamKind::Raw).count() < MAX_RAW_STREAMS;
+        }
+        let is_first = preambles.clone().all(|other| other != preamble);
+        let framed = preambles
+            .by_ref()
+            .filter(|other| other.kind != StreamKind::Raw);
+        is_first && framed.count() < MAX_APP_STREAMS
+    }
+
+    /// Bytes of units that are not complete, or that wait for room in an inbox.
+    pub(super) fn partial_bytes(&self) -> usize {
+        self.streams.values().map(Incoming::partial_bytes).sum()
+    }
+}

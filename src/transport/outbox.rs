@@ -1,0 +1,673 @@
+//! What waits to be sent on one connection, and who waits for an answer.
+//!
+//! Callers put units here under a lock that nobody holds for long: no system call is made and no
+//! packet built while it is held. Whoever drives the connection moves units on to QUIC, so that
+//! what many callers put here in the meantime leaves in one batch.
+//!
+//! Per application and direction there is one stream of messages, one of requests and one of
+//! replies, opened when first used; a control stream; a stream for each sync; and the streams that
+//! applications open for themselves. Each is bounded in bytes, and so is the whole process.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+    time::Instant,
+};
+
+use bytes::Bytes;
+
+use crate::{
+    error::RequestError,
+    inbox::MAX_APPS,
+    transport::{
+        framing::{self, Preamble, StreamKind},
+        reply::Waiter,
+        tls::Quic,
+    },
+};
+
+/// Bytes that may wait on one outgoing stream before its senders wait. A unit that finds the stream
+/// empty is taken whatever its size, so that the largest message can be sent at all.
+pub(super) const MAX_QUEUED_BYTES: usize = 1 << 20;
+
+/// Who waits for room is woken when so much of it is free, not for every byte.
+const ROOM_WORTH_WAKING_FOR: usize = MAX_QUEUED_BYTES / 4;
+
+/// Bytes that may wait on the outgoing streams of all connections of the process.
+const MAX_PROCESS_QUEUED_BYTES: usize = 256 << 20;
+
+/// Control frames that may wait before the peer counts as one that does not read: every frame we
+/// must answer costs it one, too.
+pub(super) const MAX_CONTROL_QUEUED_BYTES: usize = 256 << 10;
+
+/// Application streams of one direction: messages, requests and replies of each application of
+/// either node, and requests and replies of queries.
+pub(super) const MAX_APP_STREAMS: usize = 3 * MAX_APPS + 2;
+
+/// What waits in the whole process.
+static PROCESS_QUEUED: AtomicUsize = AtomicUsize::new(0);
+
+/// The control stream: the dialler's first bidirectional one (RFC 9000 §2.1).
+pub(super) const CONTROL: u64 = 0;
+
+/// The urgency of a stream (0 is first, 255 last).
+fn urgency(kind: StreamKind) -> u8 {
+    match kind {
+        StreamKind::Control => 0,
+        StreamKind::Requests | StreamKind::Replies => 64,
+        StreamKind::Sync => 96,
+        StreamKind::Messages => 127,
+        StreamKind::Raw => 192,
+    }
+}
+
+/// Whether units of applications are taken.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Gate {
+    /// Not yet: the connection is not in use.
+    Shut,
+    Open,
+    /// No more: another connection takes its place.
+    Superseded,
+    /// It is over.
+    Closed {
+        /// Because another connection took its place.
+        is_replaced: bool,
+        reason: String,
+    },
+}
+
+/// One stream's bytes that QUIC has not taken yet.
+#[derive(Debug)]
+struct Outgoing {
+    kind: StreamKind,
+    queue: VecDeque<Bytes>,
+    queued_bytes: usize,
+    opened: bool,
+    fin: bool,
+    /// It is among those with work.
+    is_ready: bool,
+    /// Somebody waits for room on it.
+    is_awaited: bool,
+    /// Messages put on the stream, and those the peer has acknowledged.
+    sent: u64,
+    acknowledged: u64,
+    /// The peer does not read it: it has no such application, or wants no more of it. With the code
+    /// that it gave.
+    stopped: Option<u64>,
+}
+
+impl Outgoing {
+    fn new(kind: StreamKind) -> Self {
+        Self {
+            kind,
+            queue: VecDeque::new(),
+            queued_bytes: 0,
+            opened: false,
+            fin: false,
+            is_ready: false,
+            is_awaited: false,
+            sent: 0,
+            acknowledged: 0,
+            stopped: None,
+        }
+    }
+
+    fn has_work(&self) -> bool {
+        self.stopped.is_none() && (self.fin || !self.queue.is_empty())
+    }
+
+    fn push(&mut self, bytes: impl Into<Bytes>) {
+        let bytes = bytes.into();
+        self.queued_bytes += bytes.len();
+        PROCESS_QUEUED.fetch_add(bytes.len(), Relaxed);
+        self.queue.push_back(bytes);
+    }
+
+    fn taken(&mut self, bytes: usize) {
+        self.queued_bytes -= bytes;
+        PROCESS_QUEUED.fetch_sub(bytes, Relaxed);
+    }
+
+    fn clear(&mut self) {
+        self.taken(self.queued_bytes);
+        self.queue.clear();
+    }
+
+    fn unacknowledged(&self) -> u64 {
+        self.sent.saturating_sub(self.acknowledged)
+    }
+
+    fn is_settled(&self) -> bool {
+        self.stopped.is_some() || (self.queue.is_empty() && self.unacknowledged() == 0)
+    }
+}
+
+impl Drop for Outgoing {
+    fn drop(&mut self) {
+        self.clear();
+    }
+}
+
+/// Why an application's own stream takes nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Unwritable {
+    /// There is no room now.
+    Full,
+    /// The peer wants no more of it.
+    Stopped(u64),
+    /// It is finished or reset.
+    Gone,
+}
+
+/// Outgoing streams and the requests that wait.
+#[derive(Debug)]
+pub(super) struct Outbox {
+    pub(super) gate: Gate,
+    is_dialer: bool,
+    next_uni: u64,
+    next_bidi: u64,
+    by_app: BTreeMap<(StreamKind, Arc<str>), u64>,
+    streams: BTreeMap<u64, Outgoing>,
+    /// Streams that have work, in no order.
+    ready: Vec<u64>,
+    /// Resets that QUIC has not been told of.
+    resets: Vec<(u64, u64)>,
+    /// Messages on streams that the peer refused and that are forgotten.
+    refused: u64,
+    /// The stream that was written to last.
+    last_served: u64,
+    /// The peer lets control frames pile up.
+    pub(super) control_overflow: bool,
+    /// Requests that wait for a reply.
+    pub(super) requests: BTreeMap<u64, Waiter>,
+    /// When the first request that nobody watches over expires, or an earlier time.
+    pub(super) next_expiry: Option<Instant>,
+    /// Requests of the peer that are being answered here.
+    pub(super) answering: usize,
+    /// Callers that wait for replies, and whether one of them reads the socket meanwhile.
+    pub(super) waiting: usize,
+    pub(super) has_leader: bool,
+}
+
+impl Outbox {
+    pub(super) fn new(is_dialer: bool) -> Self {
+        Self {
+            gate: Gate::Shut,
+            is_dialer,
+            // Stream ids: bit 0 tells who opened it, bit 1 whether it is unidirectional.
+            next_uni: if is_dialer { 2 } else { 3 },
+            next_bidi: if is_dialer { 4 } else { 1 },
+            by_app: BTreeMap::new(),
+            streams: BTreeMap::new(),
+            ready: Vec::new(),
+            resets: Vec::new(),
+            refused: 0,
+            last_served: 0,
+            control_overflow: false,
+            requests: BTreeMap::new(),
+            next_expiry: None,
+            answering: 0,
+            waiting: 0,
+            has_leader: false,
+        }
+    }
+
+    fn mark_ready(ready: &mut Vec<u64>, id: u64, stream: &mut Outgoing) {
+        if !stream.is_ready {
+            stream.is_ready = true;
+            ready.push(id);
+        }
+    }
+
+    /// Puts a control frame on its way.
+    pub(super) fn push_control(&mut self, frame: &[u8]) {
+        let is_dialer = self.is_dialer;
+        let stream = self.streams.entry(CONTROL).or_insert_with(|| {
+            let mut stream = Outgoing::new(StreamKind::Control);
+            if is_dialer {
+                stream.push(preamble(StreamKind::Control, ""));
+            }
+            stream
+        });
+        framing::encode_unit(&[], frame, |frame| stream.push(frame));
+        if stream.queued_bytes > MAX_CONTROL_QUEUED_BYTES {
+            self.control_overflow = true;
+        }
+        Self::mark_ready(&mut self.ready, CONTROL, stream);
+    }
+
+    /// The id of an application's outgoing stream, which is opened if need be.
+    fn app(&mut self, kind: StreamKind, app: &Arc<str>) -> u64 {
+        let key = (kind, Arc::clone(app));
+        if let Some(id) = self.by_app.get(&key) {
+            return *id;
+        }
+        let id = self.next_uni;
+        self.next_uni += 4;
+        let mut stream = Outgoing::new(kind);
+        stream.push(preamble(kind, app));
+        self.streams.insert(id, stream);
+        self.by_app.insert(key, id);
+        id
+    }
+
+    fn existing(&self, kind: StreamKind, app: &Arc<str>) -> Option<&Outgoing> {
+        let id = self.by_app.get(&(kind, Arc::clone(app)))?;
+        self.streams.get(id)
+    }
+
+    /// Whether the peer has said that it has no application for these messages. Then the stream is
+    /// forgotten, so that the next message opens another.
+    pub(super) fn take_refusal(&mut self, app: &Arc<str>) -> bool {
+        let is_refused = self.is_refused(app);
+        if is_refused
+            && let Some(id) = self.by_app.remove(&(StreamKind::Messages, Arc::clone(app)))
+            && let Some(stream) = self.streams.remove(&id)
+        {
+            self.refused += stream.unacknowledged();
+        }
+        is_refused
+    }
+
+    /// Whether the peer has said that it has no application for these messages.
+    pub(super) fn is_refused(&self, app: &Arc<str>) -> bool {
+        self.existing(StreamKind::Messages, app)
+            .is_some_and(|stream| stream.stopped.is_some())
+    }
+
+    /// Messages of the application that the peer has not acknowledged.
+    pub(super) fn unacknowledged_of(&self, app: &Arc<str>) -> u64 {
+        self.existing(StreamKind::Messages, app)
+            .map_or(0, Outgoing::unacknowledged)
+    }
+
+    /// The peer has so many messages of a stream in its inbox.
+    pub(super) fn acknowledge(&mut self, id: u64, count: u64) {
+        if let Some(stream) = self.streams.get_mut(&id) {
+            // A peer that acknowledges what was never sent gains nothing.
+            stream.acknowledged = stream.acknowledged.max(count.min(stream.sent));
+        }
+    }
+
+    /// The peer has no application for a stream, or wants no more of it: what waits there is dropped,
+    /// and the stream reset, which gives it back to the peer's limit.
+    pub(super) fn refuse(&mut self, id: u64, quic: &mut Quic, code: u64) {
+        let stream = self.streams.get_mut(&id);
+        let may = |kind| matches!(kind, StreamKind::Messages | StreamKind::Raw);
+        if let Some(stream) = stream.filter(|stream| may(stream.kind)) {
+            stream.clear();
+            stream.stopped = Some(code);
+            // It fails when the stream is not open: then the peer refused what was never sent.
+            let _ = quic.stream_shutdown(id, quiche::Shutdown::Write, code);
+        }
+    }
+
+    /// Whether a unit of `bytes` may be put on the stream now. A stream that is empty takes any
+    /// unit, and so does a process in which next to nothing waits; otherwise both limits hold. Who
+    /// is told no is woken when there is room.
+    pub(super) fn has_room(&mut self, kind: StreamKind, app: &Arc<str>, bytes: usize) -> bool {
+        let id = self.app(kind, app);
+        let Some(stream) = self.streams.get_mut(&id) else {
+            return false;
+        };
+        // The preamble alone may lie there.
+        let is_empty = stream.queued_bytes <= 2 + framing::MAX_NAME_BYTES;
+        let fits = is_empty || stream.queued_bytes + bytes <= MAX_QUEUED_BYTES;
+        let has_room = fits && fits_process(bytes);
+        stream.is_awaited |= !has_room;
+        has_room
+    }
+
+    /// Whether a reply may be put on the stream of an application that need not exist here: within
+    /// the room of the stream, and within the number of streams that real applications need.
+    pub(super) fn has_room_for_stranger(&mut self, app: &Arc<str>, bytes: usize) -> bool {
+        let is_known = self.existing(StreamKind::Replies, app).is_some();
+        (is_known || self.by_app.len() < MAX_APP_STREAMS)
+            && self.has_room(StreamKind::Replies, app, bytes)
+    }
+
+    /// Puts a unit on an application's stream.
+    pub(super) fn push(&mut self, kind: StreamKind, app: &Arc<str>, unit: Unit) {
+        let id = self.app(kind, app);
+        let Some(stream) = self.streams.get_mut(&id) else {
+            return;
+        };
+        stream.push(unit.first);
+        for frame in unit.rest {
+            stream.push(frame);
+        }
+        if kind == StreamKind::Messages {
+            stream.sent += 1;
+        }
+        Self::mark_ready(&mut self.ready, id, stream);
+    }
+
+    /// Opens a sync and puts all its frames on their way. Returns its stream.
+    pub(super) fn start_sync(&mut self, frames: &[Vec<u8>]) -> u64 {
+        let id = self.next_bidi;
+        self.next_bidi += 4;
+        let mut stream = Outgoing::new(StreamKind::Sync);
+        stream.push(preamble(StreamKind::Sync, ""));
+        self.streams.insert(id, stream);
+        self.finish_sync(id, frames);
+        id
+    }
+
+    /// Puts this end's half of a sync on its way.
+    pub(super) fn finish_sync(&mut self, id: u64, frames: &[Vec<u8>]) {
+        let stream = self
+            .streams
+            .entry(id)
+            .or_insert_with(|| Outgoing::new(StreamKind::Sync));
+        for frame in frames {
+            framing::encode_unit(&[], frame, |frame| stream.push(frame));
+        }
+        stream.fin = true;
+        Self::mark_ready(&mut self.ready, id, stream);
+    }
+
+    /// The ids of outgoing syncs.
+    pub(super) fn syncs(&self) -> impl Iterator<Item = u64> + '_ {
+        self.streams
+            .iter()
+            .filter(|(_, stream)| stream.kind == StreamKind::Sync)
+            .map(|(id, _)| *id)
+    }
+
+    /// Opens a stream of the application's own. Returns its id.
+    pub(super) fn open_raw(&mut self, app: &str) -> u64 {
+        let id = self.next_bidi;
+        self.next_bidi += 4;
+        let mut stream = Outgoing::new(StreamKind::Raw);
+        stream.push(preamble(StreamKind::Raw, app));
+        Self::mark_ready(&mut self.ready, id, &mut stream);
+        self.streams.insert(id, stream);
+        id
+    }
+
+    /// The other half of a stream that the peer opened.
+    pub(super) fn adopt_raw(&mut self, id: u64) {
+        self.streams
+            .entry(id)
+            .or_insert_with(|| Outgoing::new(StreamKind::Raw));
+    }
+
+    /// Puts bytes on an application's own stream, as many as there is room for.
+    pub(super) fn write_raw(&mut self, id: u64, bytes: &[u8]) -> Result<usize, Unwritable> {
+        let Some(stream) = self.streams.get_mut(&id) else {
+            return Err(Unwritable::Gone);
+        };
+        if let Some(code) = stream.stopped {
+            return Err(Unwritable::Stopped(code));
+        }
+        if stream.fin {
+            return Err(Unwritable::Gone);
+        }
+        let room = MAX_QUEUED_BYTES
+            .saturating_sub(stream.queued_bytes)
+            .min(framing::MAX_FRAME_BYTES)
+            .min(bytes.len());
+        if (room == 0 && !bytes.is_empty()) || !fits_process(room) {
+            stream.is_awaited = true;
+            return Err(Unwritable::Full);
+        }
+        if room > 0 {
+            stream.push(bytes[..room].to_vec());
+            Self::mark_ready(&mut self.ready, id, stream);
+        }
+        Ok(room)
+    }
+
+    /// Ends this half of an application's own stream after what waits on it.
+    pub(super) fn finish_raw(&mut self, id: u64) {
+        if let Some(stream) = self.streams.get_mut(&id) {
+            stream.fin = true;
+            Self::mark_ready(&mut self.ready, id, stream);
+        }
+    }
+
+    /// Ends this half of an application's own stream without what waits on it.
+    pub(super) fn reset_raw(&mut self, id: u64, code: u64) {
+        if self.streams.remove(&id).is_some() {
+            self.resets.push((id, code));
+        }
+    }
+
+    /// Whether the writer's half of an application's own stream has nothing left to hand to QUIC.
+    pub(super) fn is_written(&self, id: u64) -> bool {
+        self.streams
+            .get(&id)
+            .is_none_or(|stream| stream.queue.is_empty() || stream.stopped.is_some())
+    }
+
+    /// Whether QUIC should be offered something.
+    pub(super) fn has_work(&self) -> bool {
+        !self.ready.is_empty() || !self.resets.is_empty()
+    }
+
+    /// Hands to QUIC what it takes: the urgent streams first, and streams of one urgency a frame
+    /// each in turn, because QUIC's window is one for all.
+    pub(super) fn write(&mut self, quic: &mut Quic) -> Written {
+        let mut written = Written::default();
+        for (id, code) in self.resets.drain(..) {
+            let _ = quic.stream_shutdown(id, quiche::Shutdown::Write, code);
+        }
+        match *self.ready.as_slice() {
+            [] => return written,
+            [id] => while self.write_frame(quic, id, &mut written) {},
+            _ => self.write_in_turn(quic, &mut written),
+        }
+        let streams = &mut self.streams;
+        self.ready.retain(|id| {
+            let Some(stream) = streams.get_mut(id) else {
+                return false;
+            };
+            stream.is_ready = stream.has_work();
+            stream.is_ready
+        });
+        written
+    }
+
+    fn write_in_turn(&mut self, quic: &mut Quic, written: &mut Written) {
+        // Who was served last comes last, so that a window that fits one frame goes round.
+        let order = |id: &u64| {
+            let kind = self.streams.get(id)?.kind;
+            Some((urgency(kind), *id <= self.last_served, *id))
+        };
+        let mut order: Vec<(u8, bool, u64)> = self.ready.iter().filter_map(order).collect();
+        order.sort_unstable();
+        for class in order.chunk_by(|a, b| a.0 == b.0) {
+            loop {
+                let mut took = false;
+                for &(_, _, id) in class {
+                    if self.write_frame(quic, id, written) {
+                        self.last_served = id;
+                        took = true;
+                    }
+                }
+                if !took {
+                    break;
+                }
+            }
+        }
+    }
+
+    /// Hands at most one piece of a stream to QUIC. `true` when it took something.
+    fn write_frame(&mut self, quic: &mut Quic, id: u64, written: &mut Written) -> bool {
+        let Some(stream) = self.streams.get_mut(&id).filter(|s| s.has_work()) else {
+            return false;
+        };
+        if !stream.opened {
+            // Setting the priority opens the stream; no more streams allowed now is no error.
+            if quic
+                .stream_priority(id, urgency(stream.kind), true)
+                .is_err()
+            {
+                return false;
+            }
+            stream.opened = true;
+        }
+        // What does not fit is lost with the error, so ask first.
+        let capacity = match quic.stream_capacity(id) {
+            Ok(capacity) => capacity,
+            Err(quiche::Error::StreamStopped(code)) => {
+                stream.clear();
+                stream.stopped = Some(code);
+                written.room = true;
+                if stream.kind == StreamKind::Sync {
+                    self.streams.remove(&id);
+                }
+                return true;
+            }
+            // Anything else ends the connection, and then its state says so.
+            Err(_) => return false,
+        };
+        let (piece, is_last) = match stream.queue.front_mut() {
+            None => (Bytes::new(), true),
+            Some(_) if capacity == 0 => return false,
+            Some(front) if front.len() > capacity => (front.split_to(capacity), false),
+            Some(_) => {
+                let whole = stream.queue.pop_front().unwrap_or_default();
+                (whole, stream.queue.is_empty())
+            }
+        };
+        let bytes = piece.len();
+        let fin = stream.fin && is_last;
+        match quic.stream_send_zc(id, piece, fin) {
+            Ok((_, None)) => {}
+            Ok((taken, Some(rest))) => {
+                debug_assert_eq!(taken + rest.len(), bytes);
+                stream.queue.push_front(rest);
+                stream.taken(taken);
+                return taken > 0;
+            }
+            // The capacity was there a moment ago, so this is the end of the connection.
+            Err(_) => {
+                stream.taken(bytes);
+                return false;
+            }
+        }
+        stream.taken(bytes);
+        written.bytes += bytes;
+        if fin {
+            self.streams.remove(&id);
+            written.room = true;
+        } else if stream.is_awaited
+            && stream.queued_bytes + ROOM_WORTH_WAKING_FOR <= MAX_QUEUED_BYTES
+        {
+            stream.is_awaited = false;
+            written.room = true;
+        } else if stream.queue.is_empty() {
+            // Who waits until all is on its way.
+            written.room = true;
+        }
+        true
+    }
+
+    /// Whether nothing waits to be written or acknowledged.
+    pub(super) fn is_written_out(&self) -> bool {
+        let ours = |stream: &&Outgoing| stream.kind != StreamKind::Raw;
+        self.streams
+            .values()
+            .filter(ours)
+            .all(Outgoing::is_settled)
+    }
+
+    /// Whether nothing is under way: nothing to write, no reply awaited, no request being answered.
+    pub(super) fn is_idle(&self) -> bool {
+        self.is_written_out() && self.requests.is_empty() && self.answering == 0
+    }
+
+    /// Messages that the peer has not acknowledged.
+    pub(super) fn unacknowledged(&self) -> u64 {
+        let waiting = self.streams.values().map(Outgoing::unacknowledged);
+        self.refused + waiting.sum::<u64>()
+    }
+
+    /// The ids of the streams that are open in this direction.
+    pub(super) fn ids(&self) -> BTreeSet<u64> {
+        self.streams.keys().copied().collect()
+    }
+
+    /// Nothing is sent any more. Returns those who wait for a reply.
+    pub(super) fn close(&mut self, reason: String, is_replaced: bool) -> BTreeMap<u64, Waiter> {
+        self.gate = Gate::Closed {
+            is_replaced,
+            reason,
+        };
+        // What is queued counts against the process until it is dropped.
+        self.streams.clear();
+        self.by_app.clear();
+        self.ready.clear();
+        self.resets.clear();
+        self.refused = 0;
+        std::mem::take(&mut self.requests)
+    }
+
+    /// Takes the requests whose time is over and that nobody else watches over.
+    pub(super) fn expire(&mut self, now: Instant) -> Vec<Waiter> {
+        if self.next_expiry.is_none_or(|at| now < at) {
+            return Vec::new();
+        }
+        let due = |waiter: &Waiter| waiter.expires_at().is_some_and(|at| at <= now);
+        let ids: Vec<u64> = self
+            .requests
+            .iter()
+            .filter(|(_, waiter)| due(waiter))
+            .map(|(id, _)| *id)
+            .collect();
+        let expired = ids
+            .iter()
+            .filter_map(|id| self.requests.remove(id))
+            .collect();
+        self.next_expiry = self.requests.values().filter_map(Waiter::expires_at).min();
+        expired
+    }
+}
+
+/// A message, request or reply as frames, made before any lock is taken.
+#[derive(Debug, Default)]
+pub(super) struct Unit {
+    first: Bytes,
+    rest: Vec<Bytes>,
+}
+
+impl Unit {
+    pub(super) fn new(head: &[u8], payload: &[u8]) -> Self {
+        let mut unit = Self::default();
+        framing::encode_unit(head, payload, |frame| {
+            if unit.first.is_empty() {
+                unit.first = frame.into();
+            } else {
+                unit.rest.push(frame.into());
+            }
+        });
+        unit
+    }
+}
+
+/// What became of an offer to QUIC.
+#[derive(Debug, Default, Clone, Copy)]
+pub(super) struct Written {
+    /// So much was taken.
+    pub(super) bytes: usize,
+    /// Somebody may have room now.
+    pub(super) room: bool,
+}
+
+/// What a reply is for whoever waits for it.
+pub(super) type Outcome = Result<Vec<u8>, RequestError>;
+
+fn fits_process(bytes: usize) -> bool {
+    let all = PROCESS_QUEUED.load(Relaxed);
+    all < MAX_QUEUED_BYTES || all + bytes <= MAX_PROCESS_QUEUED_BYTES
+}
+
+fn preamble(kind: StreamKind, app: &str) -> Vec<u8> {
+    let app = app.to_owned();
+    Preamble { kind, app }.encode()
+}

@@ -1,0 +1,135 @@
+//! One thread of a node that watches over what callers have brought forward.
+//!
+//! A worker sleeps towards the deadline that it knew. A caller that sends makes an earlier one: QUIC
+//! wants to hear of the packet in time, an acknowledgement is owed. To wake the worker for each would
+//! cost more than the request. So the connection goes on a list, and this thread looks at the list
+//! every few milliseconds, as long as there is something on it; it sleeps without end when there is
+//! not. What it finds due it does itself if the connection is free, and leaves to whoever drives it
+//! otherwise.
+
+#![expect(
+    clippy::disallowed_methods,
+    reason = "it watches over deadlines of the real clock"
+)]
+
+use std::{
+    io,
+    sync::{
+        Arc,
+        atomic::{
+            AtomicU64,
+            Ordering::{Relaxed, SeqCst},
+        },
+    },
+    time::{Duration, Instant},
+};
+
+use parking_lot::{Condvar, Mutex};
+
+use super::connection::Connection;
+use crate::thread;
+
+/// How often the list is looked at. What is watched is due in 8 ms at the earliest, and peers allow
+/// 25 ms for an acknowledgement, which is the shortest of it.
+const TICK: Duration = Duration::from_millis(4);
+
+#[derive(Default)]
+pub(crate) struct Timekeeper {
+    watched: Mutex<Watched>,
+    wake: Condvar,
+}
+
+#[derive(Default)]
+struct Watched {
+    /// At most one entry a connection.
+    list: Vec<Arc<Connection>>,
+    is_asleep: bool,
+    is_stopped: bool,
+}
+
+impl Timekeeper {
+    /// Starts the thread. It ends after [`stop`](Self::stop).
+    pub(super) fn start(self: &Arc<Self>) -> io::Result<thread::Handle> {
+        let keeper = Arc::clone(self);
+        thread::spawn("nd-time", move || keeper.run())
+    }
+
+    pub(super) fn stop(&self) {
+        let mut watched = self.watched.lock();
+        watched.is_stopped = true;
+        watched.list.clear();
+        self.wake.notify_one();
+    }
+
+    /// Something of the connection is due at that time, which its worker does not know.
+    pub(super) fn watch(&self, connection: &Connection, due: Instant) {
+        connection.due_at.set(due);
+        if connection.is_watched.swap(true, SeqCst) {
+            return;
+        }
+        let mut watched = self.watched.lock();
+        if watched.is_stopped {
+            return;
+        }
+        watched.list.push(connection.arc());
+        if std::mem::take(&mut watched.is_asleep) {
+            self.wake.notify_one();
+        }
+    }
+
+    fn run(&self) {
+        loop {
+            let mut watched = self.watched.lock();
+            if watched.list.is_empty() && !watched.is_stopped {
+                watched.is_asleep = true;
+                self.wake.wait(&mut watched);
+                watched.is_asleep = false;
+            } else if !watched.is_stopped {
+                self.wake.wait_for(&mut watched, TICK);
+            }
+            if watched.is_stopped {
+                return;
+            }
+            let now = Instant::now();
+            let due: Vec<Arc<Connection>> = watched
+                .list
+                .extract_if(.., |connection| connection.due_at.is_over(now))
+                .collect();
+            drop(watched);
+            for connection in due {
+                // What is brought forward from here on is watched anew.
+                connection.is_watched.store(false, SeqCst);
+                if let Some(next) = connection.on_due(now) {
+                    self.watch(&connection, next);
+                }
+            }
+        }
+    }
+}
+
+/// A time that one thread sets and another reads.
+#[derive(Debug)]
+pub(super) struct Due {
+    since: Instant,
+    nanos: AtomicU64,
+}
+
+impl Due {
+    pub(super) fn new(since: Instant) -> Self {
+        Self {
+            since,
+            nanos: AtomicU64::new(u64::MAX),
+        }
+    }
+
+    fn set(&self, at: Instant) {
+        let nanos = at.saturating_duration_since(self.since).as_nanos();
+        let nanos = u64::try_from(nanos).unwrap_or(u64::MAX);
+        self.nanos.store(nanos, Relaxed);
+    }
+
+    fn is_over(&self, now: Instant) -> bool {
+        let nanos = now.saturating_duration_since(self.since).as_nanos();
+        u128::from(self.nanos.load(Relaxed)) <= nanos
+    }
+}
