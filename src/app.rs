@@ -15,8 +15,8 @@ use crossbeam_channel::{Receiver, Sender, select};
 use parking_lot::Mutex;
 
 use crate::{
-    error::{RegisterError, RequestError, SendError, SendErrorKind},
-    inbox::{Answer, Inbox, Message, PendingRequest, Registry, Request},
+    error::{DatagramError, RegisterError, RequestError, SendError, SendErrorKind},
+    inbox::{Answer, Datagram, Inbox, Message, PendingRequest, Registry, Request},
     node_id::NodeId,
     snapshot::{Snapshot, Stage},
     stream::Stream,
@@ -424,6 +424,47 @@ impl App {
     /// them wait; further ones are reset.
     pub fn streams(&self) -> &Receiver<Stream> {
         &self.inbox.streams
+    }
+
+    /// Sends a datagram to the same application on `to`: at most once, perhaps never, in no order with
+    /// anything else (RFC 9221). It does not wait.
+    ///
+    /// # Errors
+    ///
+    /// [`DatagramError`] when it was not sent. What is sent may still be lost, on the way or because
+    /// nobody takes it in time at the other end.
+    pub fn send_datagram(&self, to: &NodeId, payload: &[u8]) -> Result<(), DatagramError> {
+        self.datagram_connection(to)?
+            .send_datagram(&self.inbox.name, payload)
+    }
+
+    /// The largest datagram that can be sent to `to` now, in bytes: what fits a datagram of the path,
+    /// about 1,100 by default.
+    ///
+    /// # Errors
+    ///
+    /// [`DatagramError::NotConnected`] or [`DatagramError::Stopped`].
+    pub fn max_datagram_bytes(&self, to: &NodeId) -> Result<usize, DatagramError> {
+        let connection = self.datagram_connection(to)?;
+        Ok(connection.max_datagram_bytes(&self.inbox.name))
+    }
+
+    fn datagram_connection(&self, to: &NodeId) -> Result<Arc<Connection>, DatagramError> {
+        self.connection(to).map_err(|kind| match kind {
+            SendErrorKind::Stopped => DatagramError::Stopped,
+            _ => DatagramError::NotConnected(to.clone()),
+        })
+    }
+
+    /// The datagrams for this application, for `recv` and `select!`. Up to 1,024 of them wait; further
+    /// ones are dropped and counted ([`dropped_datagrams`](Self::dropped_datagrams)).
+    pub fn datagrams(&self) -> &Receiver<Datagram> {
+        &self.inbox.datagrams
+    }
+
+    /// Datagrams that came and that nobody took in time.
+    pub fn dropped_datagrams(&self) -> u64 {
+        self.inbox.dropped_datagrams.load(Relaxed)
     }
 
     /// The messages for this application, for `recv` and for `crossbeam_channel::select!`. Clones

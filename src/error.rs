@@ -176,6 +176,29 @@ pub enum SendErrorKind {
     Stopped,
 }
 
+/// Why a datagram was not sent.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum DatagramError {
+    /// There is no connection to that peer.
+    #[error("no connection to {0}")]
+    NotConnected(NodeId),
+    /// Larger than a datagram to that peer may be.
+    #[error("datagram of {bytes} bytes is larger than {max}")]
+    TooLarge {
+        /// The size of the payload.
+        bytes: usize,
+        /// The largest that fits one datagram of the path.
+        max: usize,
+    },
+    /// So many wait to be sent already: the path is slower than the sender.
+    #[error("too many datagrams to {0} wait")]
+    Full(NodeId),
+    /// The node is shut down.
+    #[error("node is shut down")]
+    Stopped,
+}
+
 /// Why a request has no answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]

@@ -38,6 +38,10 @@ const MAX_TURNS: u32 = 8;
 /// Streams that peers have opened and that wait for the application to take them.
 const MAX_WAITING_STREAMS: usize = 64;
 
+/// Datagrams that wait for the application to take them. Of what nobody waits for in time, the newest
+/// is dropped and counted.
+const MAX_WAITING_DATAGRAMS: usize = 1_024;
+
 /// How many applications a node may have. Their streams must fit the 256 streams of a peer, and the
 /// windows of those that can stall must fit the connection's (see `transport::Config`).
 pub(crate) const MAX_APPS: usize = 32;
@@ -180,6 +184,16 @@ pub struct Message {
     _permit: Permit,
 }
 
+/// A datagram from a peer: it came once or not at all, in whatever order.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Datagram {
+    /// Who sent it; its certificate proves it.
+    pub from: NodeId,
+    /// What it sent.
+    pub payload: Vec<u8>,
+}
+
 /// A request from a peer, as a handler sees it.
 #[derive(Debug)]
 #[non_exhaustive]
@@ -240,6 +254,7 @@ struct Senders {
     messages: Sender<Message>,
     requests: Sender<PendingRequest>,
     streams: Sender<Stream>,
+    datagrams: Sender<Datagram>,
 }
 
 /// One application's inbox.
@@ -254,11 +269,15 @@ pub(crate) struct Inbox {
     pub(crate) messages: Receiver<Message>,
     pub(crate) requests: Receiver<PendingRequest>,
     pub(crate) streams: Receiver<Stream>,
+    pub(crate) datagrams: Receiver<Datagram>,
+    pub(crate) dropped_datagrams: AtomicU64,
     senders: RwLock<Option<Senders>>,
     inline_messages: RwLock<Option<Arc<InlineMessages>>>,
     inline_requests: RwLock<Option<Arc<InlineRequests>>>,
     /// Whether a request handler is registered.
     pub(crate) takes_requests: AtomicBool,
+    /// It is registered no more.
+    is_gone: AtomicBool,
     pub(crate) received: AtomicU64,
     pub(crate) handler_panics: AtomicU64,
 }
@@ -272,10 +291,12 @@ impl Inbox {
         let (message_sender, messages) = crossbeam_channel::unbounded();
         let (request_sender, requests) = crossbeam_channel::unbounded();
         let (stream_sender, streams) = crossbeam_channel::bounded(MAX_WAITING_STREAMS);
+        let (datagram_sender, datagrams) = crossbeam_channel::bounded(MAX_WAITING_DATAGRAMS);
         let senders = Senders {
             messages: message_sender,
             requests: request_sender,
             streams: stream_sender,
+            datagrams: datagram_sender,
         };
         Self {
             name: Arc::from(name),
@@ -285,10 +306,13 @@ impl Inbox {
             messages,
             requests,
             streams,
+            datagrams,
+            dropped_datagrams: AtomicU64::new(0),
             senders: RwLock::new(Some(senders)),
             inline_messages: RwLock::default(),
             inline_requests: RwLock::default(),
             takes_requests: AtomicBool::new(false),
+            is_gone: AtomicBool::new(false),
             received: AtomicU64::new(0),
             handler_panics: AtomicU64::new(0),
         }
@@ -311,6 +335,25 @@ impl Inbox {
                 .map_err(TrySendError::into_inner),
             None => Err(stream),
         }
+    }
+
+    /// Datagrams are not worth waiting for: what does not fit is counted.
+    pub(crate) fn deliver_datagram(&self, from: NodeId, payload: Vec<u8>) {
+        let datagram = Datagram { from, payload };
+        let senders = self.senders.read();
+        let is_taken = senders
+            .as_ref()
+            .is_some_and(|senders| senders.datagrams.try_send(datagram).is_ok());
+        let counter = if is_taken {
+            &self.received
+        } else {
+            &self.dropped_datagrams
+        };
+        counter.fetch_add(1, Relaxed);
+    }
+
+    pub(crate) fn is_gone(&self) -> bool {
+        self.is_gone.load(Relaxed)
     }
 
     pub(crate) fn inline_messages(&self) -> Option<Arc<InlineMessages>> {
@@ -375,7 +418,9 @@ impl Registry {
     }
 
     pub(crate) fn unregister(&self, name: &str) {
-        self.apps.write().remove(name);
+        if let Some(inbox) = self.apps.write().remove(name) {
+            inbox.is_gone.store(true, Relaxed);
+        }
     }
 
     /// The node has stopped: what is in the inboxes is the last.

@@ -73,12 +73,12 @@ pub mod ca;
 pub use app::{App, Delivery, PendingReply};
 pub use close::{CloseCode, CloseReason};
 pub use error::{
-    CommandError, EventError, IdentityError, NotReady, RegisterError, RequestError, SendError,
-    SendErrorKind, StartError,
+    CommandError, DatagramError, EventError, IdentityError, NotReady, RegisterError, RequestError,
+    SendError, SendErrorKind, StartError,
 };
 pub use event::{Event, EventKind};
 pub use explanation::{Explanation, Moment};
-pub use inbox::{Message, Request};
+pub use inbox::{Datagram, Message, Request};
 pub use node::{Builder, LeaveReport, Node, Profile, ShutdownReport};
 pub use node_id::{BootId, ClusterName, InvalidKeyId, InvalidName, KeyId, NodeId};
 pub use query::{Answers, MAX_ANSWER_BYTES, Query, QueryReport};

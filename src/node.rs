@@ -42,7 +42,7 @@ use crate::{
     },
     subscribers::{Events, Subscribers},
     swim, thread,
-    transport::{self, Context, Endpoint, millis, quic_config, udp},
+    transport::{self, Context, Endpoint, millis, quic_config, timekeeper, udp},
     trust::{self, Identity},
     waker::{Waker, deadline_after},
 };
@@ -271,6 +271,7 @@ impl Builder {
         let waker = Arc::new(Waker::new()?);
         let registry = Arc::new(Registry::default());
         let quic = quic_config(&self.identity, &self.transport).map_err(StartError::Tls)?;
+        let timekeeper = timekeeper::Running::shared()?;
         let context = Arc::new(Context {
             node: self.identity.node().clone(),
             cluster: self.identity.cluster().clone(),
@@ -285,12 +286,12 @@ impl Builder {
             ping_interval_ms: AtomicU64::new(millis(self.transport.ping_interval)),
             counters: transport::Counters::default(),
             offload,
-            timekeeper: Arc::default(),
+            timekeeper: timekeeper.keeper(),
             config: self.transport,
         });
         log::debug!(target: "node", "start: TLS ready");
         let reset_key = self.identity.derive_key("stateless reset");
-        let endpoint = Endpoint::new(Arc::clone(&context), listener, &reset_key)?;
+        let endpoint = Endpoint::new(Arc::clone(&context), listener, &reset_key, timekeeper)?;
 
         let overhead = trust::overhead(self.identity.node().as_str().len());
         let swim_config = swim::Config {

@@ -159,9 +159,7 @@ impl Write for &Stream {
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.shared
-            .pipe
-            .flush(deadline(&self.shared.write_timeout))
+        self.shared.pipe.flush(deadline(&self.shared.write_timeout))
     }
 }
 

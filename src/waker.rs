@@ -178,9 +178,7 @@ pub(crate) fn sleep(
 ) -> io::Result<()> {
     let mut polled: Vec<PollFd<'_>> = fds
         .iter()
-        .map(|(fd, interest)| {
-            PollFd::from_borrowed_fd(*fd, interest.poll_flags())
-        })
+        .map(|(fd, interest)| PollFd::from_borrowed_fd(*fd, interest.poll_flags()))
         .collect();
     let timeout = deadline.map(|deadline| timespec(deadline.saturating_duration_since(now)));
     match poll(&mut polled, timeout.as_ref()) {

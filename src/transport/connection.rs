@@ -47,7 +47,7 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::{
     control::Control,
-    error::{RequestError, SendErrorKind},
+    error::{DatagramError, RequestError, SendErrorKind},
     inbox::{Answer, Replier},
     node_id::{ConnectionId, NodeId},
     stats::{ConnectionInfo, ConnectionState, Side},
@@ -77,8 +77,9 @@ const INJECT_CAPACITY: usize = COMMAND_CAPACITY / 2;
 /// How long a reply may wait for its peer to read.
 const REPLY_PATIENCE: Duration = Duration::from_secs(15);
 
-/// Receives of a leader before it looks whether its reply was among them.
-const LEADER_BUDGET: usize = 2;
+/// Effects that are run before what they brought is sent: so the peer has something to do while the
+/// others are run. More would save system calls, and leave one end idle while the other works.
+const EFFECTS_AT_ONCE: usize = 16;
 
 thread_local! {
     /// The connection whose effects this thread runs: what is put into its outbox meanwhile leaves at
@@ -148,6 +149,8 @@ pub(crate) struct Connection {
     pub(super) info: Mutex<ConnectionInfo>,
     /// The connection this one replaces: its messages come first.
     replaced: Mutex<Option<Replaced>>,
+    /// There is one, and something of it may be under way.
+    has_predecessor: AtomicBool,
     /// Messages were never acknowledged when this connection ended. Its successor knows it, too.
     pub(super) lost: Arc<AtomicBool>,
     /// The worker let its commands pile up.
@@ -248,6 +251,7 @@ pub(super) fn new(
         next_request: AtomicU64::new(1),
         info: Mutex::new(info),
         replaced: Mutex::new(None),
+        has_predecessor: AtomicBool::new(false),
         lost: Arc::default(),
         is_stuck: AtomicBool::new(false),
         is_watched: AtomicBool::new(false),
@@ -301,6 +305,7 @@ impl Connection {
             lost: Arc::clone(&predecessor.lost),
             is_settled: false,
         });
+        self.has_predecessor.store(true, Relaxed);
     }
 
     pub(super) fn peer_name(&self) -> NodeId {
@@ -414,7 +419,7 @@ impl Connection {
         payload: &[u8],
         deadline: Instant,
         timeout: Duration,
-        waiter: Waiter,
+        waiter: impl FnOnce() -> Waiter,
         in_line: impl FnOnce(&mut Outbox) -> T,
     ) -> Result<(u64, T), Untaken<RequestError>> {
         let max = self.context.config.max_message_bytes;
@@ -425,7 +430,8 @@ impl Connection {
         self.await_predecessor(deadline);
         let id = self.next_request.fetch_add(1, Relaxed);
         let timeout_ms = u32::try_from(timeout.as_millis()).unwrap_or(u32::MAX);
-        let unit = Unit::new(&framing::request_head(id, timeout_ms), payload);
+        let head = framing::request_head(id, timeout_ms);
+        let unit = Unit::new(&head, payload);
         let mut outbox = self.outbox.lock();
         loop {
             match self.refusal(&outbox) {
@@ -445,6 +451,7 @@ impl Connection {
                 return Err(RequestError::Timeout { peer, timeout }.into());
             }
         }
+        let waiter = waiter();
         if let Some(at) = waiter.expires_at() {
             outbox.next_expiry = Some(outbox.next_expiry.map_or(at, |next| next.min(at)));
         }
@@ -465,7 +472,7 @@ impl Connection {
             return Err(RequestError::WouldDeadlock(self.peer_name()).into());
         }
         let slot = Arc::new(Slot::default());
-        let waiter = Waiter::Slot(Arc::clone(&slot));
+        let waiter = || Waiter::Slot(Arc::clone(&slot));
         let (id, leads) = self.submit(app, payload, deadline, timeout, waiter, |outbox| {
             self.begin_waiting(outbox)
         })?;
@@ -489,7 +496,7 @@ impl Connection {
         timeout: Duration,
     ) -> Result<PendingReply, Untaken<RequestError>> {
         let slot = Arc::new(Slot::default());
-        let waiter = Waiter::Slot(Arc::clone(&slot));
+        let waiter = || Waiter::Slot(Arc::clone(&slot));
         let (id, ()) = self.submit(app, payload, deadline, timeout, waiter, |_| ())?;
         self.nudge();
         Ok(PendingReply {
@@ -501,7 +508,8 @@ impl Connection {
         })
     }
 
-    /// Sends a request; `then` is called with the reply by the thread that reads it.
+    /// Sends a request; `then` is called with the reply by the thread that reads it. It is taken when
+    /// the request is.
     pub(crate) fn request_then(
         &self,
         app: &Arc<str>,
@@ -510,28 +518,14 @@ impl Connection {
         timeout: Duration,
         then: &mut Option<Then>,
     ) -> Result<(), Untaken<RequestError>> {
-        // Where the request is not taken, the function must not be lost: another connection may.
-        let given = Arc::new(Mutex::new(then.take()));
-        let taken = Arc::clone(&given);
-        let waiter = Waiter::Then {
-            then: Box::new(move |outcome| {
-                if let Some(then) = taken.lock().take() {
-                    then(outcome);
-                }
-            }),
+        let waiter = || Waiter::Then {
+            then: then.take().unwrap_or_else(|| Box::new(drop)),
             expires_at: deadline,
             timeout,
         };
-        match self.submit(app, payload, deadline, timeout, waiter, |_| ()) {
-            Ok(_) => {
-                self.nudge();
-                Ok(())
-            }
-            Err(untaken) => {
-                *then = given.lock().take();
-                Err(untaken)
-            }
-        }
+        self.submit(app, payload, deadline, timeout, waiter, |_| ())?;
+        self.nudge();
+        Ok(())
     }
 
     /// Sends a health ping; its round-trip time comes on the returned channel.
@@ -579,6 +573,36 @@ impl Connection {
         Ok(RawPipe::new(Arc::clone(self), id))
     }
 
+    /// Sends a datagram, or says why not.
+    pub(crate) fn send_datagram(&self, app: &str, payload: &[u8]) -> Result<(), DatagramError> {
+        let mut datagram = Vec::with_capacity(1 + app.len() + payload.len());
+        // Names of applications have at most 64 bytes.
+        datagram.push(app.len() as u8);
+        datagram.extend_from_slice(app.as_bytes());
+        datagram.extend_from_slice(payload);
+        let max = self.max_datagram_bytes(app);
+        if payload.len() > max {
+            let bytes = payload.len();
+            return Err(DatagramError::TooLarge { bytes, max });
+        }
+        let mut outbox = self.outbox.lock();
+        if outbox.gate != Gate::Open {
+            return Err(DatagramError::NotConnected(self.peer_name()));
+        }
+        if !outbox.push_datagram(datagram) {
+            return Err(DatagramError::Full(self.peer_name()));
+        }
+        drop(outbox);
+        self.nudge();
+        Ok(())
+    }
+
+    /// The largest datagram of the application that can be sent now.
+    pub(crate) fn max_datagram_bytes(&self, app: &str) -> usize {
+        let room = self.driver.lock().max_datagram_bytes();
+        room.unwrap_or(0).saturating_sub(1 + app.len())
+    }
+
     /// Waits until nothing is under way: nothing to write, no reply awaited, no request being
     /// answered. Gives up at `deadline`.
     pub(crate) fn await_idle(&self, deadline: Instant) {
@@ -593,6 +617,9 @@ impl Connection {
     /// Order across a swap: what was sent on the replaced connection arrives first. Bounded by the
     /// time a connection may drain.
     fn await_predecessor(&self, deadline: Instant) {
+        if !self.has_predecessor.load(Relaxed) {
+            return;
+        }
         let replaced = self.replaced.lock().clone();
         let Some(replaced) = replaced.filter(|replaced| !replaced.is_settled) else {
             return;
@@ -609,6 +636,7 @@ impl Connection {
         if let Some(replaced) = &mut *self.replaced.lock() {
             replaced.is_settled = true;
         }
+        self.has_predecessor.store(false, Relaxed);
     }
 
     /// Waits for a change. `false` at the deadline, and on a thread that must not wait.
@@ -745,8 +773,15 @@ impl Connection {
             let mut effects = driver.take_effects();
             drop(driver);
             let outer = TURNING.replace(Some(self.id));
-            for effect in effects.drain(..) {
-                self.run_effect(effect);
+            let now = clock();
+            while !effects.is_empty() {
+                let count = effects.len().min(EFFECTS_AT_ONCE);
+                for effect in effects.drain(..count) {
+                    self.run_effect(effect, now);
+                }
+                if !effects.is_empty() && self.work.swap(false, SeqCst) {
+                    self.drive_out(&mut self.driver.lock(), false);
+                }
             }
             TURNING.set(outer);
             driver = self.driver.lock();
@@ -756,7 +791,7 @@ impl Connection {
         driver
     }
 
-    fn run_effect(&self, effect: Effect) {
+    fn run_effect(&self, effect: Effect, now: Instant) {
         match effect {
             Effect::Answer { waiter, outcome } => match waiter {
                 Waiter::Slot(slot) => self.fill(&slot, outcome),
@@ -769,7 +804,7 @@ impl Connection {
                 request,
                 expires_at,
             } => {
-                let answer = if clock() >= expires_at {
+                let answer = if now >= expires_at {
                     Answer::Expired
                 } else {
                     handler(&request)
@@ -859,7 +894,9 @@ impl Connection {
                 let woken = sleep_on_two(waker, socket.as_fd(), interest, began, deadline);
                 slot.leave_socket();
                 match woken {
-                    Ok(Woken { by_socket: true, .. }) => {}
+                    Ok(Woken {
+                        by_socket: true, ..
+                    }) => {}
                     Ok(_) => continue,
                     Err(_) => {
                         // Nothing to sleep on: the worker's turn, which knows what to do then.
@@ -903,7 +940,7 @@ impl Connection {
             return;
         }
         let turned = catch_unwind(AssertUnwindSafe(|| {
-            driver.receive(self, socket, LEADER_BUDGET, now);
+            driver.receive(self, socket, true, now);
             driver.proceed(self, now);
         }));
         if let Err(panic) = turned {
@@ -930,7 +967,8 @@ impl Connection {
                 (ReplyStatus::Expired, Vec::new())
             }
         };
-        let unit = Unit::new(&framing::reply_head(id, status), &payload);
+        let head = framing::reply_head(id, status);
+        let unit = Unit::new(&head, &payload);
         let mut outbox = self.outbox.lock();
         outbox.answering = outbox.answering.saturating_sub(1);
         while !matches!(outbox.gate, Gate::Closed { .. }) {
@@ -1000,4 +1038,3 @@ impl Replier for Connection {
         self.answer(app, id, answer, Some(deadline));
     }
 }
-

@@ -90,6 +90,12 @@ const MAX_SPARE_EFFECTS: usize = 64;
 /// Stream bytes read at once.
 const PIECE_BYTES: usize = 64 * 1_024;
 
+/// Receives, and bytes of them, before the rest of a turn has its turn: what arrived is acknowledged
+/// and answered while it is in the processor's cache, and a peer that sends without end does not keep
+/// the thread.
+const MAX_RECEIVES: usize = 64;
+const MAX_RECEIVED_BYTES: usize = 256 * 1_024;
+
 /// How long an acknowledgement may wait for something to travel with: less than the 25 ms that peers
 /// allow for it (RFC 9000 §18.2), with time for a coarse timer.
 const ACK_AFTER: Duration = Duration::from_millis(8);
@@ -299,35 +305,34 @@ impl Driver {
         self.refused_at = None;
     }
 
-    /// Reads the socket, until it is empty or `budget` receives are done. Returns whether there may
-    /// be more.
+    /// Reads the socket until it is empty or the budget is used up; then the next sleep ends at once.
+    /// `is_one_enough`: a little that arrived is probably all that is awaited.
     pub(super) fn receive(
         &mut self,
         connection: &Connection,
         socket: &UdpSocket,
-        budget: usize,
+        is_one_enough: bool,
         now: Instant,
-    ) -> bool {
+    ) {
         let mut buffer = buffers::take();
-        for _ in 0..budget {
+        let mut bytes = 0;
+        for _ in 0..MAX_RECEIVES {
             match udp::receive(socket, &mut buffer) {
                 Ok(received) => {
                     self.take_in(connection, &mut buffer, received, now);
-                    // Most of the time that was all; another call only to learn it costs as much as
-                    // the sleep, which ends at once if there is more.
-                    if received.bytes <= LITTLE_BYTES {
-                        return false;
+                    bytes += received.bytes;
+                    if bytes >= MAX_RECEIVED_BYTES || (is_one_enough && bytes <= LITTLE_BYTES) {
+                        return;
                     }
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
                     self.note_refused(now);
                 }
-                Err(_) => return false,
+                // Nothing there, or nothing that this thread could mend.
+                Err(_) => return,
             }
         }
-        true
     }
 
     /// Anybody can forge it, so it is a hint: ask at once, and give up soon.
@@ -479,6 +484,7 @@ impl Driver {
         }
         self.advance(connection, now);
         self.read_streams(connection, now);
+        self.read_datagrams(connection);
         self.acknowledge(connection);
         self.on_time(connection, now);
         // Whether it is idle changes with much of the above.
@@ -767,7 +773,8 @@ impl Driver {
         preamble: Preamble,
     ) -> Result<Opened, Refusal> {
         let max_message = connection.context.config.max_message_bytes;
-        let is_theirs = is_bidirectional(id) && is_of_dialer(id) != (connection.side == Side::Dialed);
+        let is_theirs =
+            is_bidirectional(id) && is_of_dialer(id) != (connection.side == Side::Dialed);
         let (fits, max_unit) = match preamble.kind {
             StreamKind::Control => (id == CONTROL, crate::control::MAX_HELLO_BYTES),
             StreamKind::Sync => (id != CONTROL && is_bidirectional(id), MAX_CONTROL_BYTES),
@@ -819,6 +826,31 @@ impl Driver {
         } else {
             Opened::Framed
         })
+    }
+
+    /// Gives applications their datagrams: the length of a name, the name, the payload.
+    fn read_datagrams(&mut self, connection: &Connection) {
+        if !matches!(self.phase, Phase::InUse | Phase::Draining) {
+            return;
+        }
+        while let Ok(mut datagram) = self.quic.dgram_recv_buf() {
+            let name = datagram
+                .split_first()
+                .and_then(|(length, rest)| rest.get(..usize::from(*length)))
+                .and_then(|name| std::str::from_utf8(name).ok());
+            let inbox = name.and_then(|name| connection.context.registry.get(name));
+            let (Some(name), Some(inbox)) = (name, inbox) else {
+                note_nobody(connection, name.unwrap_or_default());
+                continue;
+            };
+            datagram.drain(..=name.len());
+            inbox.deliver_datagram(connection.peer_name(), datagram);
+        }
+    }
+
+    /// The largest datagram that can be sent now, if any can.
+    pub(super) fn max_datagram_bytes(&self) -> Option<usize> {
+        self.quic.dgram_max_writable_len()
     }
 
     /// Offers an application a stream of its own that the peer opened.
@@ -882,12 +914,9 @@ impl Driver {
         incoming: &mut Incoming,
         unit: Vec<u8>,
     ) -> Delivered {
-        let context = &connection.context;
-        let Some(preamble) = &incoming.preamble else {
-            return Delivered::Ignore;
-        };
-        let Some(inbox) = context.registry.get(&preamble.app) else {
-            note_nobody(connection, &preamble.app);
+        let Some(inbox) = incoming.inbox(&connection.context.registry) else {
+            let app = incoming.preamble.as_ref().map(|preamble| &*preamble.app);
+            note_nobody(connection, app.unwrap_or_default());
             return Delivered::Ignore;
         };
         let Some(permit) = inbox.message_budget.take(unit.len(), &connection.waker) else {
@@ -916,18 +945,14 @@ impl Driver {
         unit: Vec<u8>,
         now: Instant,
     ) -> Result<Delivered, Refusal> {
-        let context = &connection.context;
-        let Some(preamble) = &incoming.preamble else {
-            return Ok(Delivered::Ignore);
-        };
-        let inbox = context
-            .registry
-            .get(&preamble.app)
+        let inbox = incoming
+            .inbox(&connection.context.registry)
             .filter(|inbox| inbox.takes_requests.load(Relaxed));
         let Some(inbox) = inbox else {
             let (id, _, _) = framing::split_request(unit).map_err(protocol)?;
             let head = framing::reply_head(id, ReplyStatus::NoHandler);
-            let app: Arc<str> = Arc::from(preamble.app.as_str());
+            let app = incoming.preamble.as_ref().map(|preamble| &*preamble.app);
+            let app: Arc<str> = Arc::from(app.unwrap_or_default());
             let mut outbox = connection.outbox.lock();
             if !outbox.has_room_for_stranger(&app, head.len()) {
                 // It asks for what is not there and does not read that it is not.
@@ -939,13 +964,15 @@ impl Driver {
         };
         if let Some(handler) = inbox.inline_requests() {
             // It holds nothing for longer than this turn, so it needs no room; but its replies do.
-            if !connection.outbox.lock().has_room(StreamKind::Replies, &inbox.name, 0) {
+            let mut outbox = connection.outbox.lock();
+            if !outbox.has_room(StreamKind::Replies, &inbox.name, 0) {
                 incoming.blocked = Some(unit);
                 return Ok(Delivered::Blocked);
             }
+            outbox.answering += 1;
+            drop(outbox);
             let (id, timeout_ms, payload) = framing::split_request(unit).map_err(protocol)?;
             inbox.received.fetch_add(1, Relaxed);
-            connection.outbox.lock().answering += 1;
             self.effects.push_back(Effect::Request {
                 handler,
                 app: Arc::clone(&inbox.name),
@@ -1453,7 +1480,11 @@ impl Driver {
         let mut rest = batch;
         while !rest.is_empty() {
             // In one piece, unless the system turned out not to cut it.
-            let piece = if self.gso { rest.len() } else { segment.min(rest.len()) };
+            let piece = if self.gso {
+                rest.len()
+            } else {
+                segment.min(rest.len())
+            };
             match connection.path.send(&rest[..piece], connection.addr) {
                 Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,

@@ -32,6 +32,7 @@ use crate::{
     transport::{
         Command, Connection, Context, Datagram,
         connection::{self, Path, Start},
+        timekeeper,
         token::{ID_BYTES, ResetTokens, RetryIds, RetryTokens},
         udp::{self, Listener},
     },
@@ -124,7 +125,8 @@ pub(crate) struct Endpoint {
     retries: PerSecond,
     resets: PerSecond,
     is_accepting: bool,
-    timekeeper: Option<thread::Handle>,
+    /// Until this is dropped, the timekeeper runs.
+    _timekeeper: Arc<timekeeper::Running>,
 }
 
 /// What a datagram for the listener came to, for the counters and the log.
@@ -145,13 +147,13 @@ impl Endpoint {
         context: Arc<Context>,
         listener: Listener,
         reset_key: &[u8; 32],
+        timekeeper: Arc<timekeeper::Running>,
     ) -> io::Result<Self> {
         let retry = RetryTokens::new()
             .ok_or_else(|| io::Error::other("the system has no random numbers"))?;
-        let timekeeper = context.timekeeper.start()?;
         Ok(Self {
             context,
-            timekeeper: Some(timekeeper),
+            _timekeeper: timekeeper,
             listener: Arc::new(listener.socket),
             addr: listener.addr,
             guarded: listener.guarded,
@@ -591,15 +593,5 @@ impl Endpoint {
             .values()
             .filter_map(|link| link.thread.thread().name().map(str::to_owned))
             .collect()
-    }
-}
-
-impl Drop for Endpoint {
-    fn drop(&mut self) {
-        self.context.timekeeper.stop();
-        if let Some(thread) = self.timekeeper.take() {
-            // It holds no lock and runs no code of applications.
-            let _ = thread.join();
-        }
     }
 }

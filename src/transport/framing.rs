@@ -152,6 +152,16 @@ pub fn encode_unit(head: &[u8], payload: &[u8], mut push: impl FnMut(Vec<u8>)) {
     }
 }
 
+/// Appends a unit that fits one frame, given in parts.
+pub fn append_unit(head: &[u8], payload: &[u8], out: &mut Vec<u8>) {
+    let body = head.len() + payload.len();
+    debug_assert!(body <= MAX_FRAME_BYTES);
+    out.push(0);
+    out.extend_from_slice(&(body as u32).to_be_bytes()[1..]);
+    out.extend_from_slice(head);
+    out.extend_from_slice(payload);
+}
+
 /// Reads the preamble and then units from the bytes of one stream, in whatever pieces they come.
 #[derive(Debug)]
 pub struct Decoder {
@@ -396,6 +406,9 @@ mod tests {
             .unwrap();
         assert_eq!(split_request(unit), Ok((7, 5_000, payload)));
         let bytes = frames(&reply_head(8, ReplyStatus::Error), b"no");
+        let mut appended = vec![9];
+        append_unit(&reply_head(8, ReplyStatus::Error), b"no", &mut appended);
+        assert_eq!(appended[1..], bytes, "in one piece it is the same");
         let unit = Decoder::new(100)
             .unit(&mut bytes.as_slice())
             .unwrap()

@@ -9,10 +9,13 @@ use std::{
     sync::Arc,
 };
 
-use crate::transport::{
-    framing::{Decoder, Preamble, StreamKind},
-    outbox::MAX_APP_STREAMS,
-    reply::Slot,
+use crate::{
+    inbox::{Inbox, Registry},
+    transport::{
+        framing::{Decoder, Preamble, StreamKind},
+        outbox::MAX_APP_STREAMS,
+        reply::Slot,
+    },
 };
 
 /// Streams of applications themselves that a peer may have open here. What each can hold unread
@@ -20,10 +23,11 @@ use crate::transport::{
 pub(super) const MAX_RAW_STREAMS: usize = 64;
 
 /// One stream that the peer writes to.
-#[derive(Debug)]
 pub(super) struct Incoming {
     pub(super) decoder: Decoder,
     pub(super) preamble: Option<Preamble>,
+    /// The application's inbox, as long as it is registered.
+    inbox: Option<Arc<Inbox>>,
     /// Bytes read from QUIC that a full inbox keeps from being decoded, or that came with the
     /// preamble of an application's own stream.
     pub(super) leftover: Vec<u8>,
@@ -46,6 +50,7 @@ impl Incoming {
         Self {
             decoder: Decoder::new(crate::control::MAX_HELLO_BYTES),
             preamble: None,
+            inbox: None,
             leftover: Vec::new(),
             blocked: None,
             delivered: 0,
@@ -68,6 +73,15 @@ impl Incoming {
         incoming
     }
 
+    /// The inbox of the stream's application, if there is one.
+    pub(super) fn inbox(&mut self, registry: &Registry) -> Option<Arc<Inbox>> {
+        if self.inbox.as_ref().is_none_or(|inbox| inbox.is_gone()) {
+            let app = self.preamble.as_ref().map(|preamble| &*preamble.app);
+            self.inbox = app.and_then(|app| registry.get(app));
+        }
+        self.inbox.clone()
+    }
+
     pub(super) fn is(&self, kind: StreamKind) -> bool {
         self.preamble.as_ref().is_some_and(|p| p.kind == kind)
     }
@@ -79,7 +93,7 @@ impl Incoming {
 }
 
 /// All incoming streams of a connection.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(super) struct Inflow {
     pub(super) streams: BTreeMap<u64, Incoming>,
     /// Streams that have bytes which cannot be taken now.

@@ -25,7 +25,7 @@ use crate::{
     transport::{
         framing::{self, Preamble, StreamKind},
         reply::Waiter,
-        tls::Quic,
+        tls::{DATAGRAM_QUEUE, Quic},
     },
 };
 
@@ -35,6 +35,11 @@ pub(super) const MAX_QUEUED_BYTES: usize = 1 << 20;
 
 /// Who waits for room is woken when so much of it is free, not for every byte.
 const ROOM_WORTH_WAKING_FOR: usize = MAX_QUEUED_BYTES / 4;
+
+/// Units up to this size are put together, up to that size. Copying so much costs less than what QUIC
+/// does for a piece of its own.
+const MAX_SMALL_BYTES: usize = 4 * 1_024;
+const MAX_TAIL_BYTES: usize = 16 * 1_024;
 
 /// Bytes that may wait on the outgoing streams of all connections of the process.
 const MAX_PROCESS_QUEUED_BYTES: usize = 256 << 20;
@@ -85,6 +90,8 @@ pub(super) enum Gate {
 struct Outgoing {
     kind: StreamKind,
     queue: VecDeque<Bytes>,
+    /// Small units put together, after the queue: QUIC's price is by the piece.
+    tail: Vec<u8>,
     queued_bytes: usize,
     opened: bool,
     fin: bool,
@@ -105,6 +112,7 @@ impl Outgoing {
         Self {
             kind,
             queue: VecDeque::new(),
+            tail: Vec::new(),
             queued_bytes: 0,
             opened: false,
             fin: false,
@@ -117,14 +125,40 @@ impl Outgoing {
     }
 
     fn has_work(&self) -> bool {
-        self.stopped.is_none() && (self.fin || !self.queue.is_empty())
+        self.stopped.is_none() && (self.fin || !self.is_empty())
+    }
+
+    fn is_empty(&self) -> bool {
+        self.queue.is_empty() && self.tail.is_empty()
     }
 
     fn push(&mut self, bytes: impl Into<Bytes>) {
         let bytes = bytes.into();
-        self.queued_bytes += bytes.len();
-        PROCESS_QUEUED.fetch_add(bytes.len(), Relaxed);
+        self.count(bytes.len());
+        self.seal_tail();
         self.queue.push_back(bytes);
+    }
+
+    /// Puts a unit that fits one frame after what is there.
+    fn push_small(&mut self, head: &[u8], payload: &[u8]) {
+        let before = self.tail.len();
+        framing::append_unit(head, payload, &mut self.tail);
+        self.count(self.tail.len() - before);
+        if self.tail.len() >= MAX_TAIL_BYTES {
+            self.seal_tail();
+        }
+    }
+
+    fn seal_tail(&mut self) {
+        if !self.tail.is_empty() {
+            let tail = std::mem::take(&mut self.tail);
+            self.queue.push_back(tail.into());
+        }
+    }
+
+    fn count(&mut self, bytes: usize) {
+        self.queued_bytes += bytes;
+        PROCESS_QUEUED.fetch_add(bytes, Relaxed);
     }
 
     fn taken(&mut self, bytes: usize) {
@@ -135,6 +169,7 @@ impl Outgoing {
     fn clear(&mut self) {
         self.taken(self.queued_bytes);
         self.queue.clear();
+        self.tail = Vec::new();
     }
 
     fn unacknowledged(&self) -> u64 {
@@ -142,7 +177,7 @@ impl Outgoing {
     }
 
     fn is_settled(&self) -> bool {
-        self.stopped.is_some() || (self.queue.is_empty() && self.unacknowledged() == 0)
+        self.stopped.is_some() || (self.is_empty() && self.unacknowledged() == 0)
     }
 }
 
@@ -176,6 +211,8 @@ pub(super) struct Outbox {
     ready: Vec<u64>,
     /// Resets that QUIC has not been told of.
     resets: Vec<(u64, u64)>,
+    /// Datagrams of applications.
+    datagrams: VecDeque<Vec<u8>>,
     /// Messages on streams that the peer refused and that are forgotten.
     refused: u64,
     /// The stream that was written to last.
@@ -205,6 +242,7 @@ impl Outbox {
             streams: BTreeMap::new(),
             ready: Vec::new(),
             resets: Vec::new(),
+            datagrams: VecDeque::new(),
             refused: 0,
             last_served: 0,
             control_overflow: false,
@@ -331,14 +369,14 @@ impl Outbox {
     }
 
     /// Puts a unit on an application's stream.
-    pub(super) fn push(&mut self, kind: StreamKind, app: &Arc<str>, unit: Unit) {
+    pub(super) fn push(&mut self, kind: StreamKind, app: &Arc<str>, unit: Unit<'_>) {
         let id = self.app(kind, app);
         let Some(stream) = self.streams.get_mut(&id) else {
             return;
         };
-        stream.push(unit.first);
-        for frame in unit.rest {
-            stream.push(frame);
+        match unit {
+            Unit::Small { head, payload } => stream.push_small(head, payload),
+            Unit::Frames(frames) => frames.into_iter().for_each(|frame| stream.push(frame)),
         }
         if kind == StreamKind::Messages {
             stream.sent += 1;
@@ -441,12 +479,21 @@ impl Outbox {
     pub(super) fn is_written(&self, id: u64) -> bool {
         self.streams
             .get(&id)
-            .is_none_or(|stream| stream.queue.is_empty() || stream.stopped.is_some())
+            .is_none_or(|stream| stream.is_empty() || stream.stopped.is_some())
     }
 
     /// Whether QUIC should be offered something.
     pub(super) fn has_work(&self) -> bool {
-        !self.ready.is_empty() || !self.resets.is_empty()
+        !self.ready.is_empty() || !self.resets.is_empty() || !self.datagrams.is_empty()
+    }
+
+    /// Puts a datagram on its way. `false` when too many wait.
+    pub(super) fn push_datagram(&mut self, datagram: Vec<u8>) -> bool {
+        let has_room = self.datagrams.len() < DATAGRAM_QUEUE;
+        if has_room {
+            self.datagrams.push_back(datagram);
+        }
+        has_room
     }
 
     /// Hands to QUIC what it takes: the urgent streams first, and streams of one urgency a frame
@@ -455,6 +502,15 @@ impl Outbox {
         let mut written = Written::default();
         for (id, code) in self.resets.drain(..) {
             let _ = quic.stream_shutdown(id, quiche::Shutdown::Write, code);
+        }
+        while let Some(datagram) = self.datagrams.pop_front() {
+            if quic.is_dgram_send_queue_full() {
+                self.datagrams.push_front(datagram);
+                break;
+            }
+            written.bytes += datagram.len();
+            // Refused is one that the path has become too small for: lost, as datagrams may be.
+            let _ = quic.dgram_send_buf(datagram);
         }
         match *self.ready.as_slice() {
             [] => return written,
@@ -526,20 +582,25 @@ impl Outbox {
             // Anything else ends the connection, and then its state says so.
             Err(_) => return false,
         };
+        if stream.queue.is_empty() {
+            stream.seal_tail();
+        }
         let (piece, is_last) = match stream.queue.front_mut() {
             None => (Bytes::new(), true),
             Some(_) if capacity == 0 => return false,
             Some(front) if front.len() > capacity => (front.split_to(capacity), false),
             Some(_) => {
                 let whole = stream.queue.pop_front().unwrap_or_default();
-                (whole, stream.queue.is_empty())
+                (whole, stream.is_empty())
             }
         };
         let bytes = piece.len();
         let fin = stream.fin && is_last;
         match quic.stream_send_zc(id, piece, fin) {
-            Ok((_, None)) => {}
-            Ok((taken, Some(rest))) => {
+            // An end without bytes comes back as it went, and is taken all the same.
+            Ok((taken, rest)) if taken == bytes => debug_assert!(rest.is_none_or(|r| r.is_empty())),
+            Ok((taken, rest)) => {
+                let rest = rest.unwrap_or_default();
                 debug_assert_eq!(taken + rest.len(), bytes);
                 stream.queue.push_front(rest);
                 stream.taken(taken);
@@ -561,7 +622,7 @@ impl Outbox {
         {
             stream.is_awaited = false;
             written.room = true;
-        } else if stream.queue.is_empty() {
+        } else if stream.is_empty() {
             // Who waits until all is on its way.
             written.room = true;
         }
@@ -571,10 +632,7 @@ impl Outbox {
     /// Whether nothing waits to be written or acknowledged.
     pub(super) fn is_written_out(&self) -> bool {
         let ours = |stream: &&Outgoing| stream.kind != StreamKind::Raw;
-        self.streams
-            .values()
-            .filter(ours)
-            .all(Outgoing::is_settled)
+        self.streams.values().filter(ours).all(Outgoing::is_settled)
     }
 
     /// Whether nothing is under way: nothing to write, no reply awaited, no request being answered.
@@ -604,6 +662,7 @@ impl Outbox {
         self.by_app.clear();
         self.ready.clear();
         self.resets.clear();
+        self.datagrams.clear();
         self.refused = 0;
         std::mem::take(&mut self.requests)
     }
@@ -629,24 +688,22 @@ impl Outbox {
     }
 }
 
-/// A message, request or reply as frames, made before any lock is taken.
-#[derive(Debug, Default)]
-pub(super) struct Unit {
-    first: Bytes,
-    rest: Vec<Bytes>,
+/// A message, request or reply on its way to the outbox. A large one is cut into frames before any
+/// lock is taken; a small one is copied when it is put in line.
+#[derive(Debug)]
+pub(super) enum Unit<'a> {
+    Small { head: &'a [u8], payload: &'a [u8] },
+    Frames(Vec<Bytes>),
 }
 
-impl Unit {
-    pub(super) fn new(head: &[u8], payload: &[u8]) -> Self {
-        let mut unit = Self::default();
-        framing::encode_unit(head, payload, |frame| {
-            if unit.first.is_empty() {
-                unit.first = frame.into();
-            } else {
-                unit.rest.push(frame.into());
-            }
-        });
-        unit
+impl<'a> Unit<'a> {
+    pub(super) fn new(head: &'a [u8], payload: &'a [u8]) -> Self {
+        if head.len() + payload.len() <= MAX_SMALL_BYTES {
+            return Self::Small { head, payload };
+        }
+        let mut frames = Vec::new();
+        framing::encode_unit(head, payload, |frame| frames.push(frame.into()));
+        Self::Frames(frames)
     }
 }
 

@@ -1,11 +1,11 @@
-//! One thread of a node that watches over what callers have brought forward.
+//! One thread of the process that watches over what callers have brought forward.
 //!
 //! A worker sleeps towards the deadline that it knew. A caller that sends makes an earlier one: QUIC
 //! wants to hear of the packet in time, an acknowledgement is owed. To wake the worker for each would
 //! cost more than the request. So the connection goes on a list, and this thread looks at the list
 //! every few milliseconds, as long as there is something on it; it sleeps without end when there is
 //! not. What it finds due it does itself if the connection is free, and leaves to whoever drives it
-//! otherwise.
+//! otherwise. The first node of the process starts it, and the last one ends it.
 
 #![expect(
     clippy::disallowed_methods,
@@ -15,7 +15,7 @@
 use std::{
     io,
     sync::{
-        Arc,
+        Arc, Weak,
         atomic::{
             AtomicU64,
             Ordering::{Relaxed, SeqCst},
@@ -33,6 +33,46 @@ use crate::thread;
 /// 25 ms for an acknowledgement, which is the shortest of it.
 const TICK: Duration = Duration::from_millis(4);
 
+/// Keeps the thread running as long as some node holds one.
+pub(crate) struct Running {
+    keeper: Arc<Timekeeper>,
+    thread: Option<thread::Handle>,
+}
+
+impl Running {
+    /// The one of the process, started if need be.
+    pub(crate) fn shared() -> io::Result<Arc<Self>> {
+        static SHARED: Mutex<Weak<Running>> = Mutex::new(Weak::new());
+        let mut shared = SHARED.lock();
+        if let Some(running) = shared.upgrade() {
+            return Ok(running);
+        }
+        let keeper = Arc::<Timekeeper>::default();
+        let body = Arc::clone(&keeper);
+        let thread = thread::spawn("nd-time", move || body.run())?;
+        let running = Arc::new(Self {
+            keeper,
+            thread: Some(thread),
+        });
+        *shared = Arc::downgrade(&running);
+        Ok(running)
+    }
+
+    pub(crate) fn keeper(&self) -> Arc<Timekeeper> {
+        Arc::clone(&self.keeper)
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.keeper.stop();
+        if let Some(thread) = self.thread.take() {
+            // It holds no lock and runs no code of applications.
+            let _ = thread.join();
+        }
+    }
+}
+
 #[derive(Default)]
 pub(crate) struct Timekeeper {
     watched: Mutex<Watched>,
@@ -48,13 +88,7 @@ struct Watched {
 }
 
 impl Timekeeper {
-    /// Starts the thread. It ends after [`stop`](Self::stop).
-    pub(super) fn start(self: &Arc<Self>) -> io::Result<thread::Handle> {
-        let keeper = Arc::clone(self);
-        thread::spawn("nd-time", move || keeper.run())
-    }
-
-    pub(super) fn stop(&self) {
+    fn stop(&self) {
         let mut watched = self.watched.lock();
         watched.is_stopped = true;
         watched.list.clear();

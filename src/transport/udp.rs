@@ -308,7 +308,10 @@ struct ControlRoom([u8; 64]);
 
 /// Receives without waiting: one datagram, or several of one sender that the kernel put together.
 /// `buffer` has [`RECEIVE_BYTES`], so that none is cut off.
-#[expect(unsafe_code, reason = "the size of the segments comes in a control message")]
+#[expect(
+    unsafe_code,
+    reason = "the size of the segments comes in a control message"
+)]
 pub(super) fn receive(socket: &UdpSocket, buffer: &mut [u8]) -> io::Result<Received> {
     let mut from = SockAddrStorage::zeroed();
     let mut room = ControlRoom([0; 64]);
@@ -334,7 +337,9 @@ pub(super) fn receive(socket: &UdpSocket, buffer: &mut [u8]) -> io::Result<Recei
         let mut header = libc::CMSG_FIRSTHDR(&raw const message);
         while let Some(control) = header.as_ref() {
             if control.cmsg_level == libc::SOL_UDP && control.cmsg_type == UDP_GRO {
-                let size = libc::CMSG_DATA(header).cast::<libc::c_int>().read_unaligned();
+                let size = libc::CMSG_DATA(header)
+                    .cast::<libc::c_int>()
+                    .read_unaligned();
                 segment = usize::try_from(size).unwrap_or(bytes);
             }
             header = libc::CMSG_NXTHDR(&raw const message, header);

@@ -13,10 +13,7 @@
 use std::{
     os::fd::AsFd,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{
-        Arc,
-        atomic::Ordering::Relaxed,
-    },
+    sync::{Arc, atomic::Ordering::Relaxed},
     time::{Duration, Instant},
 };
 
@@ -32,10 +29,6 @@ use crate::{
     },
     waker::{Interest, Woken, sleep},
 };
-
-/// Receives before the rest of the turn has its turn: what arrived is acknowledged and answered while
-/// it is in the processor's cache, and a peer that sends without end does not keep the thread.
-const RECEIVE_BUDGET: usize = 4;
 
 /// When a full queue to the reactor is tried again.
 const NOTICE_RETRY: Duration = Duration::from_millis(5);
@@ -156,7 +149,7 @@ impl Worker {
         if self.woken.by_socket
             && let Some(socket) = connection.path.own()
         {
-            driver.receive(&connection, socket, RECEIVE_BUDGET, now);
+            driver.receive(&connection, socket, false, now);
         }
         if self.woken.by_waker {
             for command in self.commands.try_iter() {

@@ -1,0 +1,309 @@
+//! Requests in every way that there is to make and to answer them.
+#![allow(
+    clippy::disallowed_methods,
+    clippy::print_stderr,
+    clippy::unwrap_used,
+    reason = "real nodes and threads run against the real clock; tests panic and print, in their helpers too"
+)]
+#![cfg(feature = "ca")]
+
+#[path = "support/cluster.rs"]
+mod support;
+
+use std::{
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use nodosum::{App, Node, NodeId, RequestError, transport::Config};
+use support::{Lab, PATIENCE, eventually, full_mesh};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn pair(cluster: &str) -> (Vec<Node>, App, App) {
+    let nodes = Lab::new(cluster).start(2);
+    let here = nodes[0].register("orders").unwrap();
+    let there = nodes[1].register("orders").unwrap();
+    (nodes, here, there)
+}
+
+fn shut_down(nodes: &[Node]) {
+    for node in nodes {
+        let report = node.shutdown(10 * SECOND);
+        assert!(report.threads_stuck.is_empty(), "{report:?}");
+    }
+}
+
+/// A number and its square.
+fn square(payload: &[u8]) -> Result<Vec<u8>, String> {
+    let number = payload.try_into().map_err(|_| "not eight bytes")?;
+    let number = u64::from_be_bytes(number);
+    Ok(number.wrapping_mul(number).to_be_bytes().to_vec())
+}
+
+fn check(number: u64, answer: Result<Vec<u8>, RequestError>) {
+    assert_eq!(answer, Ok(square(&number.to_be_bytes()).unwrap()));
+}
+
+/// Threads that ask at the same time, in turns for each; none waits for a second.
+fn ask_from_many_threads(app: &App, to: &NodeId, threads: u64, each: u64) {
+    thread::scope(|scope| {
+        for thread in 0..threads {
+            scope.spawn(move || {
+                for round in 0..each {
+                    let number = thread * 1_000_000 + round;
+                    check(number, app.request(to, number.to_be_bytes(), PATIENCE));
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn threads_that_share_a_connection_each_get_their_own_replies() {
+    let (nodes, here, there) = pair("shared");
+    there.on_request_inline(|request| square(&request.payload));
+    ask_from_many_threads(&here, nodes[1].id(), 16, 1_000);
+    shut_down(&nodes);
+}
+
+#[test]
+fn the_handler_pool_answers_many_threads_in_both_directions_at_once() {
+    let (nodes, here, there) = pair("pool");
+    for app in [&here, &there] {
+        app.on_request(2, |request| square(&request.payload))
+            .unwrap();
+    }
+    thread::scope(|scope| {
+        scope.spawn(|| ask_from_many_threads(&here, nodes[1].id(), 4, 500));
+        scope.spawn(|| ask_from_many_threads(&there, nodes[0].id(), 4, 500));
+    });
+    shut_down(&nodes);
+}
+
+#[test]
+fn replies_of_any_size_come_whole_among_small_ones() {
+    let (nodes, here, there) = pair("sizes");
+    there.on_request_inline(|request| {
+        let length = request.payload.len();
+        Ok(request.payload.iter().rev().copied().take(length).collect())
+    });
+    let to = nodes[1].id();
+    thread::scope(|scope| {
+        for thread in 0..4_usize {
+            let here = &here;
+            scope.spawn(move || {
+                for length in [0, 1, 4_000, 4_096, 5_000, 65_536, 70_000, 1 << 20] {
+                    let payload: Vec<u8> = (0..length).map(|at| (at * 7 + thread) as u8).collect();
+                    let mut answer = here.request(to, &payload, PATIENCE).unwrap();
+                    answer.reverse();
+                    assert!(answer == payload, "of {length} bytes");
+                }
+            });
+        }
+    });
+    shut_down(&nodes);
+}
+
+#[test]
+fn functions_are_called_once_each_and_may_ask_again() {
+    let (nodes, here, there) = pair("callbacks");
+    there.on_request_inline(|request| square(&request.payload));
+    let (done, all) = std::sync::mpsc::channel();
+    /// Asks for `number` and, from the reply, for the next, until 2,000.
+    fn ask(app: &App, to: &NodeId, number: u64, done: &std::sync::mpsc::Sender<u64>) {
+        let (next_app, next_to, next_done) = (app.clone(), to.clone(), done.clone());
+        app.request_then(to, number.to_be_bytes(), PATIENCE, move |answer| {
+            check(number, answer);
+            next_done.send(number).unwrap();
+            if number + 64 < 2_000 {
+                ask(&next_app, &next_to, number + 64, &next_done);
+            }
+        })
+        .unwrap();
+    }
+    for number in 0..64 {
+        ask(&here, nodes[1].id(), number, &done);
+    }
+    let mut seen: Vec<u64> = (0..2_000)
+        .map(|_| all.recv_timeout(PATIENCE).unwrap())
+        .collect();
+    seen.sort_unstable();
+    assert_eq!(seen, (0..2_000).collect::<Vec<_>>());
+    shut_down(&nodes);
+}
+
+#[test]
+fn a_function_is_called_with_the_time_out_and_with_the_end_of_the_connection() {
+    let (nodes, here, there) = pair("ends");
+    let silent = Arc::new(Mutex::new(()));
+    let held = silent.lock().unwrap();
+    let waiting = Arc::clone(&silent);
+    there
+        .on_request(1, move |_| {
+            drop(waiting.lock());
+            Ok(Vec::new())
+        })
+        .unwrap();
+    let (told, outcomes) = std::sync::mpsc::channel();
+    let to = nodes[1].id();
+    for timeout in [SECOND / 2, PATIENCE] {
+        let told = told.clone();
+        let begun = Instant::now();
+        here.request_then(to, "?", timeout, move |outcome| {
+            told.send((outcome, begun.elapsed())).unwrap();
+        })
+        .unwrap();
+    }
+    let (outcome, after) = outcomes.recv_timeout(PATIENCE).unwrap();
+    let (peer, timeout) = (to.clone(), SECOND / 2);
+    assert_eq!(outcome, Err(RequestError::Timeout { peer, timeout }));
+    assert!(after >= timeout, "{after:?}");
+    nodes[1].abort();
+    let (outcome, _) = outcomes.recv_timeout(PATIENCE).unwrap();
+    assert!(
+        matches!(outcome, Err(RequestError::Disconnected { .. })),
+        "{outcome:?}"
+    );
+    drop(held);
+    let stranger: NodeId = "n9".parse().unwrap();
+    let refused = here.request_then(&stranger, "?", SECOND, |_| panic!("it was not sent"));
+    assert_eq!(refused, Err(RequestError::NotConnected(stranger)));
+    nodes[0].shutdown(10 * SECOND);
+}
+
+#[test]
+fn replies_can_be_waited_for_later_in_any_order_or_not_at_all() {
+    let (nodes, here, there) = pair("later");
+    there
+        .on_request(2, |request| square(&request.payload))
+        .unwrap();
+    let to = nodes[1].id();
+    let ask = |number: u64| {
+        here.request_async(to, number.to_be_bytes(), PATIENCE)
+            .unwrap()
+    };
+    let mut pending: Vec<_> = (0..200_u64).map(|number| (number, ask(number))).collect();
+    let given_up = pending.split_off(150);
+    drop(given_up);
+    while let Some((number, reply)) = pending.pop() {
+        check(number, reply.wait());
+    }
+    let reply = ask(9);
+    eventually("the reply is there", || reply.is_ready());
+    check(9, reply.wait());
+    let late = here.request_async(to, "no number", SECOND).unwrap().wait();
+    assert!(matches!(late, Err(RequestError::Remote { .. })), "{late:?}");
+    shut_down(&nodes);
+}
+
+#[test]
+fn to_wait_where_replies_are_read_is_refused_at_once() {
+    let (nodes, here, there) = pair("deadlock");
+    let (asking, asker) = (there.clone(), nodes[0].id().clone());
+    there.on_request_inline(move |_| {
+        let begun = Instant::now();
+        let error = asking
+            .request(&asker, "back", PATIENCE)
+            .map_err(|error| error.to_string());
+        assert!(begun.elapsed() < PATIENCE / 2);
+        match error {
+            Ok(_) => Ok(b"answered".to_vec()),
+            Err(why) => Ok(why.into_bytes()),
+        }
+    });
+    let answer = here.request(nodes[1].id(), "?", PATIENCE).unwrap();
+    let answer = String::from_utf8(answer).unwrap();
+    assert!(answer.contains("would wait for ever"), "{answer}");
+    shut_down(&nodes);
+}
+
+#[test]
+fn inline_handlers_that_panic_are_contained_and_messages_keep_their_order() {
+    let (nodes, here, there) = pair("inline");
+    there.on_request_inline(|request| {
+        assert_ne!(request.payload, b"panic", "asked to panic");
+        Ok(request.payload.clone())
+    });
+    let (seen, numbers) = std::sync::mpsc::channel();
+    there.on_message_inline(move |message| {
+        assert_ne!(message.payload, b"panic", "asked to panic");
+        seen.send(u64::from_be_bytes(message.payload[..].try_into().unwrap()))
+            .unwrap();
+    });
+    let to = nodes[1].id();
+    let error = here.request(to, "panic", PATIENCE).unwrap_err();
+    assert!(matches!(error, RequestError::Remote { .. }), "{error:?}");
+    assert_eq!(here.request(to, "fine", PATIENCE), Ok(b"fine".to_vec()));
+    here.send(to, "panic", PATIENCE).unwrap();
+    // Requests meanwhile: whoever waits for them reads the messages, too.
+    thread::scope(|scope| {
+        let asking = scope.spawn(|| {
+            for _ in 0..500 {
+                assert_eq!(here.request(to, "fine", PATIENCE), Ok(b"fine".to_vec()));
+            }
+        });
+        for number in 0..5_000_u64 {
+            here.send(to, number.to_be_bytes(), PATIENCE).unwrap();
+        }
+        asking.join().unwrap();
+    });
+    here.flush(to, PATIENCE).unwrap();
+    let got: Vec<u64> = (0..5_000)
+        .map(|_| numbers.recv_timeout(PATIENCE).unwrap())
+        .collect();
+    assert_eq!(got, (0..5_000).collect::<Vec<_>>());
+    assert_eq!(there.handler_panics(), 2);
+    shut_down(&nodes);
+}
+
+#[test]
+fn callers_that_spin_get_the_same_answers() {
+    let lab = Lab::new("spin");
+    let config = || Config {
+        spin: Duration::from_micros(100),
+        ..Config::default()
+    };
+    let first = lab.builder("n1").transport(config()).start().unwrap();
+    let second = lab
+        .builder("n2")
+        .seed(first.quic_addr().to_string())
+        .transport(config())
+        .start()
+        .unwrap();
+    let nodes = [first, second];
+    full_mesh(&nodes, PATIENCE);
+    let here = nodes[0].register("orders").unwrap();
+    let there = nodes[1].register("orders").unwrap();
+    there.on_request_inline(|request| square(&request.payload));
+    ask_from_many_threads(&here, nodes[1].id(), 2, 1_000);
+    shut_down(&nodes);
+}
+
+#[test]
+fn every_caller_gets_an_error_in_time_when_the_peer_is_gone_in_mid_flight() {
+    let (nodes, here, there) = pair("gone");
+    there.on_request_inline(|request| Ok(request.payload.clone()));
+    let answered = AtomicU64::new(0);
+    thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| {
+                // Until the first failure, which must come, and not by a time-out.
+                loop {
+                    match here.request(nodes[1].id(), "?", PATIENCE) {
+                        Ok(_) => answered.fetch_add(1, Relaxed),
+                        Err(RequestError::Timeout { .. }) => panic!("nobody told"),
+                        Err(_) => break,
+                    };
+                }
+            });
+        }
+        eventually("requests are under way", || answered.load(Relaxed) > 1_000);
+        nodes[1].abort();
+    });
+    nodes[0].shutdown(10 * SECOND);
+}
