@@ -104,6 +104,10 @@ const ACK_AFTER: Duration = Duration::from_millis(8);
 /// transfer, whose sender needs to hear soon.
 const LITTLE_BYTES: usize = 4 * 1_024;
 
+/// A timer of QUIC that is so far ahead need not be met to the millisecond: it is a probe for packets
+/// that were lost together with all after them, not the early repeat of a single one.
+const WORTH_LEAVING: Duration = Duration::from_millis(20);
+
 /// After so much was handed to QUIC at once, every acknowledgement of the peer may let more go.
 const MUCH_BYTES: usize = 8 * 1_024;
 const AFTER_MUCH: Duration = Duration::from_millis(100);
@@ -306,23 +310,25 @@ impl Driver {
     }
 
     /// Reads the socket until it is empty or the budget is used up; then the next sleep ends at once.
-    /// `is_one_enough`: a little that arrived is probably all that is awaited.
+    /// `is_one_enough`: a little that arrived is probably all that there is, and another call only to
+    /// learn that costs as much as to handle it. Returns how many receives brought something.
     pub(super) fn receive(
         &mut self,
         connection: &Connection,
         socket: &UdpSocket,
         is_one_enough: bool,
         now: Instant,
-    ) {
+    ) -> usize {
         let mut buffer = buffers::take();
-        let mut bytes = 0;
+        let (mut bytes, mut count) = (0, 0);
         for _ in 0..MAX_RECEIVES {
             match udp::receive(socket, &mut buffer) {
                 Ok(received) => {
                     self.take_in(connection, &mut buffer, received, now);
                     bytes += received.bytes;
+                    count += 1;
                     if bytes >= MAX_RECEIVED_BYTES || (is_one_enough && bytes <= LITTLE_BYTES) {
-                        return;
+                        break;
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -330,9 +336,10 @@ impl Driver {
                     self.note_refused(now);
                 }
                 // Nothing there, or nothing that this thread could mend.
-                Err(_) => return,
+                Err(_) => break,
             }
         }
+        count
     }
 
     /// Anybody can forge it, so it is a hint: ask at once, and give up soon.
@@ -1527,11 +1534,38 @@ impl Driver {
 
     /// When something is due.
     pub(super) fn next_deadline(&self, connection: &Connection) -> Option<Instant> {
+        let quic = self.quic.timeout_instant();
+        [quic, self.next_own_deadline(connection)]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+
+    /// What the worker has to wake for at `now`, and what can be left to the timekeeper: QUIC's timer,
+    /// if it is some time ahead and the connection is in use. It moves with every packet, and a worker
+    /// that wakes for each of its former ends wakes for nothing.
+    pub(super) fn split_deadlines(
+        &self,
+        connection: &Connection,
+        now: Instant,
+    ) -> (Option<Instant>, Option<Instant>) {
+        let own = self.next_own_deadline(connection);
+        let quic = self.quic.timeout_instant();
+        let can_be_left = self.up_at.is_some()
+            && quic.is_some_and(|at| at >= now + WORTH_LEAVING)
+            && own.is_none_or(|own| quic.is_some_and(|at| at < own));
+        if can_be_left {
+            (own, quic)
+        } else {
+            ([own, quic].into_iter().flatten().min(), None)
+        }
+    }
+
+    fn next_own_deadline(&self, connection: &Connection) -> Option<Instant> {
         let handshake = self.up_at.is_none().then_some(self.deadline);
         let refused = self.refused_at.map(|at| at + REFUSED_PATIENCE);
         let ack = self.ack_owed_at.map(|at| at + ACK_AFTER);
         [
-            self.quic.timeout_instant(),
             handshake,
             refused,
             ack,

@@ -30,6 +30,9 @@ use crate::{
     waker::{Interest, Woken, sleep},
 };
 
+/// A sleep that was over sooner was none: what ended it was there before.
+const NO_SLEEP: Duration = Duration::from_micros(5);
+
 /// When a full queue to the reactor is tried again.
 const NOTICE_RETRY: Duration = Duration::from_millis(5);
 
@@ -44,6 +47,8 @@ pub(super) struct Worker {
     connection: Arc<Connection>,
     commands: Receiver<Command>,
     woken: Woken,
+    /// There was more in the socket than one receive brings, so that it is read until it is empty.
+    is_crowded: bool,
     /// The socket was full at the end of the last turn.
     was_full: bool,
 }
@@ -64,6 +69,7 @@ impl Worker {
                 by_socket: true,
                 by_waker: true,
             },
+            is_crowded: true,
             was_full: false,
         }
     }
@@ -108,8 +114,12 @@ impl Worker {
                     self.was_full = driver.is_full();
                     self.connection.is_full.store(self.was_full, Relaxed);
                     self.connection.release(driver);
-                    match self.sleep(deadline) {
-                        Ok(woken) => self.woken = woken,
+                    let begun = Instant::now();
+                    match self.sleep(begun, deadline) {
+                        Ok(woken) => {
+                            self.woken = woken;
+                            self.is_crowded |= begun.elapsed() < NO_SLEEP;
+                        }
                         Err(error) => {
                             let connection = Arc::clone(&self.connection);
                             let mut driver = connection.driver.lock();
@@ -149,7 +159,8 @@ impl Worker {
         if self.woken.by_socket
             && let Some(socket) = connection.path.own()
         {
-            driver.receive(&connection, socket, false, now);
+            let count = driver.receive(&connection, socket, !self.is_crowded, now);
+            self.is_crowded &= count > 1;
         }
         if self.woken.by_waker {
             for command in self.commands.try_iter() {
@@ -168,7 +179,11 @@ impl Worker {
             return self.end(driver, reason, linger);
         }
         driver.publish(&connection, now);
-        Turn::Sleep(driver.next_deadline(&connection))
+        let (own, left) = driver.split_deadlines(&connection, now);
+        if let Some(left) = left {
+            connection.context.timekeeper.watch(&connection, left);
+        }
+        Turn::Sleep(own)
     }
 
     /// The connection is over.
@@ -184,9 +199,8 @@ impl Worker {
         Turn::Over { linger }
     }
 
-    fn sleep(&self, deadline: Option<Instant>) -> std::io::Result<Woken> {
+    fn sleep(&self, now: Instant, deadline: Option<Instant>) -> std::io::Result<Woken> {
         let connection = &self.connection;
-        let now = Instant::now();
         let Some(socket) = connection.path.own() else {
             // The listener's readiness is the reactor's business: try again soon instead.
             let retry = self.was_full.then(|| now + SHARED_RETRY);
