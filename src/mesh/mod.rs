@@ -1560,6 +1560,19 @@ impl Mesh {
         }
         self.own_addrs.push_back(addr);
         self.events.push_back(Event::SelfDial { addr });
+        // Others that are said to be there, by themselves or by a record of long ago, may wait for
+        // their turn to be dialled.
+        let there = |peer: &Peer| peer.addr == Some(addr) && peer.due.is_some();
+        let waiting: Vec<NodeId> = self
+            .peers
+            .iter()
+            .filter(|(_, peer)| there(peer))
+            .map(|(node, _)| node.clone())
+            .collect();
+        for node in waiting {
+            self.set_due(&node, None);
+            self.drop_if_stranger(&node);
+        }
     }
 }
 

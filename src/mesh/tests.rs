@@ -726,6 +726,43 @@ fn a_dial_that_reached_this_node_is_never_repeated() {
 }
 
 #[test]
+fn whoever_waits_to_be_dialled_where_this_node_turns_out_to_be_is_not() {
+    let mut story = Story::new();
+    let own = addr(7);
+    let round = story.mesh.join(story.now, vec!["s:1".to_owned()]);
+    story.mesh.handle_resolved(story.now, "s:1", Ok(vec![own]));
+    let (dial, at) = story.dials()[0];
+    assert_eq!(at, own);
+    // One is dead there, one only remembered, one a hint, and one has moved there and lives.
+    story.member("x", 1);
+    story.mesh.member_up(story.now, &id("x"), own, boot(1));
+    story.mesh.member_up(story.now, &id("w"), own, boot(1));
+    story.mesh.member_dead(story.now, &id("w"));
+    story.mesh.member_remembered(story.now, &id("y"), own);
+    story.mesh.handle_hint(story.now, &id("z"), own);
+    assert!(
+        story
+            .mesh
+            .peer(story.now, &id("y"))
+            .unwrap()
+            .next_dial
+            .is_some()
+    );
+    story.down(dial, CloseReason::Local(CloseCode::SelfDial));
+    story.pass(300 * SECOND);
+    assert_eq!(story.dials(), []);
+    assert_eq!(story.mesh.hints, 0, "nothing would ever dial that one");
+    let over =
+        |event: &Event| matches!(event, Event::JoinRoundOver { round: r, .. } if *r == round);
+    assert!(story.events().iter().any(over));
+    // Where it really is, it is dialled as ever.
+    story
+        .mesh
+        .member_up(story.now, &id("y"), home("y"), boot(1));
+    story.dial_within(SECOND);
+}
+
+#[test]
 fn a_new_address_is_dialled_while_the_connection_to_the_old_one_lasts() {
     let mut story = Story::new();
     let old = story.connect("z");

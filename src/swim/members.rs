@@ -67,6 +67,8 @@ pub(super) struct Rare {
     pub(super) hastened: Option<Instant>,
     /// When it was told last of an accusation that nobody believes here.
     pub(super) told: Option<Instant>,
+    /// When it was told last that whom it doubts is gone.
+    pub(super) answered_doubts: Option<Instant>,
     /// Another member says that it lives at this one's address.
     pub(super) contested_by: Option<NodeId>,
     /// Something makes it doubtful that no answer has settled.

@@ -505,15 +505,21 @@ impl Swim {
         // holds a gossip key could otherwise have them sent to strangers.
         let reply_to = sender.record.record.gossip_addr;
         self.counters.foreign_addrs += u64::from(from_addr != reply_to);
+        let mut gone = BTreeMap::new();
         for statement in &message.statements {
             match statement {
                 Statement::Suspect(accusation) | Statement::Dead(accusation) => {
-                    self.on_accusation(now, from, statement, accusation, credible);
+                    let lacks = self.on_accusation(now, from, statement, accusation, credible);
+                    if let Some(lacks) = lacks {
+                        let most = gone.entry(&accusation.node).or_insert(lacks);
+                        *most = lacks.max(*most);
+                    }
                 }
                 // Comes by handle_forced_leave, once the caller has verified it.
                 Statement::ForcedLeave(_) => {}
             }
         }
+        self.tell_accuser(now, from, &gone);
         self.on_body(now, from, reply_to, message.body);
     }
 

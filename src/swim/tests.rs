@@ -266,6 +266,7 @@ fn whoever_knows_a_suspect_to_be_dead_answers_the_accuser() {
     assert_eq!(to, id("b"));
     assert_eq!(message.statements, [Statement::Dead(accused("me"))]);
     // One dead for both is nothing to talk about, nor is what a third one says.
+    bench.now += Config::lan().gossip_interval;
     bench.tell("b", Body::Gossip, vec![Statement::Dead(accused("b"))]);
     bench.tell("b", Body::Gossip, vec![Statement::Suspect(accused("c"))]);
     assert_eq!(bench.sent(), []);
@@ -311,10 +312,59 @@ fn an_accuser_that_missed_a_refutation_or_a_leave_gets_the_record() {
         assert_eq!(message.records, std::slice::from_ref(&newer.signed));
         assert_eq!(message.statements, Vec::from_iter(verdict));
         // What is told in another's name, and what is newer, is not answered.
+        bench.now += Config::lan().gossip_interval;
         bench.tell("b", Body::Gossip, vec![Statement::Suspect(accused(2, "c"))]);
         bench.tell("b", Body::Gossip, vec![Statement::Suspect(accused(4, "b"))]);
         assert_eq!(bench.sent(), []);
     }
+}
+
+#[test]
+fn an_accuser_is_answered_with_one_datagram_in_a_gossip_interval_whatever_it_says() {
+    let mut names: Vec<String> = (0..40).map(|i| format!("gone{i}")).collect();
+    let mut bench = Bench::new(Config::lan(), &["b", "c"]);
+    for name in &names {
+        let mut left = record(name, 3, 1);
+        bench.core.handle_record(bench.now, signed(left.clone()));
+        left.incarnation = 4;
+        left.left = true;
+        left.tags = BTreeMap::from([("k".to_owned(), "v".repeat(300))]);
+        bench.core.handle_record(bench.now, signed(left));
+    }
+    bench.sent();
+    let doubts = |by: &str, names: &[String]| -> Vec<Statement> {
+        let accused = |name: &String| Accusation {
+            node: id(name),
+            incarnation: 3,
+            accuser: id(by),
+        };
+        let doubts = names.iter().map(|name| Statement::Suspect(accused(name)));
+        doubts.collect()
+    };
+    // The same said twice is not answered twice, and what does not fit has to be asked for again.
+    names.push("gone0".to_owned());
+    for (by, wait, answers) in [
+        ("b", 0, 1),
+        ("b", 0, 0),
+        ("c", 0, 1),
+        ("b", 199, 0),
+        ("b", 1, 1),
+    ] {
+        bench.now += Duration::from_millis(wait);
+        bench.tell(by, Body::Gossip, doubts(by, &names));
+        let transmits: Vec<_> = std::iter::from_fn(|| bench.core.poll_transmit()).collect();
+        assert_eq!(transmits.len(), answers, "{by} after {wait} ms");
+        for transmit in transmits {
+            assert_eq!(transmit.to, id(by));
+            assert!(transmit.payload.len() <= Config::lan().max_payload_bytes);
+            let message = Message::decode(&transmit.payload).unwrap();
+            assert!((2..names.len()).contains(&message.records.len()));
+        }
+    }
+    let few = doubts("b", &["gone7".to_owned()]);
+    bench.now += Config::lan().gossip_interval;
+    bench.tell("b", Body::Gossip, few);
+    assert_eq!(bench.sent()[0].1.records.len(), 1);
 }
 
 #[test]

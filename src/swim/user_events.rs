@@ -13,10 +13,13 @@
 //! another life than that of the origin's record is nothing at all. So each event is delivered at
 //! most once, whatever is repeated or recorded and played again, and telling a copy costs no
 //! signature check: the caller asks [`Swim::is_new_event`] first. Events of a member that is dead or
-//! unknown here are refused, and so not passed on either. Of members that are forgotten one number is
-//! kept for all: the highest Lamport time of an event of theirs that was told. Nothing up to it is new
-//! any more, for they may come back with the same life. What is emitted later is above it, but for an
-//! origin that missed those events and has met nobody since who had heard them; that is the price.
+//! unknown here are refused, and so not passed on either. The life before is kept as well: somebody
+//! who missed a restart may know it at the higher incarnation, so that its record holds for a moment,
+//! until the life that runs has gone above it. Of still earlier lives, and of members that are
+//! forgotten, one number is kept for all: the highest Lamport time of an event of theirs that was
+//! told. Nothing up to it is new any more, for they may come back with the same life. What is emitted
+//! later is above it, but for an origin that missed those events and has met nobody since who had
+//! heard them; that is the price.
 //!
 //! **Newcomers.** A connection begins with each end telling its life, its own last number and its
 //! clock ([`EventClock`]). What an origin says of itself opens its window: a node does not hear what
@@ -75,6 +78,10 @@ const SIGNATURE_OVERHEAD_BYTES: usize = 72 + 8;
 /// How far behind an origin's newest event an older one may come. An origin has at most
 /// [`MAX_OWN_PENDING`] on their way at once; twice that covers those on their way at relays.
 const WINDOW: u64 = 128;
+
+/// Lives of an origin of which a window is kept: the one that speaks, and the one that a record of
+/// the past can bring back. An earlier one is forgotten as a member is.
+const MAX_LIVES: usize = 2;
 
 /// Our own events that wait to be sent often enough. More are refused to who emits them: a cluster
 /// passes on a handful of events in a second, and who wants more wants messages.
@@ -387,7 +394,7 @@ struct Window {
     boot: BootId,
     highest: u64,
     seen: u128,
-    /// The highest Lamport time of an event of this origin that was told, in whichever life.
+    /// The highest Lamport time of an event of this life that was told.
     told: u64,
 }
 
@@ -403,6 +410,16 @@ enum Judgement {
 }
 
 impl Window {
+    /// Everything is new.
+    fn empty(boot: BootId) -> Self {
+        Self {
+            boot,
+            highest: 0,
+            seen: 0,
+            told: 0,
+        }
+    }
+
     /// Nothing up to `highest` is new.
     fn from_here_on(boot: BootId, highest: u64) -> Self {
         let seen = u128::MAX;
@@ -554,9 +571,10 @@ pub(super) struct UserEvents {
     number: u64,
     /// The clock of the first peer met: what is older was said before this node came.
     floor: Option<u64>,
-    /// The highest Lamport time that was told of an origin which is forgotten.
+    /// The highest Lamport time that was told of an origin, or a life of one, which is forgotten.
     forgotten: u64,
-    windows: BTreeMap<NodeId, Window>,
+    /// At most [`MAX_LIVES`] of each origin, in the order in which they were met.
+    windows: BTreeMap<NodeId, Vec<Window>>,
     /// The number of our own last event when each member came, if that was not 0.
     came_after: BTreeMap<NodeId, u64>,
     queue: Queue,
@@ -572,7 +590,7 @@ impl UserEvents {
             number: 0,
             floor: None,
             forgotten: 0,
-            windows: BTreeMap::from([(me, Window::from_here_on(boot, 0))]),
+            windows: BTreeMap::from([(me, vec![Window::from_here_on(boot, 0)])]),
             came_after: BTreeMap::new(),
             queue: Queue::default(),
             recent: VecDeque::new(),
@@ -589,10 +607,32 @@ impl UserEvents {
     }
 
     pub(super) fn forget(&mut self, node: &NodeId) {
-        if let Some(window) = self.windows.remove(node) {
+        for window in self.windows.remove(node).unwrap_or_default() {
             self.forgotten = self.forgotten.max(window.told);
         }
         self.came_after.remove(node);
+    }
+
+    /// What was heard of a life of an origin.
+    fn window(&self, origin: &NodeId, boot: BootId) -> Option<&Window> {
+        let lives = self.windows.get(origin)?;
+        lives.iter().find(|window| window.boot == boot)
+    }
+
+    /// The same, to change; of a life that was not met before, `new`, for which the one met longest
+    /// ago may have to go.
+    fn window_or(&mut self, origin: &NodeId, new: Window) -> &mut Window {
+        let lives = self.windows.entry(origin.clone()).or_default();
+        let known = lives.iter().position(|window| window.boot == new.boot);
+        let place = known.unwrap_or_else(|| {
+            if lives.len() == MAX_LIVES {
+                let forgotten = lives.remove(0);
+                self.forgotten = self.forgotten.max(forgotten.told);
+            }
+            lives.push(new);
+            lives.len() - 1
+        });
+        &mut lives[place]
     }
 
     /// A member, or another life of one, is here: whatever we emit from now on is for it too.
@@ -727,27 +767,18 @@ impl Swim {
         let event = verified.event.clone();
         let is_own = event.origin == self.id;
         let events = &mut self.user_events;
-        let window = events.windows.entry(event.origin.clone());
-        let window = window.or_insert_with(|| Window {
-            boot: event.boot,
-            highest: 0,
-            seen: 0,
-            told: 0,
-        });
-        if window.boot != event.boot {
-            (window.boot, window.highest, window.seen) = (event.boot, 0, 0);
-        }
+        // What a liar says of the time must not silence the others once it is forgotten.
+        let is_plausible = !is_own && events.witness(event.lamport);
+        let window = events.window_or(&event.origin, Window::empty(event.boot));
         window.mark(event.number);
+        if is_plausible {
+            window.told = window.told.max(event.lamport);
+        }
         if is_own {
             self.counters.events_emitted += 1;
         } else {
             self.counters.events_received += 1;
-            let is_plausible = events.witness(event.lamport);
             self.counters.implausible += u64::from(!is_plausible);
-            // What a liar says of the time must not silence the others once it is forgotten.
-            if is_plausible && let Some(window) = events.windows.get_mut(&event.origin) {
-                window.told = window.told.max(event.lamport);
-            }
         }
         self.spread_event(now, &event.origin, &verified.signed);
         self.user_events.remember(now, verified);
@@ -796,14 +827,8 @@ impl Swim {
         // must still be known for a copy.
         let is_believed = member.record.record.boot == clock.boot;
         let events = &mut self.user_events;
-        let known = events.windows.get(from);
-        if is_believed && known.is_none_or(|window| window.boot != clock.boot) {
-            let told = known.map_or(0, |window| window.told);
-            let window = Window {
-                told,
-                ..Window::from_here_on(clock.boot, clock.number)
-            };
-            events.windows.insert(from.clone(), window);
+        if is_believed {
+            events.window_or(from, Window::from_here_on(clock.boot, clock.number));
         }
         if events.witness(clock.lamport) {
             events.floor.get_or_insert(clock.lamport);
@@ -831,8 +856,7 @@ impl Swim {
         if event.lamport <= events.forgotten {
             return Judgement::Stale;
         }
-        let window = events.windows.get(&event.origin);
-        match window.filter(|window| window.boot == event.boot) {
+        match events.window(&event.origin, event.boot) {
             Some(window) => window.judge(event.number),
             None if events.floor.is_some_and(|floor| event.lamport <= floor) => Judgement::Stale,
             None => Judgement::New,
@@ -875,7 +899,8 @@ mod tests {
     use crate::{
         record::{Record, SignedRecord, VerifiedRecord, encode_addr},
         rng::Rng,
-        swim::{Action, Body, Config, Message},
+        stats::MemberStatus,
+        swim::{Action, Body, Config, Message, SyncEntry},
     };
 
     fn id(name: &str) -> NodeId {
@@ -1300,6 +1325,51 @@ mod tests {
         assert!(!is_new(core, "n1", 1, 5), "with a sync");
         assert!(is_new(core, "n1", 3, 6), "emitted since");
         assert!(is_new(core, "n2", 1, 6), "of another");
+    }
+
+    #[test]
+    fn what_was_told_is_not_new_when_an_earlier_life_of_its_origin_held_in_between() {
+        let mut net = Net::new(&names(3));
+        let now = net.now;
+        let core = net.core("n0");
+        let is_new = |core: &mut Swim, origin, boot, number, lamport| {
+            core.is_new_event(&event(origin, boot, number, lamport).event)
+        };
+        // Life 9 runs. Life 8 ended before n0 came, and somebody still knows it at a higher
+        // incarnation; life 9 goes above that, and life 8 is gone.
+        core.handle_record(now, own_record(id("n1"), 9, 2));
+        core.handle_user_event(now, event("n1", 9, 1, 5));
+        core.handle_user_event(now, event("n1", 9, 3, 6));
+        let past = SyncEntry {
+            record: own_record(id("n1"), 8, 3),
+            status: MemberStatus::Alive,
+            forced: None,
+        };
+        core.handle_sync(now, &id("n2"), vec![past]);
+        core.handle_user_event(now, event("n1", 8, 1, 2));
+        core.handle_record(now, own_record(id("n1"), 9, 4));
+        assert!(!is_new(core, "n1", 9, 1, 5));
+        assert!(!is_new(core, "n1", 9, 3, 6));
+        assert!(is_new(core, "n1", 9, 2, 6), "it was not heard");
+        assert!(is_new(core, "n1", 9, 4, 7), "emitted since");
+        // Of more lives than are kept, what was told is not new either, whatever the origin says.
+        for (boot, incarnation) in [(10, 5), (11, 6)] {
+            core.handle_record(now, own_record(id("n1"), boot, incarnation));
+            core.handle_user_event(now, event("n1", boot, 1, 6 + u64::from(boot)));
+        }
+        core.handle_record(now, own_record(id("n1"), 9, 7));
+        let clock = EventClock {
+            boot: BootId([9; 16]),
+            lamport: 17,
+            number: 0,
+        };
+        core.handle_event_clock(&id("n1"), clock);
+        assert!(!is_new(core, "n1", 9, 1, 5));
+        assert!(!is_new(core, "n1", 9, 3, 6));
+        assert!(is_new(core, "n1", 9, 4, 18), "emitted since");
+        assert!(is_new(core, "n2", 1, 1, 18), "of another");
+        let lives = core.user_events.windows.values().map(Vec::len);
+        assert!(lives.max().unwrap() <= MAX_LIVES);
     }
 
     #[test]

@@ -10,7 +10,8 @@
 //! foreign "dead" shortens the wait. While an answer over the connection is fresh, neither is
 //! believed: no suspicion begins here, none is shortened, and instead of passing the accusation on,
 //! which would go on for ever where nobody remembers it, this node tells the accused. Who still doubts
-//! a member that is dead or has left here is told so, with the record if it lacks the latest.
+//! a member that is dead or has left here is told so, with the record if it lacks the latest, but not
+//! more often than once in a gossip interval.
 //!
 //! # How long until a crash is known
 //!
@@ -54,7 +55,10 @@
 //! second to a second more. The refusal must have been seen *here*: hearsay of one would let a liar
 //! shorten the waits of others.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
 use crate::node_id::NodeId;
 
@@ -63,20 +67,22 @@ use super::{
     dissemination::Kind,
     explain::{Accused, Case, Ending, Evidence, Verdict},
     members::{Member, Standing},
-    message::{self, Body},
+    message::{self, Body, MAX_RECORDS},
     suspicion::{Suspicion, Waits},
     timer::Timer,
 };
 
-/// Whether an accuser knows the latest record of the accused.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Behind {
-    Yes,
-    No,
+/// What an accuser does not know of somebody who is gone here.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Lacks {
+    Verdict,
+    /// It doubts an earlier incarnation: it has missed a refutation, or a leave, of which nobody
+    /// speaks any more, and no accusation of the later incarnation would count with it.
+    Record,
 }
 
 impl Swim {
-    /// Somebody says that a member is suspect or dead.
+    /// Somebody says that a member is suspect or dead. Returns what it should be told of that member.
     pub(super) fn on_accusation(
         &mut self,
         now: Instant,
@@ -84,7 +90,7 @@ impl Swim {
         statement: &Statement,
         accusation: &Accusation,
         credible: bool,
-    ) {
+    ) -> Option<Lacks> {
         let Accusation {
             node,
             incarnation,
@@ -92,29 +98,27 @@ impl Swim {
         } = accusation;
         if *node == self.id {
             self.on_accused(now, *incarnation);
-            return;
+            return None;
         }
         if !credible || *accuser == self.id {
-            return;
+            return None;
         }
         let is_somebody = accuser == from || self.members.get(accuser).is_some_and(Member::is_live);
         if !is_somebody && self.config.rules.first_hand_confirmations {
             // Of nobody, or of who has to refute before it may accuse.
             self.counters.unknown_members += 1;
-            return;
+            return None;
         }
         let Some(member) = self.members.get_mut(node) else {
             self.counters.unknown_members += 1;
-            return;
+            return None;
         };
         let condemned = matches!(statement, Statement::Dead(_));
         let first_hand = from == accuser;
         if member.incarnation() != *incarnation {
             self.counters.stale += 1;
-            if *incarnation < member.incarnation() && first_hand && !member.is_live() {
-                self.tell_accuser(from, node, Behind::Yes);
-            }
-            return;
+            let is_behind = *incarnation < member.incarnation();
+            return (is_behind && first_hand && !member.is_live()).then_some(Lacks::Record);
         }
         let is_fresh = member.is_fresh(now, self.config.probe_interval);
         let relay = match &member.standing {
@@ -140,19 +144,17 @@ impl Swim {
                 shortened || (news && !self.config.rules.first_hand_confirmations)
             }
             Standing::Dead { .. } => {
-                if first_hand && !condemned {
-                    self.tell_accuser(from, node, Behind::No);
-                }
                 if condemned {
                     self.heard_as_well(node);
                 }
-                false
+                return (first_hand && !condemned).then_some(Lacks::Verdict);
             }
             Standing::Left => false,
         };
         if relay {
             self.spread_statement(now, node, statement);
         }
+        None
     }
 
     /// Tells a member what is said of it, so that it can refute; not more often than once an interval,
@@ -226,31 +228,41 @@ impl Swim {
         }
     }
 
-    /// Tells a member that still doubts `node` that it is dead here. One that doubts an earlier
-    /// incarnation has missed a refutation, or a leave, of which nobody speaks any more; no
-    /// accusation of the later incarnation would count with it, so it gets that record as well.
-    fn tell_accuser(&mut self, to: &NodeId, node: &NodeId, behind: Behind) {
-        let (Some(accuser), Some(member)) = (self.members.get(to), self.members.get(node)) else {
+    /// Tells a member that still doubts others that they are gone here: one datagram for all that
+    /// one of its own names, as far as there is room, and no more than one in a gossip interval. Who
+    /// has a gossip key can accuse in any member's name, and must not have records sent to it at any
+    /// rate; an honest accuser says it again.
+    pub(super) fn tell_accuser(
+        &mut self,
+        now: Instant,
+        to: &NodeId,
+        gone: &BTreeMap<&NodeId, Lacks>,
+    ) {
+        if gone.is_empty() || !self.config.rules.check_suspects {
             return;
-        };
-        if member.hearsay || !self.config.rules.check_suspects {
+        }
+        let pause = self.config.gossip_interval;
+        let is_early = |at: Instant| now.saturating_duration_since(at) < pause;
+        let answered = |accuser: &Member| accuser.rare().and_then(|rare| rare.answered_doubts);
+        let accuser = self.members.get(to);
+        if accuser.and_then(answered).is_some_and(is_early) {
             return;
         }
         let mut payload = Vec::new();
-        if behind == Behind::Yes {
-            payload = message::encode_record(&member.record.signed);
-        }
-        if let Standing::Dead { .. } = member.standing {
-            let verdict = message::encode_statement(&Statement::Dead(Accusation {
-                node: node.clone(),
-                incarnation: member.incarnation(),
-                accuser: self.id.clone(),
-            }));
-            // The record is what it lacks; without room for both, the verdict is for the next time.
-            if payload.len() + verdict.len() <= self.config.max_payload_bytes {
-                payload.extend(verdict);
+        for (node, lacks) in gone.iter().take(MAX_RECORDS) {
+            let about = self.what_is_lacking(node, *lacks);
+            for piece in about.into_iter().flatten() {
+                // Without the record the verdict means nothing to it.
+                if payload.len() + piece.len() > self.config.max_payload_bytes {
+                    break;
+                }
+                payload.extend(piece);
             }
         }
+        let Some(accuser) = self.members.get_mut(to).filter(|_| !payload.is_empty()) else {
+            return;
+        };
+        accuser.rare_mut().answered_doubts = Some(now);
         let destination = accuser.record.record.gossip_addr;
         self.counters.sent.count(&Body::Gossip);
         self.transmits.push_back(Transmit {
@@ -258,6 +270,28 @@ impl Swim {
             destination,
             payload,
         });
+    }
+
+    /// The record of a member that is gone, for whom it is news, and the verdict if it is dead.
+    fn what_is_lacking(&self, node: &NodeId, lacks: Lacks) -> [Option<Vec<u8>>; 2] {
+        let Some(member) = self.members.get(node).filter(|member| !member.hearsay) else {
+            return [None, None];
+        };
+        let record = match lacks {
+            Lacks::Record => Some(message::encode_record(&member.record.signed)),
+            Lacks::Verdict => None,
+        };
+        let verdict = match member.standing {
+            Standing::Dead { .. } => {
+                Some(message::encode_statement(&Statement::Dead(Accusation {
+                    node: node.clone(),
+                    incarnation: member.incarnation(),
+                    accuser: self.id.clone(),
+                })))
+            }
+            Standing::Alive | Standing::Suspect(_) | Standing::Left => None,
+        };
+        [record, verdict]
     }
 
     /// `by` says that a suspect is dead: leaves it the shortest time only, unless its connection
