@@ -63,6 +63,7 @@ mod awareness;
 mod config;
 mod dissemination;
 mod explain;
+mod index;
 mod members;
 mod message;
 mod probe;
