@@ -1,16 +1,17 @@
-//! Finding a member's slot by a hash: of its name, or of its address.
+//! Finding the slot of something by a hash: of a member by its name or address, of a piece of news
+//! by whom it is about.
 //!
 //! Open addressing with linear probing, where a cell holds a slot and nothing else. What a slot
-//! hashes to is asked of whoever owns the table, so nothing is stored twice: a member takes five to
-//! ten bytes here, and to find it takes one look at the cells and one at the member, however many
+//! hashes to is asked of whoever owns the slots, so nothing is stored twice: each takes five to
+//! eleven bytes here, and to find it takes one look at the cells and one at the slot, however many
 //! there are. Several slots may have one hash; the caller tells them apart.
 //!
-//! The hash is not keyed. Names are given by the cluster's authority, and the table is bounded, so
-//! who chooses names or addresses that collide makes a search walk over some thousand cells at worst.
+//! The hash is not keyed. Names are given by the cluster's authority and the tables are bounded, so
+//! whoever chooses names or addresses that collide makes a search walk over some thousand cells.
 
 const EMPTY: u32 = u32::MAX;
 
-/// The cells of the first member.
+/// The cells of the first slot.
 const MIN_CELLS: usize = 8;
 
 /// Slots by hash.

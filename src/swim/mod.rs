@@ -973,9 +973,9 @@ impl Swim {
         }
     }
 
-    fn spread_record(&mut self, now: Instant, record: &VerifiedRecord) {
+    fn spread_record(&mut self, now: Instant, record: &Arc<VerifiedRecord>) {
         let node = record.record.node.clone();
-        let record = News::Record(record.signed.clone());
+        let record = News::Record(Arc::clone(record));
         self.spread(now, node, Kind::Record, record);
     }
 
