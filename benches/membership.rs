@@ -35,7 +35,7 @@ usage: ./run bench membership [OPTIONS]
 
   --experiment NAME  one of E1 E2 E3 E4 E5 E6 E7 E8 E13 E14; may be repeated (default: all)
   --svg PATH         write the plots into this directory, or the only plot to this file
-  --nodes N          the size of E3, E13 and E14 (default: 2000, 1500, 3600)
+  --nodes N          the size of E3, E5, E13, E14 (default: 2000, 1000, 1500, 3600)
   --threads N        runs played at the same time (default: one for each core)
   --quick            tiny runs that show that it works; their figures mean nothing
   -o json            print one JSON object a line

@@ -326,8 +326,9 @@ pub(crate) struct Arena {
     conns: Vec<Conn>,
     registry: Registry,
     cluster_name: ClusterName,
-    names: BTreeMap<NodeId, u32>,
     pub(crate) log: Vec<Told>,
+    /// Millions of entries are kept only for who looks at them.
+    pub(crate) keeps_log: bool,
     /// One entry for each node and second, while metering.
     pub(crate) samples: Vec<Bytes>,
     metering: Option<u64>,
@@ -366,15 +367,10 @@ impl Arena {
     pub(crate) fn new(setup: Setup) -> Self {
         let mut rng = Rng::new(setup.seed);
         let queue = Queue::new(rng.u64());
-        let mut names = BTreeMap::new();
         let nodes = (0..setup.nodes)
-            .map(|index| {
-                let name: NodeId = format!("n{}", index + 1).parse().expect("a label");
-                names.insert(name.clone(), index as u32);
-                Node {
-                    name: Some(name),
-                    ..Node::default()
-                }
+            .map(|index| Node {
+                name: Some(format!("n{}", index + 1).parse().expect("a label")),
+                ..Node::default()
             })
             .collect();
         Self {
@@ -387,8 +383,8 @@ impl Arena {
             conns: Vec::new(),
             registry: Registry::default(),
             cluster_name: "arena".parse().expect("a label"),
-            names,
             log: Vec::new(),
+            keeps_log: true,
             samples: Vec::new(),
             metering: None,
         }
@@ -409,15 +405,19 @@ impl Arena {
             .collect();
         match arena.setup.kind {
             Kind::Model => {
-                for (index, node) in arena.nodes.iter_mut().enumerate() {
-                    let Some(Brain::Model(swim)) = &mut node.brain else {
+                for node in &mut arena.nodes {
+                    let (Some(Brain::Model(swim)), Some(name)) = (&mut node.brain, &node.name)
+                    else {
                         continue;
                     };
-                    for (other, record) in records.iter().enumerate() {
-                        if other != index {
-                            swim.handle_record(now, Arc::clone(record));
-                        }
-                    }
+                    // As others tell it, since a model's nodes have not met in any handshake.
+                    let others = records.iter().filter(|record| record.record.node != *name);
+                    let entries = others.map(|record| SyncEntry {
+                        record: Arc::clone(record),
+                        status: MemberStatus::Alive,
+                        forced: None,
+                    });
+                    swim.handle_sync(now, name, entries.collect());
                     swim.forget_news();
                     while swim.poll_event().is_some() || swim.poll_action().is_some() {}
                 }
@@ -900,11 +900,17 @@ impl Arena {
         self.queue.push(at, Due::Timer(index));
     }
 
+    /// Names are numbers here, so that nothing has to be looked up.
     fn index(&self, name: &NodeId) -> u32 {
-        self.names.get(name).copied().unwrap_or(u32::MAX)
+        let number = name.as_str().strip_prefix('n');
+        let number: Option<u32> = number.and_then(|digits| digits.parse().ok());
+        number.map_or(u32::MAX, |number| number.wrapping_sub(1))
     }
 
     fn tell(&mut self, index: u32, event: &swim::Event) {
+        if !self.keeps_log {
+            return;
+        }
         let (what, of, by) = match event {
             swim::Event::Up { node } => (What::Up, node, None),
             swim::Event::Suspect { node, by } => (What::Suspect, node, Some(by)),

@@ -8,7 +8,7 @@ use std::{collections::BTreeSet, sync::OnceLock};
 
 use nodosum::{
     MemberStatus,
-    unversioned::{mesh, swim, swim::Rules},
+    unversioned::{mesh, record::VerifiedRecord, swim, swim::Rules},
 };
 
 use super::{
@@ -21,7 +21,7 @@ use super::{
 pub(crate) struct Context {
     pub(crate) quick: bool,
     pub(crate) threads: usize,
-    /// Instead of the sizes of E3, E13 and E14.
+    /// Instead of the sizes of E3, E5, E13 and E14.
     pub(crate) nodes: Option<usize>,
     /// E4 and E6 look at the same runs.
     pub(crate) tens: OnceLock<Vec<Ten>>,
@@ -158,6 +158,18 @@ impl Candidate {
 
 fn seconds(nanos: u64) -> f64 {
     nanos as f64 / SEC as f64
+}
+
+/// After how many seconds how many percent of `all` were there, in about a hundred steps.
+fn rising(times: &[f64], all: usize) -> Vec<(f64, f64)> {
+    let mut times = times.to_vec();
+    times.sort_by(f64::total_cmp);
+    let step = times.len().div_ceil(100).max(1);
+    let last = times.len().checked_sub(1);
+    let places = (0..times.len()).step_by(step).chain(last);
+    places
+        .map(|place| (times[place], (place + 1) as f64 / all as f64 * 100.0))
+        .collect()
 }
 
 fn series(name: &str, points: Vec<(f64, f64)>) -> Series {
@@ -638,6 +650,8 @@ fn e3(context: &Context) -> Findings {
 pub(crate) struct Ten {
     known: f64,
     first: f64,
+    /// How the verdicts come in.
+    verdicts: Vec<(f64, f64)>,
     /// Sizes that one node saw between the first and the last, at the median and at most.
     steps: Vec<f64>,
     distinct: usize,
@@ -717,6 +731,7 @@ fn ten(candidate: Candidate, nodes: usize, victims: usize, seed: u64) -> Ten {
             f64::INFINITY
         },
         first: verdicts.first().copied().unwrap_or(f64::INFINITY),
+        verdicts: rising(&verdicts, victims * arena.running()),
         steps: steps
             .iter()
             .filter(|sizes| !sizes.is_empty())
@@ -764,6 +779,16 @@ fn e4(context: &Context) -> Findings {
     );
     row("different_sizes_seen", &|ten| ten.distinct as f64, "sizes");
     row("false_positives", &|ten| ten.mistakes as f64, "events");
+    findings.plots.push(Plot {
+        file: "E4",
+        title: format!("E4: how the verdicts on the crashed come in, {nodes} members"),
+        x: ("seconds since they crashed", Scale::Linear),
+        y: ("verdicts at survivors, %", Scale::Linear),
+        series: vec![
+            series("nodosum", tens[1].verdicts.clone()),
+            series("memberlist (model)", tens[0].verdicts.clone()),
+        ],
+    });
     findings
 }
 
@@ -940,6 +965,7 @@ fn asymmetric(candidate: Candidate, program: Program, nodes: usize, time: u64) -
 
 fn e5(context: &Context) -> Findings {
     let (nodes, time) = context.some((1_000, 500), (20, 60));
+    let nodes = context.nodes.unwrap_or(nodes);
     let programs = [Program::FlipFlop, Program::Egress, Program::Ingress];
     let runs: Vec<(Program, Candidate)> = programs
         .into_iter()
@@ -1003,33 +1029,43 @@ fn e5(context: &Context) -> Findings {
 
 // ---- E7
 
-/// How long each of a few changes of one record takes until everybody has it.
-fn spread(candidate: Candidate, nodes: usize, loss: u64, changes: usize) -> Vec<f64> {
+#[derive(Default)]
+struct Spread {
+    /// How long each change took until everybody had it.
+    known: Vec<f64>,
+    /// When each member had each.
+    heard: Vec<f64>,
+}
+
+/// A few changes of one record each, one after the other.
+fn spread(candidate: Candidate, nodes: usize, loss: u64, changes: usize) -> Spread {
     let mut setup = candidate.setup(nodes, 1);
     setup.loss = loss;
     let mut arena = Arena::formed(setup);
     arena.run_for(5 * SEC);
-    let mut out = Vec::new();
+    let mut out = Spread::default();
     for change in 0..changes {
         let node = (change * 31 % nodes) as u32;
         let (at, first) = (arena.now, arena.log.len());
         arena.set_tags(node, change.to_string());
+        let mut heard: Vec<f64> = Vec::new();
         for _ in 0..60 {
             arena.run_for(SEC / 4);
-            let mut told: Vec<u64> = arena.log[first..]
+            heard = arena.log[first..]
                 .iter()
                 .filter(|told| told.what == What::Updated && told.of == node)
-                .map(|told| told.at)
+                .map(|told| seconds(told.at - at))
                 .collect();
-            if told.len() >= nodes - 1 {
-                told.sort_unstable();
-                out.push(seconds(told[nodes - 2] - at));
+            if heard.len() >= nodes - 1 {
                 break;
             }
         }
-        if out.len() <= change {
-            out.push(f64::INFINITY);
-        }
+        out.known.push(if heard.len() >= nodes - 1 {
+            percentile(&heard, 100.0)
+        } else {
+            f64::INFINITY
+        });
+        out.heard.extend(heard);
         arena.run_for(2 * SEC);
     }
     out
@@ -1069,14 +1105,35 @@ fn e7(context: &Context) -> Findings {
                 nodes,
                 "s",
             )
-            .ours(percentile(&pair[1], percent))
-            .model(percentile(&pair[0], percent));
+            .ours(percentile(&pair[1].known, percent))
+            .model(percentile(&pair[0].known, percent));
             if let Some(formula) = formula {
                 row = row.other("serf_formula", formula);
             }
             findings.rows.push(row);
         }
     }
+    let largest = plan.last().map_or(0, |(nodes, _)| *nodes);
+    findings.plots.push(Plot {
+        file: "E7",
+        title: format!("E7: how one change spreads among {largest} members"),
+        x: ("seconds", Scale::Linear),
+        y: ("members that know of it, %", Scale::Linear),
+        series: runs
+            .iter()
+            .zip(&results)
+            .filter(|((nodes, ..), _)| *nodes == largest)
+            .rev()
+            .map(|((nodes, changes, loss, candidate), result)| {
+                let name = match candidate {
+                    Candidate::Nodosum => "nodosum",
+                    _ => "model",
+                };
+                let points = rising(&result.heard, changes * (nodes - 1));
+                series(&format!("{name}, {loss} % lost"), points)
+            })
+            .collect(),
+    });
     findings
 }
 
@@ -1184,6 +1241,31 @@ fn e8(context: &Context) -> Findings {
             "events",
         );
     }
+    let line = |candidate: Candidate, lost: u64| {
+        let points = plan.iter().filter(|(_, loss, ..)| *loss == lost);
+        let points = points.map(|(nodes, ..)| {
+            let times: Vec<f64> = runs
+                .iter()
+                .zip(&results)
+                .filter(|(run, _)| (run.0, run.1, run.2) == (*nodes, lost, candidate))
+                .map(|(_, result)| result.known)
+                .collect();
+            (*nodes as f64, percentile(&times, 100.0))
+        });
+        points.collect::<Vec<_>>()
+    };
+    findings.plots.push(Plot {
+        file: "E8",
+        title: "E8: from a crash until everybody knows, the worst of five runs".to_owned(),
+        x: ("members", Scale::Log),
+        y: ("seconds", Scale::Linear),
+        series: vec![
+            series("nodosum", line(Candidate::Nodosum, 0)),
+            series("memberlist (model)", line(Candidate::Memberlist, 0)),
+            series("nodosum, 50 % lost", line(Candidate::Nodosum, 50)),
+            series("model, 50 % lost", line(Candidate::Memberlist, 50)),
+        ],
+    });
     findings
 }
 
@@ -1194,9 +1276,15 @@ struct Storm {
     /// Resident bytes a node, in a formed cluster and at most in the storm.
     formed: f64,
     peak: f64,
+    /// What one record takes, of which all nodes here share one copy.
+    record: f64,
     news: usize,
     members: usize,
     in_flight: usize,
+    /// Of what started again, the part that a node has the newest record of, each half second.
+    current: Vec<(f64, f64)>,
+    /// Resident kilobytes a node.
+    state: Vec<(f64, f64)>,
 }
 
 /// What this process has in memory, as its kernel counts.
@@ -1209,12 +1297,30 @@ fn resident() -> f64 {
         .map_or(f64::NAN, |pages| pages * PAGE)
 }
 
+/// What a record takes in memory, with the counts of the pieces that are shared and without what the
+/// allocator adds.
+fn record_bytes(record: &VerifiedRecord) -> usize {
+    const COUNTS: usize = 2 * size_of::<usize>();
+    let shared = [
+        record.record.cluster.as_str().len(),
+        record.record.node.as_str().len(),
+        record.signed.payload.len(),
+        record.signed.signature.len(),
+        size_of::<VerifiedRecord>(),
+    ];
+    let shared: usize = shared.iter().map(|bytes| bytes + COUNTS).sum();
+    shared + record.record.version.len()
+}
+
 fn storm(candidate: Candidate, nodes: usize) -> Storm {
     const SEEDS: u64 = 3;
+    /// How many nodes are looked at for the curve; for the end, all are.
+    const WATCHED: usize = 100;
     let before = resident();
     let mut setup = candidate.setup(nodes, 1);
     setup.kind = Kind::Model;
     let mut arena = Arena::formed(setup);
+    arena.keeps_log = false;
     arena.run_for(2 * SEC);
     let formed = resident() - before;
     let restarting: Vec<u32> = (0..nodes as u32).filter(|node| node % 10 >= 7).collect();
@@ -1229,39 +1335,55 @@ fn storm(candidate: Candidate, nodes: usize) -> Storm {
         converged: f64::INFINITY,
         formed: formed / nodes as f64,
         peak: 0.0,
+        record: 0.0,
         news: 0,
         members: 0,
         in_flight: 0,
+        current: Vec::new(),
+        state: Vec::new(),
     };
     for _ in 0..360 {
         arena.run_for(SEC / 2);
-        out.peak = out.peak.max((resident() - before) / nodes as f64);
+        let time = seconds(arena.now - at);
+        let state = (resident() - before) / nodes as f64;
+        out.peak = out.peak.max(state);
+        out.state.push((time, state / 1_000.0));
         let swims = || arena.nodes.iter().filter_map(|node| node.swim());
         let news = swims().map(swim::Swim::pending_news).max();
         out.news = out.news.max(news.unwrap_or(0));
         out.in_flight = out.in_flight.max(arena.agenda());
+        let watched = swims().step_by(nodes.div_ceil(WATCHED));
+        let shares = watched.map(|swim| current(swim, &restarting, &arena) as f64);
+        let share = mean(&shares.collect::<Vec<_>>()) / restarting.len() as f64;
+        out.current.push((time, share * 100.0));
         let is_whole = (0..nodes as u32).all(|node| arena.size_at(node) == nodes);
-        if is_whole && swims().all(|swim| is_current(swim, &restarting, &arena)) {
+        if is_whole
+            && share >= 1.0
+            && swims().all(|swim| current(swim, &restarting, &arena) == restarting.len())
+        {
             out.members = swims()
                 .map(|swim| swim.members().count())
                 .max()
                 .unwrap_or(0);
-            out.converged = seconds(arena.now - at);
+            let records = swims().map(|swim| record_bytes(swim.me()) as f64);
+            out.record = mean(&records.collect::<Vec<_>>());
+            out.converged = time;
             break;
         }
     }
     out
 }
 
-/// Whether a node has the newest record of everybody who started again.
-fn is_current(swim: &swim::Swim, restarted: &[u32], arena: &Arena) -> bool {
-    restarted.iter().all(|node| {
-        let own = arena.nodes[*node as usize].swim().map(swim::Swim::me);
+/// Of how many that started again a node has the newest record.
+fn current(swim: &swim::Swim, restarted: &[u32], arena: &Arena) -> usize {
+    let is_current = |node: &&u32| {
+        let own = arena.nodes[**node as usize].swim().map(swim::Swim::me);
         own.is_some_and(|own| {
             swim.member(&own.record.node)
                 .is_some_and(|member| member.record.record.boot == own.record.boot)
         })
-    })
+    };
+    restarted.iter().filter(is_current).count()
 }
 
 fn e13(context: &Context) -> Findings {
@@ -1287,22 +1409,50 @@ fn e13(context: &Context) -> Findings {
     row("members_at_most", &|storm| storm.members as f64, "members");
     row("agenda_at_most", &|storm| storm.in_flight as f64, "entries");
     let ours = &results[0];
-    for (metric, value) in [("formed", ours.formed), ("peak", ours.peak)] {
+    for (metric, value) in [
+        ("state_formed", ours.formed),
+        ("state_peak", ours.peak),
+        ("records_of_all", ours.record * nodes as f64),
+    ] {
         findings
             .rows
-            .push(Row::new("E13", format!("state_{metric}"), nodes, "B per node").ours(value));
+            .push(Row::new("E13", metric, nodes, "B per node").ours(value));
         findings.rows.push(
-            Row::new("E13", format!("state_{metric}_per_member"), nodes, "B")
-                .ours(value / nodes as f64),
+            Row::new("E13", format!("{metric}_per_member"), nodes, "B").ours(value / nodes as f64),
         );
     }
+    findings.plots.push(Plot {
+        file: "E13",
+        title: format!("E13: three of ten start again at once, {nodes} members"),
+        x: ("seconds since they crashed", Scale::Linear),
+        y: ("new records that a node has, %", Scale::Linear),
+        series: vec![
+            series("nodosum", ours.current.clone()),
+            series("memberlist (model)", results[1].current.clone()),
+        ],
+    });
+    findings.plots.push(Plot {
+        file: "E13-state",
+        title: format!("E13: what a node keeps in memory, {nodes} members"),
+        x: ("seconds since they crashed", Scale::Linear),
+        y: ("kB a node, records not counted", Scale::Linear),
+        series: vec![series("nodosum", ours.state.clone())],
+    });
     findings
 }
 
 // ---- E14
 
+struct Leave {
+    /// Percent of the members that know after a second.
+    within: f64,
+    last: f64,
+    queued: f64,
+    known: Vec<(f64, f64)>,
+}
+
 /// When everybody knows of a leave, while every node has more news than it can tell.
-fn leave(candidate: Candidate, over_connections: bool, nodes: usize) -> (f64, f64, f64) {
+fn leave(candidate: Candidate, over_connections: bool, nodes: usize) -> Leave {
     let mut setup = candidate.setup(nodes, 1);
     setup.kind = Kind::Model;
     let mut arena = Arena::formed(setup);
@@ -1340,11 +1490,12 @@ fn leave(candidate: Candidate, over_connections: bool, nodes: usize) -> (f64, f6
     } else {
         f64::INFINITY
     };
-    (
-        within / (nodes - 1) as f64 * 100.0,
+    Leave {
+        within: within / (nodes - 1) as f64 * 100.0,
         last,
-        percentile(&queued, 50.0),
-    )
+        queued: percentile(&queued, 50.0),
+        known: rising(&known, nodes - 1),
+    }
 }
 
 fn e14(context: &Context) -> Findings {
@@ -1360,7 +1511,7 @@ fn e14(context: &Context) -> Findings {
         |(candidate, over)| leave(*candidate, *over, nodes),
     );
     let mut findings = Findings::default();
-    let mut row = |metric: &str, value: &dyn Fn(&(f64, f64, f64)) -> f64, unit| {
+    let mut row = |metric: &str, value: &dyn Fn(&Leave) -> f64, unit| {
         findings.rows.push(
             Row::new("E14", metric, nodes, unit)
                 .ours(value(&results[2]))
@@ -1368,8 +1519,23 @@ fn e14(context: &Context) -> Findings {
                 .other("nodosum_gossip_only", value(&results[1])),
         );
     };
-    row("known_within_1_s", &|(within, ..)| *within, "%");
-    row("known_everywhere", &|(_, last, _)| *last, "s");
-    row("queued_news_p50", &|(.., queued)| *queued, "pieces");
+    row("known_within_1_s", &|leave| leave.within, "%");
+    row("known_everywhere", &|leave| leave.last, "s");
+    row("queued_news_p50", &|leave| leave.queued, "pieces");
+    findings.plots.push(Plot {
+        file: "E14",
+        title: format!("E14: who knows of a leave while all queues are full, {nodes} members"),
+        // Over connections it is a matter of milliseconds, by gossip one of many seconds.
+        x: ("seconds since the leave", Scale::Log),
+        y: ("members that know, %", Scale::Linear),
+        series: [
+            ("nodosum", &results[2]),
+            ("nodosum, gossip alone", &results[1]),
+            ("memberlist (model)", &results[0]),
+        ]
+        .into_iter()
+        .map(|(name, leave)| series(name, leave.known.clone()))
+        .collect(),
+    });
     findings
 }

@@ -6,17 +6,16 @@
 //! told once: when everybody finds the same at once, most of what each could say is known (the
 //! feedback of Demers and others, *Epidemic algorithms*, PODC 1987). When thousands of members come
 //! at once there is more news than gossip can carry; then what was sent most is given up, and the
-//! syncs bring the rest. A record is kept as the shared bytes that came in, and encoded when it goes
-//! out.
+//! syncs bring the rest. A record is shared with the member table, and encoded when it goes out.
 
-use std::{
-    cmp::Reverse,
-    collections::{BTreeMap, BTreeSet},
+use std::{cmp::Reverse, collections::BTreeSet, sync::Arc};
+
+use crate::{node_id::NodeId, record::VerifiedRecord};
+
+use super::{
+    index::{self, Index},
+    message::{self, MAX_RECORDS, MAX_STATEMENTS},
 };
-
-use crate::{node_id::NodeId, record::SignedRecord};
-
-use super::message::{self, MAX_RECORDS, MAX_STATEMENTS};
 
 /// How many pieces that do not fit are passed over to fill one datagram. Without a limit a queue of
 /// thousands of large records would be walked for every small answer.
@@ -37,7 +36,6 @@ pub(super) enum Kind {
     Statement,
 }
 
-type Key = (NodeId, Kind);
 type Rank = (u32, Reverse<u32>, Reverse<u64>);
 
 /// A piece of news.
@@ -45,7 +43,7 @@ type Rank = (u32, Reverse<u32>, Reverse<u64>);
 pub(super) enum News {
     /// Already encoded as a field of a message.
     Encoded(Box<[u8]>),
-    Record(SignedRecord),
+    Record(Arc<VerifiedRecord>),
 }
 
 impl News {
@@ -53,20 +51,22 @@ impl News {
     pub(super) fn len(&self) -> usize {
         match self {
             Self::Encoded(bytes) => bytes.len(),
-            Self::Record(record) => message::encoded_record_len(record),
+            Self::Record(record) => message::encoded_record_len(&record.signed),
         }
     }
 
     fn append_to(&self, out: &mut Vec<u8>) {
         match self {
             Self::Encoded(bytes) => out.extend_from_slice(bytes),
-            Self::Record(record) => out.extend(message::encode_record(record)),
+            Self::Record(record) => out.extend(message::encode_record(&record.signed)),
         }
     }
 }
 
 #[derive(Debug)]
 struct Piece {
+    node: NodeId,
+    kind: Kind,
     rank: Rank,
     news: News,
 }
@@ -74,8 +74,10 @@ struct Piece {
 /// The pieces of news that still have to be sent.
 #[derive(Debug, Default)]
 pub(super) struct Queue {
-    pieces: BTreeMap<Key, Piece>,
-    order: BTreeSet<(Rank, Key)>,
+    pieces: Vec<Option<Piece>>,
+    free: Vec<u32>,
+    index: Index,
+    order: BTreeSet<(Rank, u32)>,
     serial: u64,
 }
 
@@ -84,46 +86,59 @@ impl Queue {
     /// another had to be given up for it.
     pub(super) fn push(&mut self, node: NodeId, kind: Kind, news: News) -> bool {
         self.remove(&node, kind);
-        let is_full = self.pieces.len() >= MAX_PIECES;
-        if is_full && let Some((_, key)) = self.order.pop_last() {
-            self.pieces.remove(&key);
+        let is_full = self.len() >= MAX_PIECES;
+        if is_full && let Some((_, place)) = self.order.last().copied() {
+            self.take(place);
         }
         self.serial += 1;
         let len = u32::try_from(news.len()).unwrap_or(u32::MAX);
         let rank = (0, Reverse(len), Reverse(self.serial));
-        self.insert((node, kind), Piece { rank, news });
+        let hash = piece_hash(&node, kind);
+        let place = self.free.pop().unwrap_or_else(|| {
+            self.pieces.push(None);
+            (self.pieces.len() - 1) as u32
+        });
+        self.pieces[place as usize] = Some(Piece {
+            node,
+            kind,
+            rank,
+            news,
+        });
+        self.index.insert(hash, place, hash_in(&self.pieces));
+        self.order.insert((rank, place));
         is_full
     }
 
     /// Gives everything up.
     pub(super) fn clear(&mut self) {
-        self.pieces.clear();
-        self.order.clear();
+        *self = Self {
+            serial: self.serial,
+            ..Self::default()
+        };
     }
 
     pub(super) fn remove(&mut self, node: &NodeId, kind: Kind) {
-        let key = (node.clone(), kind);
-        if let Some(piece) = self.pieces.remove(&key) {
-            self.order.remove(&(piece.rank, key));
+        if let Some(place) = self.place_of(node, kind) {
+            self.take(place);
         }
     }
 
     pub(super) fn contains(&self, node: &NodeId, kind: Kind) -> bool {
-        self.pieces.contains_key(&(node.clone(), kind))
+        self.place_of(node, kind).is_some()
     }
 
     /// How many bytes a piece of news takes, if it is on its way.
     pub(super) fn size_of(&self, node: &NodeId, kind: Kind) -> Option<usize> {
-        let piece = self.pieces.get(&(node.clone(), kind))?;
+        let piece = self.at(self.place_of(node, kind)?)?;
         Some(piece.news.len())
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.pieces.is_empty()
+        self.order.is_empty()
     }
 
     pub(super) fn len(&self) -> usize {
-        self.pieces.len()
+        self.order.len()
     }
 
     /// Whether there is news that was never sent.
@@ -144,16 +159,15 @@ impl Queue {
         // One statement may stand in the datagram already.
         let (mut records, mut statements, mut passed_over) = (0, 1, 0);
         let mut taken = Vec::new();
-        for (_, key) in &self.order {
-            let Some(piece) = self.pieces.get(key) else {
+        for ((_, Reverse(len), _), place) in &self.order {
+            let Some(piece) = self.at(*place) else {
                 continue;
             };
-            let (count, max) = match key.1 {
+            let (count, max) = match piece.kind {
                 Kind::Record => (&mut records, MAX_RECORDS),
                 Kind::Statement => (&mut statements, MAX_STATEMENTS),
             };
-            let Reverse(len) = piece.rank.1;
-            if out.len() + len as usize > max_bytes || *count == max {
+            if out.len() + *len as usize > max_bytes || *count == max {
                 passed_over += 1;
                 if passed_over == MAX_PASSED_OVER {
                     break;
@@ -162,11 +176,11 @@ impl Queue {
             }
             *count += 1;
             piece.news.append_to(out);
-            taken.push(key.clone());
+            taken.push(*place);
         }
         let appended = taken.len();
-        for key in taken {
-            self.count_transmit(key, max_transmits);
+        for place in taken {
+            self.count_transmit(place, max_transmits);
         }
         appended
     }
@@ -174,27 +188,59 @@ impl Queue {
     /// Another member tells this news, so it need not be told here as often, yet [`MIN_TOLD`] times
     /// however many tell it.
     pub(super) fn heard(&mut self, node: &NodeId, kind: Kind, max_transmits: u32) {
-        let key = (node.clone(), kind);
-        let is_early = |piece: &Piece| piece.rank.0 + MIN_TOLD < max_transmits;
-        if self.pieces.get(&key).is_some_and(is_early) {
-            self.count_transmit(key, max_transmits);
-        }
-    }
-
-    fn count_transmit(&mut self, key: Key, max_transmits: u32) {
-        let Some(mut piece) = self.pieces.remove(&key) else {
+        let Some(place) = self.place_of(node, kind) else {
             return;
         };
-        self.order.remove(&(piece.rank, key.clone()));
-        piece.rank.0 += 1;
-        if piece.rank.0 < max_transmits {
-            self.insert(key, piece);
+        let is_early = |piece: &Piece| piece.rank.0 + MIN_TOLD < max_transmits;
+        if self.at(place).is_some_and(is_early) {
+            self.count_transmit(place, max_transmits);
         }
     }
 
-    fn insert(&mut self, key: Key, piece: Piece) {
-        self.order.insert((piece.rank, key.clone()));
-        self.pieces.insert(key, piece);
+    fn count_transmit(&mut self, place: u32, max_transmits: u32) {
+        let Some(Some(piece)) = self.pieces.get_mut(place as usize) else {
+            return;
+        };
+        if piece.rank.0 + 1 >= max_transmits {
+            self.take(place);
+            return;
+        }
+        self.order.remove(&(piece.rank, place));
+        piece.rank.0 += 1;
+        self.order.insert((piece.rank, place));
+    }
+
+    fn at(&self, place: u32) -> Option<&Piece> {
+        self.pieces.get(place as usize)?.as_ref()
+    }
+
+    fn place_of(&self, node: &NodeId, kind: Kind) -> Option<u32> {
+        let is_it = |piece: &Piece| piece.kind == kind && piece.node == *node;
+        let mut found = self.index.candidates(piece_hash(node, kind));
+        found.find(|place| self.at(*place).is_some_and(is_it))
+    }
+
+    fn take(&mut self, place: u32) {
+        let Some(piece) = self.at(place) else {
+            return;
+        };
+        let (hash, rank) = (piece_hash(&piece.node, piece.kind), piece.rank);
+        self.index.remove(hash, place, hash_in(&self.pieces));
+        self.order.remove(&(rank, place));
+        self.pieces[place as usize] = None;
+        self.free.push(place);
+    }
+}
+
+fn piece_hash(node: &NodeId, kind: Kind) -> u32 {
+    index::hash(node.as_str().bytes().chain([kind as u8]))
+}
+
+/// What the index asks: the hash of the piece at a place.
+fn hash_in(pieces: &[Option<Piece>]) -> impl Fn(u32) -> u32 {
+    |place| {
+        let piece = pieces.get(place as usize).and_then(Option::as_ref);
+        piece.map_or(0, |piece| piece_hash(&piece.node, piece.kind))
     }
 }
 

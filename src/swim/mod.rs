@@ -30,8 +30,10 @@
 //! told, so that it can refute) and no foreign "dead" shortens one. The pings by datagram go on
 //! regardless, since gossip needs their path. A doubt (refused, lost, stalled, unanswered) outdates
 //! the answers before it and starts a probe out of turn that asks directly, through others and over
-//! the connection at once, unless this node hears nobody at all and is the one in trouble itself. It proves nothing: whoever forges one has made a node ask, once
-//! an interval. Only *refused*, the word of the host that nobody is there, does more (`verdict`).
+//! the connection at once, unless this node hears nobody at all and is the one in trouble itself. In a
+//! large cluster, where everybody sees the same, only a few of all ask, by lot, unless the ports refuse.
+//! A doubt proves nothing: whoever forges one has made a node ask, once an interval. Only *refused*,
+//! the word of the host that nobody is there, does more (`verdict`).
 //!
 //! **Refutation.** Whoever pings or answers a doubted member tells it so in the same datagram
 //! (Lifeguard's buddy). The accused has a record with a higher incarnation signed, which ends every
@@ -63,6 +65,7 @@ mod awareness;
 mod config;
 mod dissemination;
 mod explain;
+mod index;
 mod members;
 mod message;
 mod probe;
@@ -120,6 +123,10 @@ const MIN_PAYLOAD_BYTES: usize = 512;
 /// Datagrams to one member in one round of gossip while there is news that was never sent: enough
 /// for a crowd that joins at once, and little beside what else is on the network.
 const MAX_BURST: usize = 4;
+
+/// How many members ask at once, on average, when all of them see the connection to one in doubt: as
+/// many as can confirm each other.
+const DOUBT_ASKERS: usize = 3;
 
 /// How long after a signature failed it is asked for again.
 const SIGN_PAUSE: Duration = Duration::from_secs(1);
@@ -322,6 +329,8 @@ pub struct Counters {
     pub doubts: u64,
     /// Of those, the ones that were put down to this node's own deafness.
     pub doubts_while_deaf: u64,
+    /// Of those, the ones that this node, one of many that saw the same, did not follow up itself.
+    pub doubts_left_to_others: u64,
     /// Foreign claims of suspicion or death that an answer over the connection outweighed.
     pub vetoes: u64,
     /// Members that became suspect here.
@@ -741,6 +750,17 @@ impl Swim {
             self.counters.doubts_while_deaf += 1;
             return;
         }
+        // All that are connected to a slow member see the same. If all asked, it would be asked the more
+        // often the larger the cluster is, and one answer that is lost makes everybody suspect it. Of
+        // ports that refuse there is nothing to be lost.
+        let others = self.members.live().saturating_sub(1);
+        if doubt != Doubt::Refused
+            && others > DOUBT_ASKERS
+            && self.rng.index(others) >= DOUBT_ASKERS
+        {
+            self.counters.doubts_left_to_others += 1;
+            return;
+        }
         let Some(member) = self.members.get(node) else {
             return;
         };
@@ -978,9 +998,9 @@ impl Swim {
         }
     }
 
-    fn spread_record(&mut self, now: Instant, record: &VerifiedRecord) {
+    fn spread_record(&mut self, now: Instant, record: &Arc<VerifiedRecord>) {
         let node = record.record.node.clone();
-        let record = News::Record(record.signed.clone());
+        let record = News::Record(Arc::clone(record));
         self.spread(now, node, Kind::Record, record);
     }
 

@@ -269,13 +269,12 @@ impl Swim {
         if source.is_owner() && record.record.boot == member.record.record.boot {
             member.prove();
         }
-        let older = record.record.incarnation < member.incarnation();
-        if older {
+        let same = Arc::ptr_eq(record, &member.record) || record.record == member.record.record;
+        if record.record.incarnation < member.incarnation() {
             self.counters.stale += 1;
-        } else if record.record != member.record.record {
+        } else if !same {
             self.counters.conflicting_records += 1;
         }
-        let same = record.record == member.record.record;
         let (doubted, hearsay) = (member.status() != MemberStatus::Alive, member.hearsay);
         match source {
             Source::Connection if same && hearsay && !record.record.left => {

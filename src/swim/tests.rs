@@ -1018,9 +1018,31 @@ fn doubts_about_everybody_at_once_are_looked_at_in_batches() {
     for name in names {
         bench
             .core
-            .handle_peer_doubted(bench.now, &id(name), Doubt::Lost);
+            .handle_peer_doubted(bench.now, &id(name), Doubt::Refused);
     }
     assert_eq!(bench.core.probes.count(Purpose::Check), MAX_CHECKS);
+}
+
+#[test]
+fn of_many_that_see_the_same_stall_a_few_ask_at_once_and_of_few_all() {
+    for (members, at_least, at_most) in [(3, 3, 3), (400, 1, 10)] {
+        let names: Vec<String> = (0..members).map(|i| format!("n{i}")).collect();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        let mut bench = Bench::new(Config::lan(), &names);
+        // Each name stands for one of as many members that see one stall.
+        for name in &names {
+            bench
+                .core
+                .handle_peer_doubted(bench.now, &id(name), Doubt::Stalled);
+        }
+        let asked = bench.core.probes.count(Purpose::Check);
+        assert!(
+            (at_least..=at_most).contains(&asked),
+            "{asked} of {members}"
+        );
+        let left = bench.core.counters().doubts_left_to_others;
+        assert_eq!(left as usize + asked, members);
+    }
 }
 
 #[test]
