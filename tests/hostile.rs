@@ -206,7 +206,7 @@ struct Insider {
     raw: Raw,
     name: NodeId,
     identity: Identity,
-    key_pem: String,
+    certificate: Certificate,
     next_stream: u64,
     /// Where it says that it receives gossip, and where nobody answers.
     gossip: UdpSocket,
@@ -220,12 +220,21 @@ impl Insider {
             issued.key_pem.as_bytes(),
             lab.authority.certificate_pem().as_bytes(),
         );
-        let key_pem = issued.key_pem.clone();
         let certificate = Certificate::from(issued);
-        let mut config = config(Some(&certificate), &[ALPN]);
-        let mut raw = Raw::dial(target.quic_addr(), None, &mut config);
+        Self {
+            raw: Self::connect(name, lab.cluster(), &certificate, target),
+            name: id(name),
+            identity: identity.unwrap(),
+            certificate,
+            next_stream: CONTROL + 4,
+            gossip: stranger(),
+        }
+    }
+
+    fn connect(name: &str, cluster: &ClusterName, proof: &Certificate, target: &Node) -> Raw {
+        let mut raw = Raw::dial(target.quic_addr(), None, &mut config(Some(proof), &[ALPN]));
         let mut opening = preamble(StreamKind::Control, "");
-        opening.extend(control(Control::Hello(hello(name, lab.cluster()))));
+        opening.extend(control(Control::Hello(hello(name, cluster))));
         opening.extend(control(Control::Ready));
         raw.push(CONTROL, opening);
         raw.until("HELLO of the node", |raw| {
@@ -234,14 +243,14 @@ impl Insider {
                 .iter()
                 .any(|frame| matches!(frame, Control::Hello(_)))
         });
-        Self {
-            raw,
-            name: id(name),
-            identity: identity.unwrap(),
-            key_pem,
-            next_stream: CONTROL + 4,
-            gossip: stranger(),
-        }
+        raw
+    }
+
+    /// Another connection of the same life, to a node that would otherwise have to wait for a sync to
+    /// learn its certificate.
+    fn introduce(&self, target: &Node) -> Raw {
+        let name = self.name.as_str();
+        Self::connect(name, self.identity.cluster(), &self.certificate, target)
     }
 
     /// Its true record at that incarnation.
@@ -265,7 +274,7 @@ impl Insider {
     /// A record of somebody else, signed with its own key.
     fn forge(&self, record: &Record) -> SignedRecord {
         let payload = record.encode();
-        let key = PKey::private_key_from_pem(self.key_pem.as_bytes()).unwrap();
+        let key = PKey::private_key_from_pem(self.certificate.key_pem.as_bytes()).unwrap();
         let mut signer = Signer::new(MessageDigest::sha256(), &key).unwrap();
         let signed = [&b"nodosum record v1\0"[..], &payload].concat();
         let signature = signer.sign_oneshot_to_vec(&signed).unwrap();
@@ -1042,9 +1051,14 @@ fn an_insider_lies_about_others_in_vain() {
 
     // It becomes a member at last, and signs forced leaves of members that live.
     insider.tell(Control::Record(insider.record(1).signed.clone()));
-    insider.tell(Control::Record(insider.record(2).signed.clone()));
+    let record = Control::Record(insider.record(2).signed.clone());
+    let mut others: Vec<Raw> = nodes[1..].iter().map(|n| insider.introduce(n)).collect();
+    for raw in others.iter_mut().chain([&mut insider.raw]) {
+        raw.push(CONTROL, control(record.clone()));
+    }
     eventually("everybody knows the insider", || {
         insider.raw.turn();
+        others.iter_mut().for_each(Raw::turn);
         nodes
             .iter()
             .all(|node| node.members().iter().any(|m| m.node == insider.name))
