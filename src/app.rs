@@ -409,8 +409,8 @@ impl App {
     ///
     /// # Errors
     ///
-    /// [`SendErrorKind`] when there is no connection. A peer that has no such application, or lets 64
-    /// streams wait, resets the stream.
+    /// [`SendErrorKind`] when there is no connection, or when 64 streams to that peer are open. A peer
+    /// that has no such application, or lets 64 streams wait, resets the stream.
     pub fn open_stream(&self, to: &NodeId, timeout: Duration) -> Result<Stream, SendErrorKind> {
         let deadline = deadline_after(now(), timeout);
         let late = SendErrorKind::Timeout(to.clone());
@@ -528,9 +528,9 @@ impl App {
 
     /// Answers requests on the thread that reads them, for handlers that **never block**: a connection
     /// reads nothing else while one of its requests is handled. That saves two hops between threads,
-    /// which cost more than the request itself. Whether a handler keeps that promise nobody checks; one
-    /// that waits for the same peer is refused as
-    /// [`WouldDeadlock`](RequestError::WouldDeadlock). It takes the place of
+    /// which cost more than the request itself. Whether a handler keeps that promise nobody checks; a
+    /// request from there that waits for its reply is refused as
+    /// [`WouldDeadlock`](RequestError::WouldDeadlock), and other calls do not wait. It takes the place of
     /// [`on_request`](Self::on_request).
     pub fn on_request_inline(
         &self,

@@ -171,6 +171,14 @@ pub enum SendErrorKind {
         /// The application.
         app: String,
     },
+    /// So many streams to that peer are open already.
+    #[error("{max} streams to {peer} are open already")]
+    TooManyStreams {
+        /// The peer.
+        peer: NodeId,
+        /// The most that may be open.
+        max: usize,
+    },
     /// The node is shut down.
     #[error("node is shut down")]
     Stopped,
@@ -246,9 +254,9 @@ pub enum RequestError {
         /// The largest allowed.
         max: usize,
     },
-    /// The call was made by the thread that reads what the peer sends, from an inline handler or the
-    /// function of a request: the reply could not be read. Nothing was sent.
-    #[error("waiting for {0} here would wait for ever: this thread reads its replies")]
+    /// The call was made from an inline handler or from the function of a request, by a thread that
+    /// reads what peers send and must not wait. Nothing was sent.
+    #[error("waiting for {0} here would wait for ever: this thread reads what peers send")]
     WouldDeadlock(NodeId),
     /// Too many requests to that peer wait for a reply already. Nothing was sent.
     #[error("too many requests to {0} are waiting")]
@@ -282,6 +290,7 @@ pub enum RegisterError {
 impl From<SendErrorKind> for RequestError {
     fn from(kind: SendErrorKind) -> Self {
         match kind {
+            SendErrorKind::TooManyStreams { peer, .. } => Self::Busy(peer),
             SendErrorKind::NotConnected(peer) => Self::NotConnected(peer),
             SendErrorKind::Timeout(peer) => Self::Timeout {
                 peer,

@@ -35,6 +35,9 @@ const ITEM_OVERHEAD_BYTES: usize = 256;
 /// A connection does not tell when the stream was reset whose item waits.
 const MAX_TURNS: u32 = 8;
 
+/// With this code a stream is reset that no application takes.
+pub(crate) const NOBODY_TAKES_IT: u64 = 1;
+
 /// Streams that peers have opened and that wait for the application to take them.
 const MAX_WAITING_STREAMS: usize = 64;
 
@@ -329,11 +332,18 @@ impl Inbox {
     /// Gives the stream back when too many wait already, or the node has stopped.
     pub(crate) fn deliver_stream(&self, stream: Stream) -> Result<(), Stream> {
         match &*self.senders.read() {
-            Some(senders) => senders
+            Some(senders) if !self.is_gone() => senders
                 .streams
                 .try_send(stream)
                 .map_err(TrySendError::into_inner),
-            None => Err(stream),
+            Some(_) | None => Err(stream),
+        }
+    }
+
+    /// Nobody will take them any more.
+    fn refuse_waiting_streams(&self) {
+        while let Ok(stream) = self.streams.try_recv() {
+            stream.reset(NOBODY_TAKES_IT);
         }
     }
 
@@ -365,11 +375,13 @@ impl Inbox {
     }
 
     pub(crate) fn set_inline_messages(&self, handler: Arc<InlineMessages>) {
-        *self.inline_messages.write() = Some(handler);
+        let before = self.inline_messages.write().replace(handler);
+        drop(before);
     }
 
     pub(crate) fn set_inline_requests(&self, handler: Arc<InlineRequests>) {
-        *self.inline_requests.write() = Some(handler);
+        let before = self.inline_requests.write().replace(handler);
+        drop(before);
         self.takes_requests.store(true, Relaxed);
     }
 
@@ -418,17 +430,26 @@ impl Registry {
     }
 
     pub(crate) fn unregister(&self, name: &str) {
-        if let Some(inbox) = self.apps.write().remove(name) {
+        // The lock is let go of first: what waits in the inbox may take others when it is dropped.
+        let inbox = self.apps.write().remove(name);
+        if let Some(inbox) = inbox {
             inbox.is_gone.store(true, Relaxed);
+            inbox.refuse_waiting_streams();
         }
     }
 
     /// The node has stopped: what is in the inboxes is the last.
     pub(crate) fn close(&self) {
-        for inbox in self.apps.read().values() {
-            inbox.senders.write().take();
+        let inboxes: Vec<Arc<Inbox>> = self.apps.read().values().cloned().collect();
+        for inbox in inboxes {
+            let senders = inbox.senders.write().take();
+            drop(senders);
             // They hold the connections that they came on, which hold the inbox.
-            while inbox.streams.try_recv().is_ok() {}
+            inbox.refuse_waiting_streams();
+            // So may handlers, by way of their application.
+            let messages = inbox.inline_messages.write().take();
+            let requests = inbox.inline_requests.write().take();
+            drop((messages, requests));
         }
     }
 

@@ -27,6 +27,8 @@ pub(crate) trait Pipe: Send + Sync {
     fn reset(&self, code: u64);
     /// Nothing is read any more.
     fn stop(&self);
+    /// Nobody holds it any more.
+    fn release(&self);
 }
 
 /// A stream of bytes to or from the same application on another node: ordered, reliable, in both
@@ -43,7 +45,7 @@ pub(crate) trait Pipe: Send + Sync {
 /// | what happened | reads | writes |
 /// |---|---|---|
 /// | the peer finished | `Ok(0)` | go on |
-/// | the peer reset its half | `ConnectionReset` | go on |
+/// | the peer reset its half | `ConnectionReset`, once | go on |
 /// | the peer wants no more, or refused the stream | go on | `BrokenPipe` |
 /// | this end finished or reset | go on | `BrokenPipe` |
 /// | the connection ended or was replaced | `ConnectionAborted` | `ConnectionAborted` |
@@ -62,6 +64,7 @@ impl Drop for Shared {
     fn drop(&mut self) {
         self.pipe.finish();
         self.pipe.stop();
+        self.pipe.release();
     }
 }
 

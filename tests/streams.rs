@@ -61,6 +61,21 @@ impl Pair {
         (opened, accepted)
     }
 
+    /// The same, where streams that were given up may wait before it.
+    fn open_after_others(&self) -> (Stream, Stream) {
+        let mut opened = self.here.open_stream(self.to(), 10 * SECOND).unwrap();
+        opened.set_read_timeout(Some(PATIENCE));
+        opened.write_all(b"hello").unwrap();
+        loop {
+            let mut accepted = self.there.streams().recv_timeout(PATIENCE).unwrap();
+            accepted.set_read_timeout(Some(PATIENCE));
+            let mut hello = [0; 5];
+            if accepted.read_exact(&mut hello).is_ok() && &hello == b"hello" {
+                return (opened, accepted);
+            }
+        }
+    }
+
     fn shut_down(self) {
         for node in &self.nodes {
             let report = node.shutdown(10 * SECOND);
@@ -186,16 +201,116 @@ fn a_stream_that_nobody_reads_stops_its_writer_and_nobody_else() {
         assert_eq!(answer.as_deref(), Ok("still there?".as_bytes()));
     }
     // One more than may be open is refused to its opener's face.
-    let one_more = pair.here.open_stream(pair.to(), 10 * SECOND).unwrap();
-    (&one_more).write_all(b"x").unwrap();
-    one_more.set_read_timeout(Some(PATIENCE));
-    let error = (&one_more).read(&mut [0; 1]).unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{error}");
+    let (peer, max) = (pair.to().clone(), 64);
+    assert_eq!(
+        pair.here.open_stream(pair.to(), SECOND).unwrap_err(),
+        SendErrorKind::TooManyStreams { peer, max }
+    );
+    // The other end may open as many of its own.
+    let back = pair.there.open_stream(pair.nodes[0].id(), SECOND).unwrap();
+    (&back).write_all(b"x").unwrap();
+    let back_here = pair.here.streams().recv_timeout(PATIENCE).unwrap();
+    drop((back, back_here));
     // What is read goes on.
     let mut rest = accepted.into_iter();
     let mut first = rest.next().unwrap();
     first.read_exact(&mut vec![0; 600_000]).unwrap();
     drop((rest, stalled));
+    pair.shut_down();
+}
+
+#[test]
+fn a_reader_that_reads_little_at_a_time_keeps_its_writer_going() {
+    let pair = Pair::new("sips");
+    let (opened, mut accepted) = pair.open();
+    let bytes = 3 << 20;
+    let begun = Instant::now();
+    thread::scope(|scope| {
+        scope.spawn(|| write_pattern(&opened, bytes));
+        let (mut at, mut sip, mut expected) = (0, [0; 1_000], [0; 1_000]);
+        loop {
+            let count = accepted.read(&mut sip).unwrap();
+            if count == 0 {
+                break;
+            }
+            pattern(at, &mut expected[..count]);
+            assert!(sip[..count] == expected[..count], "at {at}");
+            at += count as u64;
+        }
+        assert_eq!(at, bytes);
+    });
+    // With windows that are granted again only when something else is sent, it takes half a minute.
+    assert!(begun.elapsed() < PATIENCE / 4, "{:?}", begun.elapsed());
+    pair.shut_down();
+}
+
+#[test]
+fn streams_that_are_given_up_at_once_cost_nothing_for_good() {
+    let pair = Pair::new("given-up");
+    // More than QUIC grants; each is over before the peer can have read what it is for.
+    for round in 0..1_200_u64 {
+        let mut stream = pair.here.open_stream(pair.to(), 10 * SECOND).unwrap();
+        match round % 3 {
+            0 => stream.reset(round),
+            1 => {
+                stream.write_all(b"never mind").unwrap();
+                stream.reset(round);
+            }
+            _ => {}
+        }
+        drop(stream);
+        while pair.there.streams().try_recv().is_ok() {}
+    }
+    let (opened, accepted) = pair.open_after_others();
+    (&accepted).write_all(b"yes").unwrap();
+    let mut yes = [0; 3];
+    (&opened).read_exact(&mut yes).unwrap();
+    drop((opened, accepted));
+    eventually("no stream is left", || {
+        while pair.there.streams().try_recv().is_ok() {}
+        let connections = pair.nodes.iter().flat_map(Node::connections);
+        connections.into_iter().all(|info| info.streams <= 4)
+    });
+    pair.shut_down();
+}
+
+#[test]
+fn a_stop_by_another_thread_ends_a_read_and_both_of_two_readers_are_told() {
+    let pair = Pair::new("two-readers");
+    let (opened, accepted) = pair.open();
+    thread::scope(|scope| {
+        let readers = [0, 1].map(|_| scope.spawn(|| (&opened).read(&mut [0; 1]).unwrap()));
+        // Whichever waits already; the other finds the stream stopped.
+        opened.stop();
+        for reader in readers {
+            assert_eq!(reader.join().unwrap(), 0);
+        }
+    });
+    drop(accepted);
+    pair.shut_down();
+}
+
+#[test]
+fn an_application_that_is_dropped_refuses_the_streams_that_wait_for_it() {
+    let pair = Pair::new("dropped");
+    let gone = pair.nodes[1].register("gone").unwrap();
+    let here = pair.nodes[0].register("gone").unwrap();
+    let waiting: Vec<Stream> = (0..8)
+        .map(|_| {
+            let mut stream = here.open_stream(pair.to(), 10 * SECOND).unwrap();
+            stream.set_read_timeout(Some(PATIENCE));
+            stream.write_all(b"hello").unwrap();
+            stream
+        })
+        .collect();
+    eventually("all wait", || gone.streams().len() == 8);
+    drop(gone);
+    for mut stream in waiting {
+        let error = stream.read(&mut [0; 1]).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{error}");
+    }
+    let (opened, accepted) = pair.open();
+    drop((opened, accepted));
     pair.shut_down();
 }
 

@@ -34,7 +34,7 @@ use std::{
     sync::{
         Arc, OnceLock, Weak,
         atomic::{
-            AtomicBool, AtomicU64,
+            AtomicBool, AtomicU64, AtomicUsize,
             Ordering::{Relaxed, SeqCst},
             fence,
         },
@@ -56,7 +56,7 @@ use crate::{
         Command, Context, Datagram,
         driver::{Beginning, Driver, Effect},
         framing::{self, ReplyStatus, StreamKind},
-        incoming::Incoming,
+        incoming::{Incoming, MAX_RAW_STREAMS},
         outbox::{Gate, Outbox, Outcome, Unit},
         raw::RawPipe,
         reply::{Slot, Then, Waiter},
@@ -65,7 +65,7 @@ use crate::{
         udp,
         worker::Worker,
     },
-    waker::{Interest, Poller, Waker, Woken, sleep_on_two},
+    waker::{Interest, Poller, Waker, Woken, is_ready, sleep_on_two},
 };
 
 /// Commands that may wait for a worker. Injected datagrams may fill half of the queue and are
@@ -84,7 +84,7 @@ const EFFECTS_AT_ONCE: usize = 16;
 thread_local! {
     /// The connection whose effects this thread runs: what is put into its outbox meanwhile leaves at
     /// the end of the turn, together.
-    static TURNING: Cell<Option<ConnectionId>> = const { Cell::new(None) };
+    static TURNING: Cell<Option<usize>> = const { Cell::new(None) };
 }
 
 /// Whether this thread runs code of an application in the middle of a connection's turn, and so must
@@ -146,6 +146,8 @@ pub(crate) struct Connection {
     /// The socket was full.
     pub(super) is_full: AtomicBool,
     next_request: AtomicU64,
+    /// The largest QUIC datagram that can be sent now.
+    pub(super) max_datagram: AtomicUsize,
     pub(super) info: Mutex<ConnectionInfo>,
     /// The connection this one replaces: its messages come first.
     replaced: Mutex<Option<Replaced>>,
@@ -166,6 +168,8 @@ pub(crate) struct Connection {
 struct Replaced {
     connection: Weak<Connection>,
     lost: Arc<AtomicBool>,
+    /// Nobody waits for it any longer.
+    until: Instant,
     /// It has nothing under way any more, so that nobody need wait for it.
     is_settled: bool,
 }
@@ -249,6 +253,7 @@ pub(super) fn new(
         work: AtomicBool::new(false),
         is_full: AtomicBool::new(false),
         next_request: AtomicU64::new(1),
+        max_datagram: AtomicUsize::new(0),
         info: Mutex::new(info),
         replaced: Mutex::new(None),
         has_predecessor: AtomicBool::new(false),
@@ -303,6 +308,7 @@ impl Connection {
         *self.replaced.lock() = Some(Replaced {
             connection: Arc::downgrade(predecessor),
             lost: Arc::clone(&predecessor.lost),
+            until: Instant::now() + self.context.config.drain_timeout,
             is_settled: false,
         });
         self.has_predecessor.store(true, Relaxed);
@@ -349,7 +355,9 @@ impl Connection {
             let bytes = payload.len();
             return Err(SendErrorKind::TooLarge { bytes, max }.into());
         }
-        self.await_predecessor(deadline);
+        if !self.await_predecessor(deadline) {
+            return Err(SendErrorKind::Timeout(self.peer_name()).into());
+        }
         let unit = Unit::new(&[], payload);
         let mut outbox = self.outbox.lock();
         loop {
@@ -427,7 +435,10 @@ impl Connection {
             let bytes = payload.len();
             return Err(RequestError::TooLarge { bytes, max }.into());
         }
-        self.await_predecessor(deadline);
+        if !self.await_predecessor(deadline) {
+            let peer = self.peer_name();
+            return Err(RequestError::Timeout { peer, timeout }.into());
+        }
         let id = self.next_request.fetch_add(1, Relaxed);
         let timeout_ms = u32::try_from(timeout.as_millis()).unwrap_or(u32::MAX);
         let head = framing::request_head(id, timeout_ms);
@@ -546,8 +557,6 @@ impl Connection {
         app: &Arc<str>,
         deadline: Instant,
     ) -> Result<RawPipe, Untaken<SendErrorKind>> {
-        // The driver comes first: an answer may come as soon as the stream is in the outbox.
-        let mut driver = self.driver.lock();
         let mut outbox = self.outbox.lock();
         loop {
             if let Some(refusal) = self.refusal(&outbox) {
@@ -556,35 +565,39 @@ impl Connection {
             if outbox.gate == Gate::Open {
                 break;
             }
-            drop(driver);
             if !self.wait(&mut outbox, deadline) {
                 return Err(SendErrorKind::Timeout(self.peer_name()).into());
             }
-            drop(outbox);
-            driver = self.driver.lock();
-            outbox = self.outbox.lock();
         }
-        let id = outbox.open_raw(app);
+        let Some(id) = outbox.reserve_raw() else {
+            let (peer, max) = (self.peer_name(), MAX_RAW_STREAMS);
+            return Err(SendErrorKind::TooManyStreams { peer, max }.into());
+        };
         drop(outbox);
-        let answer = Incoming::opened_here(StreamKind::Raw, app, 0);
-        driver.inflow.streams.insert(id, answer);
-        self.work.store(true, SeqCst);
+        // The answer is known to the driver before anything is in the outbox that it could answer.
+        let mut driver = self.driver.lock();
+        if driver.closed.is_none() {
+            let answer = Incoming::opened_here(StreamKind::Raw, app, 0);
+            driver.inflow.streams.insert(id, answer);
+            self.outbox.lock().open_raw(id, app);
+            self.work_is_there();
+        }
         self.release(driver);
         Ok(RawPipe::new(Arc::clone(self), id))
     }
 
     /// Sends a datagram, or says why not.
     pub(crate) fn send_datagram(&self, app: &str, payload: &[u8]) -> Result<(), DatagramError> {
-        let mut datagram = Vec::with_capacity(1 + app.len() + payload.len());
-        // Names of applications have at most 64 bytes.
-        datagram.push(app.len() as u8);
-        datagram.extend_from_slice(app.as_bytes());
-        datagram.extend_from_slice(payload);
         let max = self.max_datagram_bytes(app);
         if payload.len() > max {
             let bytes = payload.len();
             return Err(DatagramError::TooLarge { bytes, max });
         }
+        let mut datagram = Vec::with_capacity(1 + app.len() + payload.len());
+        // Names of applications have at most 64 bytes.
+        datagram.push(app.len() as u8);
+        datagram.extend_from_slice(app.as_bytes());
+        datagram.extend_from_slice(payload);
         let mut outbox = self.outbox.lock();
         if outbox.gate != Gate::Open {
             return Err(DatagramError::NotConnected(self.peer_name()));
@@ -599,8 +612,8 @@ impl Connection {
 
     /// The largest datagram of the application that can be sent now.
     pub(crate) fn max_datagram_bytes(&self, app: &str) -> usize {
-        let room = self.driver.lock().max_datagram_bytes();
-        room.unwrap_or(0).saturating_sub(1 + app.len())
+        let room = self.max_datagram.load(Relaxed);
+        room.saturating_sub(1 + app.len())
     }
 
     /// Waits until nothing is under way: nothing to write, no reply awaited, no request being
@@ -614,21 +627,24 @@ impl Connection {
         }
     }
 
-    /// Order across a swap: what was sent on the replaced connection arrives first. Bounded by the
-    /// time a connection may drain.
-    fn await_predecessor(&self, deadline: Instant) {
+    /// Order across a swap: what was sent on the replaced connection arrives first. Bounded by the time
+    /// a connection may drain. `false` when that is not over by `deadline`.
+    fn await_predecessor(&self, deadline: Instant) -> bool {
         if !self.has_predecessor.load(Relaxed) {
-            return;
+            return true;
         }
         let replaced = self.replaced.lock().clone();
         let Some(replaced) = replaced.filter(|replaced| !replaced.is_settled) else {
-            return;
+            return true;
         };
         if let Some(connection) = replaced.connection.upgrade() {
-            let deadline = deadline.min(Instant::now() + self.context.config.drain_timeout);
+            let until = replaced.until.min(deadline);
             let mut outbox = connection.outbox.lock();
             while !matches!(outbox.gate, Gate::Closed { .. }) && !outbox.is_written_out() {
-                if !connection.wait(&mut outbox, deadline) {
+                if !connection.wait(&mut outbox, until) {
+                    if Instant::now() < replaced.until {
+                        return false;
+                    }
                     break;
                 }
             }
@@ -637,6 +653,7 @@ impl Connection {
             replaced.is_settled = true;
         }
         self.has_predecessor.store(false, Relaxed);
+        true
     }
 
     /// Waits for a change. `false` at the deadline, and on a thread that must not wait.
@@ -654,10 +671,15 @@ impl Connection {
 
     // ---- driving
 
+    /// What tells it from every other connection of the process; ids are each node's own.
+    fn address(&self) -> usize {
+        std::ptr::from_ref(self).addr()
+    }
+
     /// Has what is in the outbox sent: by this thread, or by whoever drives the connection now.
     pub(super) fn nudge(&self) {
         self.work.store(true, SeqCst);
-        if TURNING.get() == Some(self.id) {
+        if TURNING.get() == Some(self.address()) {
             return;
         }
         fence(SeqCst);
@@ -729,37 +751,42 @@ impl Connection {
         self.waker.wake();
     }
 
-    /// For the timekeeper: does what is due. Returns when the next thing is that it has to watch over.
-    pub(super) fn on_due(&self, now: Instant) -> Option<Instant> {
+    /// For the timekeeper: does what is due, and sets when the next thing is that it has to watch over.
+    /// `false` when there is none.
+    pub(super) fn on_due(&self, now: Instant) -> bool {
         let Some(mut driver) = self.driver.try_lock() else {
             // Whoever has it sees to it.
-            return Some(now);
+            return true;
         };
-        if driver.closed.is_some() || driver.is_broken {
-            return None;
-        }
-        let next = driver.next_deadline(self)?;
-        if driver.armed.is_some_and(|armed| armed <= next) {
-            return None;
-        }
-        if now < next {
-            return Some(next);
-        }
-        let turned = catch_unwind(AssertUnwindSafe(|| driver.on_quic_timer(now)));
-        if let Err(panic) = turned {
-            self.note_panic(&mut driver, panic.as_ref());
-            return None;
-        }
-        self.work.store(true, SeqCst);
+        let is_watched = self.on_due_of(&mut driver, now);
         self.release(driver);
-        let driver = self.driver.try_lock();
-        let next = driver.and_then(|driver| driver.next_deadline(self));
-        if next.is_some_and(|next| next <= now) {
+        is_watched
+    }
+
+    fn on_due_of(&self, driver: &mut Driver, now: Instant) -> bool {
+        if driver.closed.is_some() || driver.is_broken {
+            return false;
+        }
+        let is_due = driver.next_deadline(self).is_some_and(|next| next <= now);
+        if is_due {
+            let turned = catch_unwind(AssertUnwindSafe(|| driver.on_quic_timer(now)));
+            if let Err(panic) = turned {
+                self.note_panic(driver, panic.as_ref());
+                return false;
+            }
+            self.work_is_seen();
+            self.drive_out(driver, false);
+        }
+        let Some(next) = driver.next_deadline(self) else {
+            return false;
+        };
+        if next <= now {
             // Not a matter of sending: the worker's.
             self.waker.wake();
-            return None;
+            return false;
         }
-        next
+        self.due_at.set(next);
+        driver.armed.is_none_or(|armed| next < armed)
     }
 
     /// Runs what the lock kept waiting, in order; returns when there is nothing left or when another
@@ -772,7 +799,7 @@ impl Connection {
             driver.is_delivering = true;
             let mut effects = driver.take_effects();
             drop(driver);
-            let outer = TURNING.replace(Some(self.id));
+            let outer = TURNING.replace(Some(self.address()));
             let now = clock();
             while !effects.is_empty() {
                 let count = effects.len().min(EFFECTS_AT_ONCE);
@@ -849,7 +876,6 @@ impl Connection {
                 self.nudge();
                 self.lead(socket, waker, slot, deadline);
                 self.end_waiting(leads);
-                self.poller.watch(socket.as_fd(), Some(Interest::Read));
             }
             _ => {
                 self.nudge();
@@ -864,6 +890,10 @@ impl Connection {
         outbox.waiting -= 1;
         if led {
             outbox.has_leader = false;
+            // Under the lock, or the worker might undo it on account of a leader that is gone.
+            if let Some(socket) = self.path.own() {
+                self.poller.watch(socket.as_fd(), Some(Interest::Read));
+            }
         }
     }
 
@@ -900,6 +930,7 @@ impl Connection {
                     Ok(_) => continue,
                     Err(_) => {
                         // Nothing to sleep on: the worker's turn, which knows what to do then.
+                        self.poller.watch(socket.as_fd(), Some(Interest::Read));
                         self.waker.wake();
                         slot.wait_filled(deadline);
                         break;
@@ -922,7 +953,7 @@ impl Connection {
     /// is.
     fn spin<T>(&self, socket: &UdpSocket, slot: &Slot<T>, until: Instant) -> bool {
         while clock() < until {
-            if slot.is_done() || udp::is_readable(socket) {
+            if slot.is_done() || is_ready(socket.as_fd()) {
                 return true;
             }
             std::hint::spin_loop();
@@ -972,16 +1003,26 @@ impl Connection {
         let mut outbox = self.outbox.lock();
         outbox.answering = outbox.answering.saturating_sub(1);
         while !matches!(outbox.gate, Gate::Closed { .. }) {
-            // Who may not wait saw to it that there was room before.
-            if wait_until.is_none() || outbox.has_room(StreamKind::Replies, app, payload.len()) {
+            let has_room = match wait_until {
+                Some(_) => outbox.has_room(StreamKind::Replies, app, payload.len()),
+                // Whoever may not wait gets more room, and then tells the requester.
+                None => outbox.has_room_at_once(app, payload.len()),
+            };
+            if has_room {
                 outbox.push(StreamKind::Replies, app, unit);
                 drop(outbox);
                 self.nudge();
                 return;
             }
-            if wait_until.is_some_and(|deadline| !self.wait(&mut outbox, deadline)) {
+            let may_wait = wait_until.is_some_and(|deadline| self.wait(&mut outbox, deadline));
+            if !may_wait {
                 break;
             }
+        }
+        if wait_until.is_none() && !matches!(outbox.gate, Gate::Closed { .. }) {
+            let head = framing::reply_head(id, ReplyStatus::Error);
+            let why = b"replies pile up: the requester does not read them fast enough";
+            outbox.push(StreamKind::Replies, app, Unit::new(&head, why));
         }
         drop(outbox);
         self.context.counters.replies_dropped.fetch_add(1, Relaxed);

@@ -14,7 +14,7 @@
 //! likely to come and carries it for nothing.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     io,
     net::{SocketAddr, UdpSocket},
     sync::{Arc, atomic::Ordering::Relaxed},
@@ -36,7 +36,7 @@ use crate::{
         Command, Datagram, Notice, Sign, buffers,
         connection::Connection,
         framing::{self, Decoder, FramingError, Preamble, ReplyStatus, StreamKind},
-        incoming::{Incoming, Inflow},
+        incoming::{Incoming, Inflow, MAX_RAW_STREAMS},
         outbox::{CONTROL, Gate, Outcome, Unit},
         raw::RawPipe,
         reply::{Slot, Waiter},
@@ -75,7 +75,7 @@ const INFO_INTERVAL: Duration = Duration::from_millis(250);
 
 /// The error code of a stream that was reset because the peer has no such application, or one that
 /// lets too many wait.
-pub(super) const NO_SUCH_APP: u64 = 1;
+pub(super) const NO_SUCH_APP: u64 = crate::inbox::NOBODY_TAKES_IT;
 
 /// What a connection holds of messages that are not complete, in units of the largest message.
 const MAX_PARTIAL_UNITS: usize = 4;
@@ -83,6 +83,9 @@ const MAX_PARTIAL_UNITS: usize = 4;
 /// Syncs of both directions that may be under way on one connection; more are left out, because
 /// each holds a copy of the member table until the peer has read it.
 const MAX_SYNCS: usize = 4;
+
+/// Threads that read one stream at the same time. More than one or two is a mistake.
+const MAX_READERS: usize = 16;
 
 /// Effects that a connection keeps room for while there are none.
 const MAX_SPARE_EFFECTS: usize = 64;
@@ -202,6 +205,10 @@ pub(super) struct Driver {
     greeted: Option<Hello>,
     pub(super) effects: VecDeque<Effect>,
     spare_effects: VecDeque<Effect>,
+    /// Streams of the peer that it reads no answer on, and that are still to come.
+    early_refusals: BTreeSet<u64>,
+    /// What applications have read of their streams since the peer was last granted more.
+    read_bytes: u64,
     /// Somebody runs effects; what comes meanwhile is for the same thread, so that order holds.
     pub(super) is_delivering: bool,
     /// Datagrams are to be made although the outbox is empty.
@@ -272,6 +279,8 @@ impl Driver {
             greeted: None,
             effects: VecDeque::new(),
             spare_effects: VecDeque::new(),
+            early_refusals: BTreeSet::new(),
+            read_bytes: 0,
             is_delivering: false,
             must_send: true,
             ack_owed_at: None,
@@ -613,7 +622,7 @@ impl Driver {
             && !raw.refused
         {
             // Its bytes stay with QUIC until the application takes them.
-            if let Some(reader) = raw.reader.take() {
+            for reader in raw.readers.drain(..) {
                 self.effects.push_back(Effect::Readable(reader));
             }
             return Ok(());
@@ -626,6 +635,10 @@ impl Driver {
             Reading::Finished if id == CONTROL => return Err(protocol(FramingError::Short)),
             // Whoever collects a sync must hear of its end, also when it comes too early.
             end @ (Reading::Finished | Reading::Reset) => {
+                if incoming.preamble.is_none() && is_theirs(connection, id) {
+                    // Its opener gave it up before it said what it is for. It has two halves all the same.
+                    self.reset_half(connection, id);
+                }
                 if incoming.is(StreamKind::Sync) {
                     self.notices.push_back(Notice::SyncEnd {
                         connection: connection.id,
@@ -765,6 +778,10 @@ impl Driver {
             match self.quic.stream_discard(id, PIECE_BYTES) {
                 Ok((_, true)) => return Reading::Finished,
                 Ok((0, false)) | Err(quiche::Error::Done) => return Reading::Waiting,
+                // Nothing of it has been sent, so that nothing can have come.
+                Err(quiche::Error::InvalidStreamState(_)) if self.is_unborn(id) => {
+                    return Reading::Waiting;
+                }
                 Ok(_) => {}
                 Err(_) => return Reading::Reset,
             }
@@ -780,8 +797,7 @@ impl Driver {
         preamble: Preamble,
     ) -> Result<Opened, Refusal> {
         let max_message = connection.context.config.max_message_bytes;
-        let is_theirs =
-            is_bidirectional(id) && is_of_dialer(id) != (connection.side == Side::Dialed);
+        let is_theirs = |id| is_theirs(connection, id);
         let (fits, max_unit) = match preamble.kind {
             StreamKind::Control => (id == CONTROL, crate::control::MAX_HELLO_BYTES),
             StreamKind::Sync => (id != CONTROL && is_bidirectional(id), MAX_CONTROL_BYTES),
@@ -794,13 +810,13 @@ impl Driver {
                 !is_bidirectional(id),
                 max_message + framing::REPLY_HEAD_BYTES,
             ),
-            StreamKind::Raw => (id != CONTROL && is_theirs, 0),
+            StreamKind::Raw => (id != CONTROL && is_theirs(id), 0),
         };
         if !fits {
             return Err(protocol(FramingError::Preamble));
         }
         let is_app = preamble.kind != StreamKind::Control && preamble.kind != StreamKind::Sync;
-        let may_open = !is_app || self.inflow.may_open(&preamble);
+        let may_open = !is_app || self.inflow.may_open(&preamble, is_theirs);
         if preamble.kind == StreamKind::Raw {
             if self.phase == Phase::Up {
                 return Ok(Opened::Early(preamble));
@@ -811,9 +827,7 @@ impl Driver {
                 Opened::Raw
             } else {
                 // Both directions: the peer may wait for bytes of ours.
-                let mut outbox = connection.outbox.lock();
-                outbox.adopt_raw(id);
-                outbox.reset_raw(id, NO_SUCH_APP);
+                self.reset_half(connection, id);
                 Opened::Unwanted
             });
         }
@@ -855,9 +869,12 @@ impl Driver {
         }
     }
 
-    /// The largest datagram that can be sent now, if any can.
-    pub(super) fn max_datagram_bytes(&self) -> Option<usize> {
-        self.quic.dgram_max_writable_len()
+    /// Ends this end's half of a stream of the peer that nobody here takes.
+    fn reset_half(&mut self, connection: &Connection, id: u64) {
+        self.early_refusals.remove(&id);
+        let mut outbox = connection.outbox.lock();
+        outbox.adopt_raw(id);
+        outbox.reset_raw(id, NO_SUCH_APP);
     }
 
     /// Offers an application a stream of its own that the peer opened.
@@ -866,7 +883,12 @@ impl Driver {
             note_nobody(connection, &preamble.app);
             return false;
         };
-        connection.outbox.lock().adopt_raw(id);
+        let mut outbox = connection.outbox.lock();
+        outbox.adopt_raw(id);
+        if self.early_refusals.remove(&id) {
+            outbox.refuse(id, &mut self.quic, NO_SUCH_APP);
+        }
+        drop(outbox);
         let stream = Stream::new(Arc::new(RawPipe::new(connection.arc(), id)));
         self.effects.push_back(Effect::Offer { inbox, stream });
         true
@@ -972,7 +994,8 @@ impl Driver {
         if let Some(handler) = inbox.inline_requests() {
             // It holds nothing for longer than this turn, so it needs no room; but its replies do.
             let mut outbox = connection.outbox.lock();
-            if !outbox.has_room(StreamKind::Replies, &inbox.name, 0) {
+            let is_much = outbox.answering >= connection.context.config.max_requests_in_flight;
+            if is_much || !outbox.has_room(StreamKind::Replies, &inbox.name, 0) {
                 incoming.blocked = Some(unit);
                 return Ok(Delivered::Blocked);
             }
@@ -1103,8 +1126,14 @@ impl Driver {
             }
             (_, Control::Refused { stream }) => {
                 let mut outbox = connection.outbox.lock();
+                let is_known = outbox.knows(stream);
                 outbox.refuse(stream, &mut self.quic, NO_SUCH_APP);
                 drop(outbox);
+                // Control frames overtake: the stream itself may be still to come.
+                let is_to_come = !is_known && is_theirs(connection, stream);
+                if is_to_come && self.early_refusals.len() < MAX_RAW_STREAMS {
+                    self.early_refusals.insert(stream);
+                }
                 connection.changed.notify_all();
                 self.must_send = true;
                 Ok(())
@@ -1324,6 +1353,7 @@ impl Driver {
         id: u64,
         buffer: &mut [u8],
         reader: &Arc<Slot<()>>,
+        window: u64,
     ) -> Option<io::Result<usize>> {
         let Some(incoming) = self.inflow.streams.get_mut(&id) else {
             return Some(Ok(0));
@@ -1343,11 +1373,13 @@ impl Driver {
         }
         match self.quic.stream_recv(id, buffer) {
             Ok((0, false)) | Err(quiche::Error::Done) => {
-                incoming.reader = Some(Arc::clone(reader));
-                None
+                // Whoever comes to wait has read what there was: the peer may go on.
+                self.must_send |= self.read_bytes > 0;
+                wait_for(incoming, reader)
             }
             Ok((count, fin)) => {
-                self.must_send |= count > LITTLE_BYTES || fin;
+                self.read_bytes += count as u64;
+                self.must_send |= self.read_bytes >= window / 4 || fin;
                 if fin && count == 0 {
                     self.inflow.streams.remove(&id);
                 } else {
@@ -1357,10 +1389,8 @@ impl Driver {
             }
             // Opened here, and nothing has been sent on it yet.
             Err(quiche::Error::InvalidStreamState(_)) if !incoming.fin && self.is_unborn(id) => {
-                if let Some(incoming) = self.inflow.streams.get_mut(&id) {
-                    incoming.reader = Some(Arc::clone(reader));
-                }
-                None
+                let incoming = self.inflow.streams.get_mut(&id)?;
+                wait_for(incoming, reader)
             }
             Err(quiche::Error::StreamReset(code)) => {
                 self.inflow.streams.remove(&id);
@@ -1392,6 +1422,9 @@ impl Driver {
         }
         incoming.refused = true;
         incoming.leftover = Vec::new();
+        for reader in incoming.readers.drain(..) {
+            self.effects.push_back(Effect::Readable(reader));
+        }
         connection.push_control(Control::Refused { stream: id });
         if !matches!(self.discard(id), Reading::Waiting) {
             self.inflow.streams.remove(&id);
@@ -1434,9 +1467,18 @@ impl Driver {
         drop(outbox);
         if written.room {
             connection.changed.notify_all();
+            if !self.inflow.stalled.is_empty() {
+                // Requests may wait for room for their replies.
+                connection.waker.wake();
+            }
         }
         self.must_send = false;
         self.ack_owed_at = None;
+        self.read_bytes = 0;
+        let max_datagram = self.quic.dgram_max_writable_len();
+        connection
+            .max_datagram
+            .store(max_datagram.unwrap_or(0), Relaxed);
         let sent = self.send_datagrams(connection);
         if sent.max(written.bytes) > MUCH_BYTES {
             self.wrote_much_at = Some(now);
@@ -1502,10 +1544,10 @@ impl Driver {
                 }
                 // An ICMP message for an earlier datagram: a hint, and this one was not sent.
                 Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-                    self.refused_at.get_or_insert_with(super::connection::clock);
+                    self.note_refused(super::connection::clock());
                     let _ = connection.path.send(&rest[..piece], connection.addr);
                 }
-                Err(error) if piece > segment => {
+                Err(error) if piece > segment && udp::is_about_batches(&error) => {
                     // A device without checksum offload, or a path that does not carry the size.
                     log::debug!(target: "transport", addr:% = connection.addr, error:%;
                         "batches are sent one by one from here on");
@@ -1637,7 +1679,7 @@ impl Driver {
             self.effects.push_back(Effect::Answer { waiter, outcome });
         }
         for incoming in std::mem::take(&mut self.inflow).streams.into_values() {
-            if let Some(reader) = incoming.reader {
+            for reader in incoming.readers {
                 self.effects.push_back(Effect::Readable(reader));
             }
         }
@@ -1772,8 +1814,23 @@ fn is_bidirectional(stream: u64) -> bool {
     stream & 2 == 0
 }
 
-fn is_of_dialer(stream: u64) -> bool {
-    stream & 1 == 0
+/// Whether it is a bidirectional stream that the peer has opened. Bit 0 tells who opened it.
+fn is_theirs(connection: &Connection, stream: u64) -> bool {
+    is_bidirectional(stream) && (stream & 1 == 0) != (connection.side == Side::Dialed)
+}
+
+/// Puts a reader with those who wait for bytes of a stream.
+fn wait_for(incoming: &mut Incoming, reader: &Arc<Slot<()>>) -> Option<io::Result<usize>> {
+    // Those whose time was over have not told.
+    incoming
+        .readers
+        .retain(|other| Arc::strong_count(other) > 1);
+    if incoming.readers.len() >= MAX_READERS {
+        let why = "too many threads read this stream";
+        return Some(Err(io::Error::other(why)));
+    }
+    incoming.readers.push(Arc::clone(reader));
+    None
 }
 
 fn protocol(error: FramingError) -> Refusal {

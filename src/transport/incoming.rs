@@ -18,8 +18,8 @@ use crate::{
     },
 };
 
-/// Streams of applications themselves that a peer may have open here. What each can hold unread
-/// fits the connection's window (see [`Config`](super::Config)).
+/// Streams of applications themselves that each end of a connection may have opened. What each can
+/// hold unread fits the connection's window (see [`Config`](super::Config)).
 pub(super) const MAX_RAW_STREAMS: usize = 64;
 
 /// One stream that the peer writes to.
@@ -41,8 +41,8 @@ pub(super) struct Incoming {
     /// Sync frames read, for the limit.
     pub(super) frames: usize,
     pub(super) fin: bool,
-    /// Who waits for bytes of an application's own stream.
-    pub(super) reader: Option<Arc<Slot<()>>>,
+    /// Who waits for bytes of an application's own stream: one for each thread that reads.
+    pub(super) readers: Vec<Arc<Slot<()>>>,
 }
 
 impl Incoming {
@@ -58,7 +58,7 @@ impl Incoming {
             refused: false,
             frames: 0,
             fin: false,
-            reader: None,
+            readers: Vec::new(),
         }
     }
 
@@ -103,14 +103,16 @@ pub(super) struct Inflow {
 }
 
 impl Inflow {
-    /// Whether the peer may open another stream of this kind for this application: one of each, and
-    /// no more than real applications need. Refused streams, which hold nothing, do not count.
-    pub(super) fn may_open(&self, preamble: &Preamble) -> bool {
-        let live = self.streams.values().filter(|stream| !stream.refused);
-        let mut preambles = live.filter_map(|stream| stream.preamble.as_ref());
+    /// Whether the peer, whose stream ids `is_theirs` tells, may open another stream of this kind for
+    /// this application: one of each, and no more than real applications need. Refused streams, which
+    /// hold nothing, do not count.
+    pub(super) fn may_open(&self, preamble: &Preamble, is_theirs: impl Fn(u64) -> bool) -> bool {
+        let live = self.streams.iter().filter(|(_, stream)| !stream.refused);
         if preamble.kind == StreamKind::Raw {
-            return preambles.filter(|p| p.kind == StreamKind::Raw).count() < MAX_RAW_STREAMS;
+            let raw = live.filter(|(id, stream)| is_theirs(**id) && stream.is(StreamKind::Raw));
+            return raw.count() < MAX_RAW_STREAMS;
         }
+        let mut preambles = live.filter_map(|(_, stream)| stream.preamble.as_ref());
         let is_first = preambles.clone().all(|other| other != preamble);
         let framed = preambles
             .by_ref()

@@ -60,6 +60,9 @@ use crate::{
     waker::Waker,
 };
 
+/// What every path of QUIC carries (RFC 9000 §14).
+const MIN_DATAGRAM_BYTES: usize = 1_200;
+
 /// Settings of the QUIC transport.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -73,15 +76,15 @@ pub struct Config {
     pub ping_interval: Duration,
     /// How long a replaced connection may take to finish what is under way. Default 1 s.
     pub drain_timeout: Duration,
-    /// UDP payload bytes of the datagrams we send. Default 1,200, which every path carries
-    /// (RFC 9000 §14).
+    /// UDP payload bytes of the datagrams we send, 1,200 to 65,507. Default 1,200, which every path
+    /// carries (RFC 9000 §14).
     pub max_datagram_bytes: usize,
     /// Bytes a peer may send on a stream before the application reads. Default 512 KiB.
     pub stream_window: u64,
     /// Bytes a peer may send on all streams before they are read. All streams that can stall, messages
     /// and requests of every application and the streams that applications open, fit in with room for
     /// the others, so that a stalled application can never stop another or the control stream. Default
-    /// 66 MiB.
+    /// 98 MiB.
     pub connection_window: u64,
     /// Bidirectional streams a peer may have open. Default 1,024.
     pub max_bidi_streams: u64,
@@ -108,7 +111,7 @@ impl Default for Config {
             drain_timeout: Duration::from_secs(1),
             max_datagram_bytes: 1_200,
             stream_window: 512 << 10,
-            connection_window: 66 << 20,
+            connection_window: 98 << 20,
             max_bidi_streams: 1_024,
             max_uni_streams: 256,
             max_message_bytes: 16 << 20,
@@ -123,13 +126,20 @@ impl Config {
     /// What does not fit together, in words.
     pub(crate) fn check(&self) -> Result<(), String> {
         // Replies are always read, control and sync too: four windows are room enough for them.
-        let stalling = (2 * crate::inbox::MAX_APPS + incoming::MAX_RAW_STREAMS) as u64;
+        let stalling = 2 * (crate::inbox::MAX_APPS + incoming::MAX_RAW_STREAMS) as u64;
         let needed = (stalling + 4).saturating_mul(self.stream_window);
         if self.connection_window < needed {
             return Err(format!(
                 "connection window of {} bytes is smaller than the {needed} that {stalling} \
                  stalled streams can hold",
                 self.connection_window
+            ));
+        }
+        let sizes = MIN_DATAGRAM_BYTES..=udp::MAX_BATCH_BYTES;
+        if !sizes.contains(&self.max_datagram_bytes) {
+            return Err(format!(
+                "datagrams of {} bytes are outside {sizes:?}",
+                self.max_datagram_bytes
             ));
         }
         Ok(())

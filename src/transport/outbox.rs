@@ -24,6 +24,7 @@ use crate::{
     inbox::MAX_APPS,
     transport::{
         framing::{self, Preamble, StreamKind},
+        incoming::MAX_RAW_STREAMS,
         reply::Waiter,
         tls::{DATAGRAM_QUEUE, Quic},
     },
@@ -32,6 +33,9 @@ use crate::{
 /// Bytes that may wait on one outgoing stream before its senders wait. A unit that finds the stream
 /// empty is taken whatever its size, so that the largest message can be sent at all.
 pub(super) const MAX_QUEUED_BYTES: usize = 1 << 20;
+
+/// Bytes of replies that may wait on one stream where inline handlers have made them.
+const MAX_AT_ONCE_BYTES: usize = 16 << 20;
 
 /// Who waits for room is woken when so much of it is free, not for every byte.
 const ROOM_WORTH_WAKING_FOR: usize = MAX_QUEUED_BYTES / 4;
@@ -149,6 +153,19 @@ impl Outgoing {
         }
     }
 
+    /// Puts bytes after what is there, small pieces together.
+    fn push_bytes(&mut self, bytes: &[u8]) {
+        if bytes.len() > MAX_SMALL_BYTES {
+            self.push(bytes.to_vec());
+            return;
+        }
+        self.tail.extend_from_slice(bytes);
+        self.count(bytes.len());
+        if self.tail.len() >= MAX_TAIL_BYTES {
+            self.seal_tail();
+        }
+    }
+
     fn seal_tail(&mut self) {
         if !self.tail.is_empty() {
             let tail = std::mem::take(&mut self.tail);
@@ -206,6 +223,8 @@ pub(super) struct Outbox {
     next_uni: u64,
     next_bidi: u64,
     by_app: BTreeMap<(StreamKind, Arc<str>), u64>,
+    /// The last answers of `by_app`, for requests and replies, which ask for nearly nothing else.
+    recent: [Option<(Arc<str>, u64)>; 2],
     streams: BTreeMap<u64, Outgoing>,
     /// Streams that have work, in no order.
     ready: Vec<u64>,
@@ -217,6 +236,8 @@ pub(super) struct Outbox {
     refused: u64,
     /// The stream that was written to last.
     last_served: u64,
+    /// Streams that applications here have opened and still hold.
+    open_raws: usize,
     /// The peer lets control frames pile up.
     pub(super) control_overflow: bool,
     /// Requests that wait for a reply.
@@ -239,12 +260,14 @@ impl Outbox {
             next_uni: if is_dialer { 2 } else { 3 },
             next_bidi: if is_dialer { 4 } else { 1 },
             by_app: BTreeMap::new(),
+            recent: [None, None],
             streams: BTreeMap::new(),
             ready: Vec::new(),
             resets: Vec::new(),
             datagrams: VecDeque::new(),
             refused: 0,
             last_served: 0,
+            open_raws: 0,
             control_overflow: false,
             requests: BTreeMap::new(),
             next_expiry: None,
@@ -280,6 +303,25 @@ impl Outbox {
 
     /// The id of an application's outgoing stream, which is opened if need be.
     fn app(&mut self, kind: StreamKind, app: &Arc<str>) -> u64 {
+        let recent = match kind {
+            StreamKind::Requests => Some(0),
+            StreamKind::Replies => Some(1),
+            _ => None,
+        };
+        if let Some(recent) = recent {
+            match &self.recent[recent] {
+                Some((name, id)) if Arc::ptr_eq(name, app) => return *id,
+                _ => {
+                    let id = self.look_up(kind, app);
+                    self.recent[recent] = Some((Arc::clone(app), id));
+                    return id;
+                }
+            }
+        }
+        self.look_up(kind, app)
+    }
+
+    fn look_up(&mut self, kind: StreamKind, app: &Arc<str>) -> u64 {
         let key = (kind, Arc::clone(app));
         if let Some(id) = self.by_app.get(&key) {
             return *id;
@@ -360,6 +402,14 @@ impl Outbox {
         has_room
     }
 
+    /// Whether a reply may be put on its stream by a thread that cannot wait: it may find there what
+    /// others that could not wait have put there, up to a limit of its own.
+    pub(super) fn has_room_at_once(&mut self, app: &Arc<str>, bytes: usize) -> bool {
+        let id = self.app(StreamKind::Replies, app);
+        let queued = self.streams.get(&id).map_or(0, |s| s.queued_bytes);
+        fits_process(bytes) && (queued <= MAX_QUEUED_BYTES || queued + bytes <= MAX_AT_ONCE_BYTES)
+    }
+
     /// Whether a reply may be put on the stream of an application that need not exist here: within
     /// the room of the stream, and within the number of streams that real applications need.
     pub(super) fn has_room_for_stranger(&mut self, app: &Arc<str>, bytes: usize) -> bool {
@@ -416,15 +466,36 @@ impl Outbox {
             .map(|(id, _)| *id)
     }
 
-    /// Opens a stream of the application's own. Returns its id.
-    pub(super) fn open_raw(&mut self, app: &str) -> u64 {
+    /// An id for a stream of the application's own, unless too many are open.
+    pub(super) fn reserve_raw(&mut self) -> Option<u64> {
+        if self.open_raws >= MAX_RAW_STREAMS {
+            return None;
+        }
+        self.open_raws += 1;
         let id = self.next_bidi;
         self.next_bidi += 4;
+        Some(id)
+    }
+
+    /// Nobody here holds the stream any more.
+    pub(super) fn give_back_raw(&mut self, id: u64) {
+        // Bit 0 of an id tells who opened it.
+        if (id & 1 == 0) == self.is_dialer {
+            self.open_raws = self.open_raws.saturating_sub(1);
+        }
+    }
+
+    /// Opens a stream of the application's own.
+    pub(super) fn open_raw(&mut self, id: u64, app: &str) {
         let mut stream = Outgoing::new(StreamKind::Raw);
         stream.push(preamble(StreamKind::Raw, app));
         Self::mark_ready(&mut self.ready, id, &mut stream);
         self.streams.insert(id, stream);
-        id
+    }
+
+    /// Whether there is something of the stream.
+    pub(super) fn knows(&self, id: u64) -> bool {
+        self.streams.contains_key(&id)
     }
 
     /// The other half of a stream that the peer opened.
@@ -454,7 +525,7 @@ impl Outbox {
             return Err(Unwritable::Full);
         }
         if room > 0 {
-            stream.push(bytes[..room].to_vec());
+            stream.push_bytes(&bytes[..room]);
             Self::mark_ready(&mut self.ready, id, stream);
         }
         Ok(room)
@@ -462,7 +533,11 @@ impl Outbox {
 
     /// Ends this half of an application's own stream after what waits on it.
     pub(super) fn finish_raw(&mut self, id: u64) {
-        if let Some(stream) = self.streams.get_mut(&id) {
+        let is_stopped = |stream: &Outgoing| stream.stopped.is_some();
+        if self.streams.get(&id).is_some_and(is_stopped) {
+            // It was reset when the peer stopped it.
+            self.streams.remove(&id);
+        } else if let Some(stream) = self.streams.get_mut(&id) {
             stream.fin = true;
             Self::mark_ready(&mut self.ready, id, stream);
         }
@@ -500,9 +575,17 @@ impl Outbox {
     /// each in turn, because QUIC's window is one for all.
     pub(super) fn write(&mut self, quic: &mut Quic) -> Written {
         let mut written = Written::default();
-        for (id, code) in self.resets.drain(..) {
-            let _ = quic.stream_shutdown(id, quiche::Shutdown::Write, code);
-        }
+        self.resets.retain(|(id, code)| {
+            // A stream that was never opened is opened first, or its id would stay open at the peer
+            // without end as soon as a later one is used.
+            match quic.stream_priority(*id, urgency(StreamKind::Raw), true) {
+                Err(quiche::Error::StreamLimit) => true,
+                Ok(()) | Err(_) => {
+                    let _ = quic.stream_shutdown(*id, quiche::Shutdown::Write, *code);
+                    false
+                }
+            }
+        });
         while let Some(datagram) = self.datagrams.pop_front() {
             if quic.is_dgram_send_queue_full() {
                 self.datagrams.push_front(datagram);
@@ -577,6 +660,13 @@ impl Outbox {
                 if stream.kind == StreamKind::Sync {
                     self.streams.remove(&id);
                 }
+                return true;
+            }
+            // The peer stopped and ended it, and QUIC has forgotten it.
+            Err(quiche::Error::InvalidStreamState(_)) => {
+                stream.clear();
+                stream.stopped = Some(0);
+                written.room = true;
                 return true;
             }
             // Anything else ends the connection, and then its state says so.
@@ -660,6 +750,7 @@ impl Outbox {
         // What is queued counts against the process until it is dropped.
         self.streams.clear();
         self.by_app.clear();
+        self.recent = [None, None];
         self.ready.clear();
         self.resets.clear();
         self.datagrams.clear();

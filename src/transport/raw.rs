@@ -63,7 +63,8 @@ impl Pipe for RawPipe {
                     io::Error::new(io::ErrorKind::ConnectionAborted, "connection is ending")
                 }));
             }
-            let read = driver.read_raw(self.id, buffer, &slot);
+            let window = connection.context.config.stream_window;
+            let read = driver.read_raw(self.id, buffer, &slot, window);
             if driver.wants_flush() {
                 // The peer may go on.
                 connection.work_is_there();
@@ -128,6 +129,10 @@ impl Pipe for RawPipe {
         }
     }
 
+    fn release(&self) {
+        self.connection.outbox.lock().give_back_raw(self.id);
+    }
+
     fn finish(&self) {
         self.connection.outbox.lock().finish_raw(self.id);
         self.connection.nudge();
@@ -144,6 +149,8 @@ impl Pipe for RawPipe {
             driver.stop_raw(&self.connection, self.id);
             self.connection.work_is_there();
         }
+        // Whoever reads meanwhile is told.
+        let driver = self.connection.run_effects(driver);
         self.connection.release(driver);
     }
 }

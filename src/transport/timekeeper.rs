@@ -16,10 +16,7 @@ use std::{
     io,
     sync::{
         Arc, Weak,
-        atomic::{
-            AtomicU64,
-            Ordering::{Relaxed, SeqCst},
-        },
+        atomic::{AtomicU64, Ordering::SeqCst},
     },
     time::{Duration, Instant},
 };
@@ -111,9 +108,20 @@ impl Timekeeper {
         }
     }
 
+    /// The connection is over. When this returns, nothing of it is held here any more: its socket is
+    /// closed as soon as the others let go of it.
+    pub(super) fn forget(&self, connection: &Connection) {
+        // From here on it is not put on the list again.
+        connection.is_watched.store(true, SeqCst);
+        let mut watched = self.watched.lock();
+        watched
+            .list
+            .retain(|other| other.id != connection.id || !Arc::ptr_eq(other, &connection.arc()));
+    }
+
     fn run(&self) {
+        let mut watched = self.watched.lock();
         loop {
-            let mut watched = self.watched.lock();
             if watched.list.is_empty() && !watched.is_stopped {
                 watched.is_asleep = true;
                 self.wake.wait(&mut watched);
@@ -125,19 +133,28 @@ impl Timekeeper {
                 return;
             }
             let now = Instant::now();
-            let due: Vec<Arc<Connection>> = watched
+            watched
                 .list
-                .extract_if(.., |connection| connection.due_at.is_over(now))
-                .collect();
-            drop(watched);
-            for connection in due {
-                // What is brought forward from here on is watched anew.
-                connection.is_watched.store(false, SeqCst);
-                if let Some(next) = connection.on_due(now) {
-                    self.watch(&connection, next);
-                }
-            }
+                .retain(|connection| Self::look(connection, now));
         }
+    }
+
+    /// Does what is due of a connection. `false` when nothing is left to watch over.
+    ///
+    /// It is on the list meanwhile, so that whoever brings something forward only sets the time, and
+    /// takes no lock of the timekeeper's.
+    fn look(connection: &Arc<Connection>, now: Instant) -> bool {
+        if !connection.due_at.is_over(now) {
+            return true;
+        }
+        if connection.on_due(now) {
+            return true;
+        }
+        let seen_last = connection.due_at.get();
+        connection.is_watched.store(false, SeqCst);
+        // Whoever set a time before that has left it at that.
+        let is_set_anew = connection.due_at.get() != seen_last;
+        is_set_anew && !connection.is_watched.swap(true, SeqCst)
     }
 }
 
@@ -156,14 +173,18 @@ impl Due {
         }
     }
 
-    fn set(&self, at: Instant) {
+    pub(super) fn set(&self, at: Instant) {
         let nanos = at.saturating_duration_since(self.since).as_nanos();
         let nanos = u64::try_from(nanos).unwrap_or(u64::MAX);
-        self.nanos.store(nanos, Relaxed);
+        self.nanos.store(nanos, SeqCst);
+    }
+
+    fn get(&self) -> u64 {
+        self.nanos.load(SeqCst)
     }
 
     fn is_over(&self, now: Instant) -> bool {
         let nanos = now.saturating_duration_since(self.since).as_nanos();
-        u128::from(self.nanos.load(Relaxed)) <= nanos
+        u128::from(self.get()) <= nanos
     }
 }

@@ -288,9 +288,13 @@ fn set_udp_option(_: &impl AsRawFd, _: libc::c_int, _: libc::c_int) -> io::Resul
     Err(io::ErrorKind::Unsupported.into())
 }
 
-/// Whether a receive would bring something, be it an error.
-pub(super) fn is_readable(socket: &UdpSocket) -> bool {
-    !matches!(socket.peek(&mut [0; 1]), Err(error) if error.kind() == io::ErrorKind::WouldBlock)
+/// Whether a send failed because it was a batch: the device does no checksums, or the size to cut to
+/// is more than the path carries. Other errors are about the path itself.
+pub(super) fn is_about_batches(error: &io::Error) -> bool {
+    let batch_errors = [libc::EIO, libc::EINVAL, libc::EMSGSIZE, libc::EOPNOTSUPP];
+    error
+        .raw_os_error()
+        .is_some_and(|code| batch_errors.contains(&code))
 }
 
 /// What one receive brought.

@@ -36,8 +36,9 @@ const NO_SLEEP: Duration = Duration::from_micros(5);
 /// When a full queue to the reactor is tried again.
 const NOTICE_RETRY: Duration = Duration::from_millis(5);
 
-/// When a full socket that is shared with the listener is tried again.
-const SHARED_RETRY: Duration = Duration::from_millis(2);
+/// When a full socket is tried again whose readiness is not waited for, because it is the listener's or
+/// a leader's.
+const FULL_RETRY: Duration = Duration::from_millis(2);
 
 /// When the closing datagram is sent again: it is never acknowledged.
 const CLOSE_REPEATS: [Duration; 2] = [Duration::from_millis(20), Duration::from_millis(80)];
@@ -93,6 +94,7 @@ impl Worker {
                 let _ = connection.context.notices.send(down);
             }
         }
+        connection.context.timekeeper.forget(&connection);
         // The reactor may be gone itself; then nobody needs to know.
         let _ = connection.context.notices.send(Notice::Gone {
             connection: connection.id,
@@ -155,12 +157,16 @@ impl Worker {
         if driver.is_broken {
             return self.end(driver, CloseReason::Local(CloseCode::Internal), false);
         }
+        // Whoever brings something forward from here on sees that nobody sleeps towards it yet.
+        driver.armed = None;
         driver.take_first(now);
+        let mut has_received = false;
         if self.woken.by_socket
             && let Some(socket) = connection.path.own()
         {
             let count = driver.receive(&connection, socket, !self.is_crowded, now);
             self.is_crowded &= count > 1;
+            has_received = count > 0;
         }
         if self.woken.by_waker {
             for command in self.commands.try_iter() {
@@ -173,7 +179,7 @@ impl Worker {
         driver.proceed(&connection, now);
         let mut driver = connection.run_effects(driver);
         connection.work_is_seen();
-        driver.flush(&connection, now, true);
+        driver.flush(&connection, now, has_received);
         if let Some(reason) = driver.close_reason() {
             let linger = !driver.farewell.is_empty();
             return self.end(driver, reason, linger);
@@ -203,22 +209,25 @@ impl Worker {
         let connection = &self.connection;
         let Some(socket) = connection.path.own() else {
             // The listener's readiness is the reactor's business: try again soon instead.
-            let retry = self.was_full.then(|| now + SHARED_RETRY);
+            let retry = self.was_full.then(|| now + FULL_RETRY);
             let deadline = [deadline, retry].into_iter().flatten().min();
             return connection.poller.sleep(&connection.waker, now, deadline);
         };
         if !self.was_full {
             return connection.poller.sleep(&connection.waker, now, deadline);
         }
-        // Whoever leads meanwhile waits for room as well.
-        let is_led = connection.outbox.lock().has_leader;
-        if !is_led {
+        let outbox = connection.outbox.lock();
+        if !outbox.has_leader {
             let both = Some(Interest::ReadWrite);
             connection.poller.watch(socket.as_fd(), both);
         }
+        drop(outbox);
+        // A leader may have fallen asleep before the socket was full, and then waits for no room.
+        let retry = Some(now + FULL_RETRY);
+        let deadline = [deadline, retry].into_iter().flatten().min();
         let woken = connection.poller.sleep(&connection.waker, now, deadline);
-        let is_led = connection.outbox.lock().has_leader;
-        let interest = (!is_led).then_some(Interest::Read);
+        let outbox = connection.outbox.lock();
+        let interest = (!outbox.has_leader).then_some(Interest::Read);
         connection.poller.watch(socket.as_fd(), interest);
         woken
     }
