@@ -6,12 +6,11 @@ use std::{path::PathBuf, time::Duration};
 /// for tunnels.
 pub(crate) const DATAGRAM_BYTES: usize = 1_350;
 
-/// Bytes of a datagram in `bulk_max`: loopback's MTU of 65,536, less the headers of IP and UDP, and
-/// rounded down so that it is a whole number of AES blocks and of every candidate's alignment.
+/// Bytes of a datagram in `bulk_max`: what UDP over IPv4 takes at most, 65,507, rounded down; loopback
+/// carries it whole.
 pub(crate) const MAX_DATAGRAM_BYTES: usize = 65_400;
 
-/// Windows of a stream and of a connection, where a candidate has them. A sweep from 0.5 to 16 MiB
-/// was flat from 1 MiB on.
+/// Windows of a stream and of a connection, the same for all who have them.
 pub(crate) const STREAM_WINDOW_BYTES: u32 = 2 << 20;
 pub(crate) const CONNECTION_WINDOW_BYTES: u32 = 3 << 20;
 
