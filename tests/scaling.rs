@@ -262,6 +262,8 @@ fn a_point_is_measured_in_a_cluster_of_its_own() {
     // Three connections of three nodes, and the two that ask.
     assert!(figures["threads"] >= 11.0, "{figures:?}");
     assert!(figures["cpu_per_request"] > 0.0, "{figures:?}");
+    // A request that is asked and waits sleeps at least once.
+    assert!(figures["context_switches_per_request"] > 0.5, "{figures:?}");
 }
 
 fn nodosum_bench(words: &[&str]) -> Output {

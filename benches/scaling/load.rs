@@ -17,7 +17,7 @@
 use std::{
     fs,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicU8, Ordering::Relaxed},
     },
     thread::{self, JoinHandle},
@@ -98,6 +98,8 @@ pub(crate) fn measure(load: Load, tell: impl Fn(&str)) -> Result<Figures, String
     let nodes = start(count)?;
     let apps: Vec<App> = nodes.iter().map(register).collect::<Result<_, _>>()?;
     let phase = Arc::new(AtomicU8::new(WARMING));
+    let gate = Arc::new(Mutex::new(()));
+    let closed = gate.lock();
     let begun_at = Instant::now();
     let mut threads = Vec::new();
     for (number, (from, to)) in pairs(count, load.peers).into_iter().enumerate() {
@@ -106,6 +108,7 @@ pub(crate) fn measure(load: Load, tell: impl Fn(&str)) -> Result<Figures, String
             to: nodes[to].id().clone(),
             payload: vec![0x5a; load.payload_bytes],
             phase: Arc::clone(&phase),
+            gate: Arc::clone(&gate),
             schedule: load.rate.map(|rate| Schedule {
                 due_at: begun_at + Duration::from_secs_f64(number as f64 / rate),
                 interval: Duration::from_secs_f64(load.peers as f64 / rate),
@@ -124,6 +127,7 @@ pub(crate) fn measure(load: Load, tell: impl Fn(&str)) -> Result<Figures, String
     phase.store(OVER, Relaxed);
     let seconds = from.elapsed().as_secs_f64();
     let end = Used::now()?;
+    drop(closed);
     let mut took = Histogram::new();
     for thread in threads {
         let result = thread.join().map_err(|_| "a thread panicked".to_owned())?;
@@ -227,6 +231,8 @@ struct Asker {
     to: NodeId,
     payload: Vec<u8>,
     phase: Arc<AtomicU8>,
+    /// Open when everything is counted: what a thread has used cannot be asked of one that ended.
+    gate: Arc<Mutex<()>>,
     schedule: Option<Schedule>,
 }
 
@@ -246,6 +252,7 @@ impl Asker {
                 took.record(from.elapsed());
             }
         }
+        drop(self.gate.lock());
         Ok(took)
     }
 
@@ -314,7 +321,7 @@ fn rss_bytes() -> Result<f64, String> {
     Ok(field(&status("/proc/self/status")?, "VmRSS:")? * 1_024.0)
 }
 
-/// Of all threads that are there. None that does anything comes or goes while it counts.
+/// Of all threads that are there; those that ask stay until it is counted.
 fn context_switches() -> Result<f64, String> {
     let mut total = 0.0;
     for entry in fs::read_dir("/proc/self/task").map_err(words)? {
