@@ -67,7 +67,7 @@ fn mode(path: &str) -> u32 {
     fs::metadata(path).unwrap().permissions().mode() & 0o777
 }
 
-const COMMANDS: [&[&str]; 23] = [
+const COMMANDS: [&[&str]; 25] = [
     &["run"],
     &["demo"],
     &["tls"],
@@ -91,6 +91,8 @@ const COMMANDS: [&[&str]; 23] = [
     &["join"],
     &["leave"],
     &["force-leave"],
+    &["bench"],
+    &["bench", "compare"],
 ];
 
 #[test]

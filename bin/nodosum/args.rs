@@ -11,6 +11,7 @@ use nodosum::{ClusterName, KeyId, NodeId};
 use regex::Regex;
 
 use crate::{
+    bench::Scale,
     logging::LogFormat,
     output::{Format, Layout},
 };
@@ -86,6 +87,8 @@ pub(crate) enum Command {
     /// List, rotate and remove the keys that seal gossip
     #[command(subcommand)]
     Keys(Keys),
+    /// Measure requests over one to many connections of a cluster in this machine
+    Bench(Scale),
 }
 
 #[derive(Debug, Args)]

@@ -1,12 +1,13 @@
 //! The nodosum command: runs nodes, talks to running ones, makes certificates, shows a cluster.
 //!
 //! [`args`] reads the command line and `main` hands it to the one file of each family of commands.
-//! `run` and `demo` hold nodes; the others are clients of a node's [`admin`] socket and hold
+//! `run`, `demo` and `bench` hold nodes; the others are clients of a node's [`admin`] socket and hold
 //! nothing. Commands return how they end ([`exit`]) and never exit by themselves; a second
 //! interrupt in [`signals`] is the only exception.
 
 mod admin;
 mod args;
+mod bench;
 mod clock;
 mod cluster;
 mod conns;
@@ -88,5 +89,6 @@ fn carry_out(cli: Cli) -> Result<Exit, Failure> {
         Command::Leave(args) => cluster::leave(&args),
         Command::ForceLeave(args) => cluster::force_leave(&args),
         Command::Keys(args) => keys::run(&args),
+        Command::Bench(args) => bench::run(&args),
     }
 }
