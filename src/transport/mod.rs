@@ -94,9 +94,10 @@ pub struct Config {
     pub max_message_bytes: usize,
     /// Requests to one peer that wait for a reply. Default 1,024.
     pub max_requests_in_flight: usize,
-    /// How long a thread that waits for a reply looks at the socket again and again before it sleeps.
-    /// It saves the time that waking takes, tens of microseconds, and costs a processor meanwhile: for
-    /// few threads that wait for fast peers, 20 to 100 µs. Default 0.
+    /// How long a thread that reads a socket looks at it again and again before it sleeps: one that waits
+    /// for a reply, and a connection's own thread after something came. It saves the time that waking
+    /// takes, tens of microseconds, and costs a processor meanwhile: for few connections with fast
+    /// peers, 20 to 100 µs. Default 0.
     pub spin: Duration,
     /// What of the system's help is used, where it grants it. Default all.
     pub offload: Offload,

@@ -27,7 +27,7 @@ use crate::{
         connection::Connection,
         driver::{Driver, MAX_KEPT_NOTICES},
     },
-    waker::{Interest, Woken, sleep},
+    waker::{Interest, Woken, sleep, sleep_on_two},
 };
 
 /// A sleep that was over sooner was none: what ended it was there before.
@@ -50,6 +50,8 @@ pub(super) struct Worker {
     woken: Woken,
     /// There was more in the socket than one receive brings, so that it is read until it is empty.
     is_crowded: bool,
+    /// The last turn brought something, so that more may follow soon.
+    has_received: bool,
     /// The socket was full at the end of the last turn.
     was_full: bool,
 }
@@ -71,6 +73,7 @@ impl Worker {
                 by_waker: true,
             },
             is_crowded: true,
+            has_received: false,
             was_full: false,
         }
     }
@@ -160,13 +163,13 @@ impl Worker {
         // Whoever brings something forward from here on sees that nobody sleeps towards it yet.
         driver.armed = None;
         driver.take_first(now);
-        let mut has_received = false;
+        self.has_received = false;
         if self.woken.by_socket
             && let Some(socket) = connection.path.own()
         {
             let count = driver.receive(&connection, socket, !self.is_crowded, now);
             self.is_crowded &= count > 1;
-            has_received = count > 0;
+            self.has_received = count > 0;
         }
         if self.woken.by_waker {
             for command in self.commands.try_iter() {
@@ -179,7 +182,7 @@ impl Worker {
         driver.proceed(&connection, now);
         let mut driver = connection.run_effects(driver);
         connection.work_is_seen();
-        driver.flush(&connection, now, has_received);
+        driver.flush(&connection, now, self.has_received);
         if let Some(reason) = driver.close_reason() {
             let linger = !driver.farewell.is_empty();
             return self.end(driver, reason, linger);
@@ -214,6 +217,18 @@ impl Worker {
             return connection.poller.sleep(&connection.waker, now, deadline);
         };
         if !self.was_full {
+            let spin = connection.context.config.spin;
+            if !spin.is_zero() && self.has_received {
+                let until = deadline.map_or(now + spin, |deadline| deadline.min(now + spin));
+                while Instant::now() < until && !connection.outbox.lock().has_leader {
+                    let waker = &connection.waker;
+                    let woken = sleep_on_two(waker, socket.as_fd(), Interest::Read, now, now)?;
+                    if woken != Woken::default() {
+                        return Ok(woken);
+                    }
+                    std::hint::spin_loop();
+                }
+            }
             return connection.poller.sleep(&connection.waker, now, deadline);
         }
         let outbox = connection.outbox.lock();
