@@ -3,7 +3,7 @@
 //! Whoever holds the driver's lock drives the connection: its own worker thread, a caller that waits
 //! for a reply and reads the socket meanwhile, or a caller that has just put something in the outbox.
 //! Nothing here waits, and no code of applications runs under the lock: what has to be called is
-//! collected as [`Effects`] and run by whoever drove, after the lock is released, in order.
+//! collected as [`Effect`]s and run by whoever drove, after the lock is released, in order.
 //!
 //! A turn: take what arrived, let QUIC's timers run, advance the handshake, read streams, do what is
 //! due. Then effects, whose replies and next requests leave with what else waits in the outbox, as one
