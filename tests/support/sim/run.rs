@@ -1,9 +1,9 @@
 //! One script from its beginning to a verdict: safety throughout, then liveness.
 //!
 //! When the faults have ended, the nodes that can reach each other have a time to agree, a formula
-//! of the configuration ([`heal_bound`]). They agree when every one sees every other alive in its
-//! latest record, the gone as gone, and each pair holds exactly one connection, the same at both
-//! ends. Then nothing may happen any more: no doubt, no death, no dial but of the dead, and no more
+//! of the configuration ([`heal_bound`]). They agree when whoever leaves has ended, every one sees
+//! every other alive in its latest record, the gone as gone, and each pair holds exactly one
+//! connection, the same at both ends. Then nothing may happen any more: no doubt, no death, no dial but of the dead, and no more
 //! datagrams than probing takes. In the end they emit events, and everybody has to hear them all.
 
 use std::{
@@ -21,7 +21,7 @@ use super::{
     connections::Phase,
     script::Script,
     tally::Tally,
-    world::{Fate, IDLE, MS, Options, SEC, World, name_of},
+    world::{Fate, IDLE, MS, Node, Options, SEC, World, name_of},
 };
 
 /// How long the agreement is watched, in probe intervals: several passes of a small cluster, and
@@ -233,6 +233,11 @@ impl World {
 
     /// Why the nodes do not agree, whatever records they have of each other.
     fn disunity(&self) -> Option<String> {
+        // Who still leaves is about to end, and its connections, at the latest by idleness, after it.
+        let is_ending = |node: &&Node| node.process.is_some() && node.fate != Fate::Running;
+        if let Some(node) = self.nodes.iter().find(is_ending) {
+            return Some(format!("{} has not ended", node.name));
+        }
         let core = self.core();
         for &a in &core {
             let cluster = self.cluster(a)?;
