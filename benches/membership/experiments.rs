@@ -893,6 +893,14 @@ impl Program {
             Self::Ingress => "ingress_80",
         }
     }
+
+    fn title(self) -> &'static str {
+        match self {
+            Self::FlipFlop => "nothing received for 20 s in 40",
+            Self::Egress => "80 % of what is sent is lost from 90 s on",
+            Self::Ingress => "80 % of what is received is lost from 90 s on",
+        }
+    }
 }
 
 struct Asymmetric {
@@ -1005,7 +1013,7 @@ fn e5(context: &Context) -> Findings {
             &|a| a.apart.last().map_or(0.0, |(_, share)| share * 100.0),
             "%",
         );
-        let title = format!("E5: {}, {nodes} members, 1 % faulty", program.name());
+        let title = format!("E5: {nodes} members, at 1 % {}", program.title());
         findings.plots.push(Plot {
             file: match program {
                 Program::FlipFlop => "E5-flip-flop",
