@@ -517,6 +517,12 @@ fn two_hundred_connections_that_come_and_go_leave_no_thread_descriptor_or_memory
     let lab = Lab::new("leak");
     let stayer = lab.builder("n1").profile(Profile::Local).start().unwrap();
     stayer.wait_ready(Ready::Started, PATIENCE).unwrap();
+    // A thread bears its name only from its first moment on a processor.
+    let own = ["nd-reactor", "nd-time"];
+    eventually("its threads have their names", || {
+        let threads = Held::now().threads;
+        own.iter().all(|name| threads.iter().any(|t| t == name))
+    });
     let idle = Held::now();
     let seed = stayer.quic_addr().to_string();
     let identity = lab.identity("n2");
