@@ -20,8 +20,8 @@
 //! **Ready.** A node has started when its first join round is over and, if a seed was reached, the
 //! first sync has brought the members, or has had its time.
 //!
-//! **Leaving.** The record that says so goes to every peer over its connection, and each confirms
-//! it. The leave is over when all have, or their connections have ended; who has not is named.
+//! **Leaving.** The record that says so goes to every peer over its connection, and each that
+//! believes it confirms it. The leave is over when all have, or their connections have ended; who has not is named.
 //!
 //! **Roster.** Who is gone is remembered for longer than membership does, and goes on being dialled;
 //! with a file of it, over a restart as well (`roster`). A node that remembers somebody gives them a
@@ -379,14 +379,23 @@ impl Cluster {
         };
         match frame {
             Frame::Record(record) if record.record.node == peer => {
-                let (left, incarnation) = (record.record.left, record.record.incarnation);
+                let Record {
+                    left,
+                    incarnation,
+                    boot,
+                    ..
+                } = record.record;
                 if self.links_to(now, &peer).contains(&connection) {
                     self.swim.handle_record(now, record);
                 } else {
                     // Of a life that the mesh has judged to be over.
                     self.hear_of(now, &peer, record);
                 }
-                if left {
+                // Below what its own key has signed before, the farewell is not believed.
+                let is_believed = self.swim.member(&peer).is_none_or(|member| {
+                    member.status == MemberStatus::Left || member.record.record.boot != boot
+                });
+                if left && is_believed {
                     self.tell(connection, Frame::LeaveAck { incarnation });
                 }
             }

@@ -17,9 +17,9 @@
 //! who missed a restart may know it at the higher incarnation, so that its record holds for a moment,
 //! until the life that runs has gone above it. Of still earlier lives, and of members that are
 //! forgotten, one number is kept for all: the highest Lamport time of an event of theirs that was
-//! told. Nothing up to it is new any more, for they may come back with the same life. What is emitted
-//! later is above it, but for an origin that missed those events and has met nobody since who had
-//! heard them; that is the price.
+//! told. Nothing up to it is new any more from a life that is met later, for it may be one of those
+//! come back. What is emitted later is above it, but for an origin that missed those events and has
+//! met nobody since who had heard them; that is the price.
 //!
 //! **Newcomers.** A connection begins with each end telling its life, its own last number and its
 //! clock ([`EventClock`]). What an origin says of itself opens its window: a node does not hear what
@@ -33,9 +33,10 @@
 //! and whoever missed an event gets it there, or in the first sync after a short partition.
 //!
 //! **The clock** goes up with every event heard, but never by more than [`MAX_LAMPORT_STEP`] at
-//! once: an event from further ahead is delivered, for its signature is good, and does not move the
-//! clock, so that one liar with a certificate can neither freeze it nor silence anybody. Nothing but
-//! the order shown to applications depends on it.
+//! once: an event from further ahead is delivered, for its signature is good, and counted, and moves
+//! the clock by one such step, so that one liar with a certificate can neither freeze it nor part
+//! those who heard its lies from those who missed some for long. From so far ahead it is not counted
+//! as told of a life that is forgotten either, or the last lie of one liar would silence everybody.
 //!
 //! **Spreading.** Events have a queue of their own. Each is sent as often as a piece of membership
 //! news, what was sent least first, the oldest of those first. While membership news waits too,
@@ -394,8 +395,10 @@ struct Window {
     boot: BootId,
     highest: u64,
     seen: u128,
-    /// The highest Lamport time of an event of this life that was told.
+    /// The highest Lamport time of an event of this life that was told, and was not too far ahead.
     told: u64,
+    /// Events up to this Lamport time may be copies of what was told before the window was opened.
+    floor: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -410,29 +413,32 @@ enum Judgement {
 }
 
 impl Window {
-    /// Everything is new.
-    fn empty(boot: BootId) -> Self {
+    /// Every event above the Lamport time `floor` is new.
+    fn empty(boot: BootId, floor: u64) -> Self {
         Self {
             boot,
             highest: 0,
             seen: 0,
             told: 0,
+            floor,
         }
     }
 
-    /// Nothing up to `highest` is new.
-    fn from_here_on(boot: BootId, highest: u64) -> Self {
+    /// The same, and nothing up to the number `highest` is new.
+    fn from_here_on(boot: BootId, highest: u64, floor: u64) -> Self {
         let seen = u128::MAX;
         Self {
-            boot,
             highest,
             seen,
-            told: 0,
+            ..Self::empty(boot, floor)
         }
     }
 
-    fn judge(&self, number: u64) -> Judgement {
-        let Some(behind) = self.highest.checked_sub(number) else {
+    fn judge(&self, event: &UserEvent) -> Judgement {
+        if event.lamport <= self.floor {
+            return Judgement::Stale;
+        }
+        let Some(behind) = self.highest.checked_sub(event.number) else {
             return Judgement::New;
         };
         if behind >= WINDOW {
@@ -571,7 +577,8 @@ pub(super) struct UserEvents {
     number: u64,
     /// The clock of the first peer met: what is older was said before this node came.
     floor: Option<u64>,
-    /// The highest Lamport time that was told of an origin, or a life of one, which is forgotten.
+    /// The highest Lamport time that was told of an origin, or a life of one, which is forgotten. At
+    /// most our clock.
     forgotten: u64,
     /// At most [`MAX_LIVES`] of each origin, in the order in which they were met.
     windows: BTreeMap<NodeId, Vec<Window>>,
@@ -590,7 +597,7 @@ impl UserEvents {
             number: 0,
             floor: None,
             forgotten: 0,
-            windows: BTreeMap::from([(me, vec![Window::from_here_on(boot, 0)])]),
+            windows: BTreeMap::from([(me, vec![Window::from_here_on(boot, 0, 0)])]),
             came_after: BTreeMap::new(),
             queue: Queue::default(),
             recent: VecDeque::new(),
@@ -683,14 +690,11 @@ impl UserEvents {
         }
     }
 
-    /// Follows another's clock; `false` when that is too far ahead to be true.
+    /// Follows another's clock by a step at most; `false` when that is too far ahead to be true.
     fn witness(&mut self, lamport: u64) -> bool {
-        let is_plausible =
-            lamport <= MAX_LAMPORT && lamport <= self.lamport.saturating_add(MAX_LAMPORT_STEP);
-        if is_plausible {
-            self.lamport = self.lamport.max(lamport);
-        }
-        is_plausible
+        let reach = (self.lamport + MAX_LAMPORT_STEP).min(MAX_LAMPORT);
+        self.lamport = self.lamport.max(lamport.min(reach));
+        lamport <= reach
     }
 }
 
@@ -767,10 +771,11 @@ impl Swim {
         let event = verified.event.clone();
         let is_own = event.origin == self.id;
         let events = &mut self.user_events;
-        // What a liar says of the time must not silence the others once it is forgotten.
-        let is_plausible = !is_own && events.witness(event.lamport);
-        let window = events.window_or(&event.origin, Window::empty(event.boot));
+        let is_plausible = is_own || events.witness(event.lamport);
+        let new = Window::empty(event.boot, events.forgotten);
+        let window = events.window_or(&event.origin, new);
         window.mark(event.number);
+        // What a liar says of the time must not silence the others once it is forgotten.
         if is_plausible {
             window.told = window.told.max(event.lamport);
         }
@@ -828,7 +833,8 @@ impl Swim {
         let is_believed = member.record.record.boot == clock.boot;
         let events = &mut self.user_events;
         if is_believed {
-            events.window_or(from, Window::from_here_on(clock.boot, clock.number));
+            let new = Window::from_here_on(clock.boot, clock.number, events.forgotten);
+            events.window_or(from, new);
         }
         if events.witness(clock.lamport) {
             events.floor.get_or_insert(clock.lamport);
@@ -853,13 +859,14 @@ impl Swim {
             return Judgement::Stale;
         }
         let events = &self.user_events;
-        if event.lamport <= events.forgotten {
-            return Judgement::Stale;
+        if let Some(window) = events.window(&event.origin, event.boot) {
+            return window.judge(event);
         }
-        match events.window(&event.origin, event.boot) {
-            Some(window) => window.judge(event.number),
-            None if events.floor.is_some_and(|floor| event.lamport <= floor) => Judgement::Stale,
-            None => Judgement::New,
+        let floor = events.floor.unwrap_or(0).max(events.forgotten);
+        if event.lamport <= floor {
+            Judgement::Stale
+        } else {
+            Judgement::New
         }
     }
 
@@ -1431,7 +1438,7 @@ mod tests {
     }
 
     #[test]
-    fn an_injected_maximum_neither_moves_the_clock_nor_silences_anybody() {
+    fn an_injected_maximum_moves_the_clock_by_a_step_and_silences_nobody() {
         let mut net = Net::new(&names(3));
         let now = net.now;
         let core = net.core("n0");
@@ -1445,15 +1452,37 @@ mod tests {
             },
         );
         assert_eq!(core.counters().implausible, 2);
-        assert_eq!(core.user_events.lamport, 0);
+        assert_eq!(core.user_events.lamport, 2 * MAX_LAMPORT_STEP);
         assert!(core.is_new_event(&event("n1", 1, 2, 2).event));
         assert!(core.is_new_event(&event("n2", 1, 1, 1).event));
         // A number at the very end can only hurt the liar itself.
         core.handle_user_event(now, event("n2", 1, u64::MAX, 1));
         assert!(!core.is_new_event(&event("n2", 1, 1, 1).event));
-        let ahead = MAX_LAMPORT_STEP;
+        let ahead = 3 * MAX_LAMPORT_STEP;
         core.handle_user_event(now, event("n1", 1, 3, ahead));
         assert_eq!(core.user_events.lamport, ahead, "this much is believed");
+        assert_eq!(core.counters().implausible, 2);
+    }
+
+    #[test]
+    fn the_clock_of_a_liar_that_is_forgotten_silences_nobody_who_missed_its_lies() {
+        let mut net = Net::new(&names(3));
+        let now = net.now;
+        let core = net.core("n0");
+        for lie in 1..=3 {
+            core.handle_user_event(now, event("n1", 1, lie, lie * MAX_LAMPORT_STEP));
+        }
+        core.user_events.forget(&id("n1"));
+        assert_eq!(core.user_events.forgotten, 3 * MAX_LAMPORT_STEP);
+        let late = event("n2", 1, 1, 1);
+        assert!(core.is_new_event(&late.event), "n2 was met before");
+        let replayed = event("n1", 1, 2, 2 * MAX_LAMPORT_STEP);
+        assert!(!core.is_new_event(&replayed.event));
+        // What is beyond the clock is not taken for the time.
+        core.handle_user_event(now, event("n1", 1, 4, MAX_LAMPORT));
+        core.user_events.forget(&id("n1"));
+        assert_eq!(core.user_events.forgotten, 3 * MAX_LAMPORT_STEP);
+        assert_eq!(core.user_events.lamport, 4 * MAX_LAMPORT_STEP);
     }
 
     #[test]
