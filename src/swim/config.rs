@@ -83,6 +83,9 @@ pub struct Rules {
     pub early_syncs: bool,
     /// Who leaves says so to many members in its first datagrams.
     pub leave_burst: bool,
+    /// Who has refuted suspicions lately has to fail several probes in a row before it is suspected
+    /// again.
+    pub patience: bool,
 }
 
 impl Rules {
@@ -103,6 +106,7 @@ impl Rules {
             feedback: true,
             early_syncs: true,
             leave_burst: true,
+            patience: true,
         }
     }
 
@@ -119,6 +123,7 @@ impl Rules {
             feedback: false,
             early_syncs: false,
             leave_burst: false,
+            patience: false,
             ..Self::nodosum()
         }
     }

@@ -80,7 +80,21 @@ pub(super) struct Rare {
     pub(super) unsettled: bool,
     /// Its ports said that nobody is there, and no answer has said otherwise.
     pub(super) refused: bool,
+    patience: Patience,
 }
+
+/// How much doubt a member that proves suspicions wrong is worth. After `r` refutations that are not
+/// forgotten, a suspicion begins here with the probe number `r + 1` in a row that it fails.
+#[derive(Debug, Default)]
+struct Patience {
+    refutations: u32,
+    refuted: Option<Instant>,
+    failed_in_row: u32,
+}
+
+/// Refutations beyond this add no more probes: with 80 % of its datagrams lost a member answers four
+/// probes of five, so that it fails five in a row once in an hour of them.
+const MAX_REFUTATIONS: u32 = 4;
 
 #[derive(Debug)]
 pub(super) struct Member {
@@ -200,6 +214,50 @@ impl Member {
         self.answered
     }
 
+    /// It refuted a suspicion. One refutation is forgotten with each `memory` that goes by without
+    /// another.
+    pub(super) fn note_refutation(&mut self, now: Instant, memory: Duration) {
+        let refutations = self.refutations(now, memory) + 1;
+        self.rare_mut().patience = Patience {
+            refutations: refutations.min(MAX_REFUTATIONS),
+            refuted: Some(now),
+            failed_in_row: 0,
+        };
+    }
+
+    fn refutations(&self, now: Instant, memory: Duration) -> u32 {
+        let Some(Patience {
+            refutations,
+            refuted: Some(refuted),
+            ..
+        }) = self.rare().map(|rare| &rare.patience)
+        else {
+            return 0;
+        };
+        let gone = now.saturating_duration_since(*refuted).as_nanos() / memory.as_nanos().max(1);
+        refutations.saturating_sub(u32::try_from(gone).unwrap_or(u32::MAX))
+    }
+
+    /// It failed a probe. Whether that is not enough to suspect it, so that it is probed again.
+    pub(super) fn has_another_try(&mut self, now: Instant, memory: Duration) -> bool {
+        let refutations = self.refutations(now, memory);
+        if refutations == 0 || self.is_refused() {
+            return false;
+        }
+        let patience = &mut self.rare_mut().patience;
+        patience.failed_in_row += 1;
+        if patience.failed_in_row <= refutations {
+            return true;
+        }
+        patience.failed_in_row = 0;
+        false
+    }
+
+    /// Whether it failed a probe that was not enough to suspect it, and has answered none since.
+    pub(super) fn is_on_trial(&self) -> bool {
+        self.rare().is_some_and(|r| r.patience.failed_in_row > 0)
+    }
+
     /// Its reactor answered at `at`; that settles the doubts before it.
     pub(super) fn note_answer(&mut self, at: Instant) {
         self.answered = self.answered.max(Some(at));
@@ -220,6 +278,7 @@ impl Member {
         if let Some(rare) = &mut self.rare {
             rare.unsettled = false;
             rare.refused = false;
+            rare.patience.failed_in_row = 0;
         }
     }
 

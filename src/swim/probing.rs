@@ -12,6 +12,12 @@
 //! each way had the time that it has in an ordinary probe. Probes out of turn are limited in number
 //! and, where others can provoke them, to one an interval.
 //!
+//! A member that has refuted suspicions lately, up to four, gets as many further probes, one right
+//! after the other, before it is suspected again: who loses most of what it sends would else be
+//! suspected and refute it every few seconds, for ever, and everybody would hear of it (the idea of
+//! route flap damping, RFC 2439; but here only an accusation of this node's own has to wait). If its
+//! ports refuse, it does not.
+//!
 //! A helper pings the address of its own record of the target, never one that it was told, passes
 //! an answer on and says after 80 % of the time-out that it has none: whoever asked then knows that
 //! the helper is well, and so is the way to it.
@@ -32,6 +38,10 @@ use super::{
     probe::{MAX_CHECKS, MAX_RELAYS, Probe, Purpose, Relay, Way},
     timer::Timer,
 };
+
+/// How many probe intervals without another it takes to forget that a member refuted a suspicion: a
+/// minute of the `lan` profile.
+pub(super) const REFUTATION_MEMORY: u32 = 60;
 
 impl Swim {
     pub(super) fn on_body(
@@ -175,7 +185,7 @@ impl Swim {
         let (wanted, ask_again) = match &member.standing {
             Standing::Suspect(suspicion) => (true, suspicion.own_probe_failed()),
             Standing::Dead { .. } => (member.hearsay, false),
-            Standing::Alive => (unsettled, false),
+            Standing::Alive => (unsettled || member.is_on_trial(), false),
             Standing::Left => (false, false),
         };
         if ask_again {
@@ -373,11 +383,18 @@ impl Swim {
         }
         log::debug!(target: "swim", node:% = node, asked, nacks = probe.nacks.len(),
             health_score = self.awareness.score(); "probe failed");
-        let Some(member) = self.members.get(&node) else {
+        let patience = self.config.rules.patience;
+        let memory = self.config.probe_interval * REFUTATION_MEMORY;
+        let Some(member) = self.members.get_mut(&node) else {
             return;
         };
         let incarnation = member.incarnation();
         if incarnation != probe.incarnation {
+            return;
+        }
+        let is_alive = matches!(member.standing, Standing::Alive);
+        if is_alive && patience && member.has_another_try(now, memory) {
+            self.check_by(now, &node);
             return;
         }
         let news = match &member.standing {

@@ -40,6 +40,7 @@ use super::{
     explain::Ending,
     members::{Member, Standing},
     message::{self, Body},
+    probing::REFUTATION_MEMORY,
     timer::Timer,
 };
 
@@ -343,6 +344,10 @@ impl Swim {
         member.drop_forced();
         let hearsay = member.hearsay;
         member.hearsay = hearsay && claim.left;
+        let was_doubted = matches!(before, MemberStatus::Suspect | MemberStatus::Dead);
+        if was_doubted && !hearsay && !boot_changed && !claim.left {
+            member.note_refutation(now, self.config.probe_interval * REFUTATION_MEMORY);
+        }
         self.forget_doubts(&node);
         let ending = if claim.left {
             Ending::Left

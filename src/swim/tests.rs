@@ -1559,3 +1559,69 @@ fn a_refusal_from_before_a_standstill_shortens_no_suspicion() {
     let min = bench.core.config().suspicion_min(5);
     assert!(bench.now >= start + min, "{:?}", bench.now - start);
 }
+
+/// The only other member refutes; a probe that runs is of the incarnation before and says nothing.
+fn refute(bench: &mut Bench, incarnation: u64) {
+    let refutation = signed(record("a", incarnation, 1));
+    bench.core.handle_record(bench.now, refutation);
+    bench.core.abandon_probes_of(&id("a"));
+}
+
+/// Lets probes of `a` fail until it is suspect; tells how many.
+fn probes_until_suspect(bench: &mut Bench) -> u64 {
+    let before = bench.core.counters().probes_failed;
+    let status = |bench: &Bench| bench.core.member(&id("a")).unwrap().status;
+    while status(bench) == MemberStatus::Alive {
+        bench.tick();
+    }
+    assert_eq!(status(bench), MemberStatus::Suspect);
+    bench.core.counters().probes_failed - before
+}
+
+#[test]
+fn who_refutes_again_and_again_has_to_fail_ever_more_probes_in_a_row() {
+    let mut config = Config::lan();
+    config.rules.lha_probe = false;
+    let mut bench = Bench::new(config, &["a"]);
+    let mut incarnation = 1;
+    for probes in [1, 2, 3, 4, 5, 5] {
+        assert_eq!(probes_until_suspect(&mut bench), probes);
+        incarnation += 1;
+        refute(&mut bench, incarnation);
+    }
+    // An answer in between, and the row begins anew.
+    let failed = bench.core.counters().probes_failed;
+    while bench.core.counters().probes_failed < failed + 3 {
+        bench.tick();
+    }
+    bench.sent();
+    let pings = bench.tick_until(|body| matches!(body, Body::Ping { .. }));
+    let Body::Ping { seq, .. } = pings[0].1 else {
+        panic!("no ping")
+    };
+    bench.receive("a", Body::Ack { seq });
+    assert_eq!(probes_until_suspect(&mut bench), 5);
+    refute(&mut bench, incarnation + 1);
+    // Two minutes without one, two refutations forgotten.
+    let end = bench.now + Duration::from_secs(125);
+    while bench.now < end {
+        let pings = bench.tick_until(|body| matches!(body, Body::Ping { .. }));
+        for (_, body) in pings {
+            if let Body::Ping { seq, .. } = body {
+                bench.receive("a", Body::Ack { seq });
+            }
+        }
+    }
+    assert_eq!(probes_until_suspect(&mut bench), 3);
+}
+
+#[test]
+fn who_has_refuted_and_whose_ports_refuse_is_suspected_at_once() {
+    let mut bench = Bench::new(Config::lan(), &["a"]);
+    probes_until_suspect(&mut bench);
+    refute(&mut bench, 2);
+    bench
+        .core
+        .handle_peer_doubted(bench.now, &id("a"), Doubt::Refused);
+    assert_eq!(probes_until_suspect(&mut bench), 1);
+}
