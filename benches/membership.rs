@@ -115,6 +115,7 @@ fn main() -> ExitCode {
         }
     };
     let mut plots = Vec::new();
+    let mut missed = false;
     for (name, title, run) in EXPERIMENTS {
         if !arguments.experiments.is_empty() && !arguments.experiments.iter().any(|e| e == name) {
             continue;
@@ -123,6 +124,7 @@ fn main() -> ExitCode {
             rows,
             plots: found,
             notes,
+            missed: promises,
         } = run(&arguments.context);
         if arguments.json {
             rows.iter().for_each(|row| println!("{}", row.json()));
@@ -131,6 +133,10 @@ fn main() -> ExitCode {
             notes.iter().for_each(|note| println!("{note}"));
             println!();
         }
+        for promise in &promises {
+            eprintln!("{name} missed: {promise}");
+        }
+        missed |= !promises.is_empty();
         plots.extend(found);
     }
     if let Some(path) = &arguments.svg
@@ -139,7 +145,11 @@ fn main() -> ExitCode {
         eprintln!("{path}: {why}");
         return ExitCode::FAILURE;
     }
-    ExitCode::SUCCESS
+    if missed {
+        ExitCode::FAILURE
+    } else {
+        ExitCode::SUCCESS
+    }
 }
 
 fn write_plots(path: &str, plots: &[plot::Plot]) -> std::io::Result<()> {

@@ -41,6 +41,7 @@ use crate::{
     close::{CloseCode, CloseReason},
     mesh::{self, Mesh},
     node_id::{BootId, ConnectionId, NodeId},
+    outputs,
     record::{Record, VerifiedRecord},
     roster::{self, Image, Roster},
     stats::{MemberStatus, Side},
@@ -689,12 +690,12 @@ impl Cluster {
 
     /// The next thing to do.
     pub fn poll_action(&mut self) -> Option<Action> {
-        self.actions.pop_front()
+        outputs::pop(&mut self.actions)
     }
 
     /// The next thing to tell.
     pub fn poll_event(&mut self) -> Option<Event> {
-        self.events.pop_front()
+        outputs::pop(&mut self.events)
     }
 
     /// When to call [`handle_timeout`](Self::handle_timeout) at the latest.

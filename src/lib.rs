@@ -44,6 +44,7 @@ mod inbox;
 pub mod mesh;
 mod node;
 mod node_id;
+mod outputs;
 mod query;
 mod reactor;
 #[doc(hidden)]

@@ -24,14 +24,14 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("subscribers", &["event"]),
     ("trust", &["node_id", "record", "error"]),
     ("ca", &["node_id", "trust"]),
-    ("swim", &["node_id", "record", "stats", "rng"]),
-    ("mesh", &["node_id", "close", "stats", "rng"]),
+    ("swim", &["node_id", "outputs", "record", "stats", "rng"]),
+    ("mesh", &["node_id", "close", "outputs", "stats", "rng"]),
     ("explanation", &["node_id", "stats", "swim"]),
     ("roster", &["node_id", "record", "stats"]),
     (
         "cluster",
         &[
-            "node_id", "close", "mesh", "record", "roster", "stats", "swim",
+            "node_id", "close", "mesh", "outputs", "record", "roster", "stats", "swim",
         ],
     ),
     (

@@ -178,6 +178,8 @@ pub(crate) struct Findings {
     pub(crate) plots: Vec<Plot>,
     /// What a reader of the table has to know.
     pub(crate) notes: Vec<String>,
+    /// What was promised and did not hold: the command fails.
+    pub(crate) missed: Vec<String>,
 }
 
 /// Plays independent runs on a few threads, in an order that changes nothing, and shows how far it

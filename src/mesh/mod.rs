@@ -59,6 +59,7 @@ use std::{
 use crate::{
     close::{CloseCode, CloseReason},
     node_id::{BootId, ConnectionId, NodeId},
+    outputs,
     rng::Rng,
     stats::Side,
 };
@@ -944,12 +945,12 @@ impl Mesh {
 
     /// The next thing to do.
     pub fn poll_action(&mut self) -> Option<Action> {
-        self.actions.pop_front()
+        outputs::pop(&mut self.actions)
     }
 
     /// The next thing that happened.
     pub fn poll_event(&mut self) -> Option<Event> {
-        self.events.pop_front()
+        outputs::pop(&mut self.events)
     }
 
     /// When to call [`handle_timeout`](Self::handle_timeout) next. Dials that wait for a free slot

@@ -229,6 +229,10 @@ impl Queue {
         self.order.remove(&(rank, place));
         self.pieces[place as usize] = None;
         self.free.push(place);
+        if self.is_empty() {
+            // What a storm of news needed is not kept for the quiet after it.
+            self.clear();
+        }
     }
 }
 

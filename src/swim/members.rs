@@ -59,13 +59,6 @@ impl Standing {
 pub(super) struct Rare {
     /// A person forced it out; acts once it is dead here.
     pub(super) forced: Option<ForcedLeave>,
-    /// The life before this one. It never comes back: if it seems to, two processes share a name.
-    pub(super) superseded: Option<BootId>,
-    /// The handshake of the life after it was seen here.
-    pub(super) superseded_for_certain: bool,
-    pub(super) conflict_told: bool,
-    /// The life that its own handshake proved last, where that is not the one of the record.
-    proven_before: Option<BootId>,
     /// When its connection raised each kind of doubt last.
     doubts: [Option<Instant>; Doubt::ALL.len()],
     /// When a doubt made this node ask at once last.
@@ -81,6 +74,18 @@ pub(super) struct Rare {
     /// Its ports said that nobody is there, and no answer has said otherwise.
     pub(super) refused: bool,
     patience: Patience,
+}
+
+/// What those have that started again: many at once, so this is small.
+#[derive(Debug, Default)]
+pub(super) struct Past {
+    /// The life before this one. It never comes back: if it seems to, two processes share a name.
+    pub(super) superseded: Option<BootId>,
+    /// The handshake of the life after it was seen here.
+    pub(super) superseded_for_certain: bool,
+    pub(super) conflict_told: bool,
+    /// The life that its own handshake proved last, where that is not the one of the record.
+    proven_before: Option<BootId>,
 }
 
 /// How much doubt a member that proves suspicions wrong is worth. After `r` refutations that are not
@@ -105,6 +110,7 @@ pub(super) struct Member {
     /// When its reactor answered over the connection last, as far as known.
     answered: Option<Instant>,
     rare: Option<Box<Rare>>,
+    past: Option<Box<Past>>,
     /// Its place in the order.
     place: u32,
     /// It was gone when this node first heard of it. Such a tombstone is not passed on: if it were,
@@ -122,6 +128,7 @@ impl Member {
             since,
             answered: None,
             rare: None,
+            past: None,
             place: 0,
             hearsay: false,
             is_proven: false,
@@ -165,6 +172,14 @@ impl Member {
         self.rare.get_or_insert_default()
     }
 
+    pub(super) fn past(&self) -> Option<&Past> {
+        self.past.as_deref()
+    }
+
+    pub(super) fn past_mut(&mut self) -> &mut Past {
+        self.past.get_or_insert_default()
+    }
+
     pub(super) fn forced(&self) -> Option<&ForcedLeave> {
         self.rare()?.forced.as_ref()
     }
@@ -180,7 +195,7 @@ impl Member {
     }
 
     pub(super) fn superseded(&self) -> Option<BootId> {
-        self.rare()?.superseded
+        self.past()?.superseded
     }
 
     /// Whether the life of the record was proven by its own handshake with this node.
@@ -199,9 +214,11 @@ impl Member {
         if old != new {
             let was_proven = std::mem::replace(&mut self.is_proven, false);
             if was_proven {
-                self.rare_mut().proven_before = Some(old);
+                self.past_mut().proven_before = Some(old);
             } else {
-                self.is_proven = self.rare().is_some_and(|r| r.proven_before == Some(new));
+                self.is_proven = self
+                    .past()
+                    .is_some_and(|past| past.proven_before == Some(new));
             }
         }
         self.record = record;
@@ -611,6 +628,7 @@ fn hash_in(slots: &[Option<Member>], hash: impl Fn(&Member) -> u32) -> impl Fn(u
 
 #[cfg(test)]
 mod tests {
+
     use std::{collections::BTreeMap, mem::size_of};
 
     use super::*;

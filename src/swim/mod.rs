@@ -85,6 +85,7 @@ use std::{
 
 use crate::{
     node_id::{BootId, NodeId},
+    outputs,
     record::{MAX_TAG_BYTES, Record, VerifiedRecord, tag_bytes},
     rng::Rng,
     stats::MemberStatus,
@@ -862,17 +863,17 @@ impl Swim {
 
     /// The next datagram to send.
     pub fn poll_transmit(&mut self) -> Option<Transmit> {
-        self.transmits.pop_front()
+        outputs::pop(&mut self.transmits)
     }
 
     /// The next change to tell.
     pub fn poll_event(&mut self) -> Option<Event> {
-        self.events.pop_front()
+        outputs::pop(&mut self.events)
     }
 
     /// The next thing to do.
     pub fn poll_action(&mut self) -> Option<Action> {
-        self.actions.pop_front()
+        outputs::pop(&mut self.actions)
     }
 
     /// When to call [`handle_timeout`](Self::handle_timeout) at the latest.

@@ -325,12 +325,12 @@ impl Swim {
             // have been followed by the one that is stored, and arrive late.
             let superseded = stored.boot;
             let outlives = (is_proven || !member.is_proven()) && !claim.left;
-            let rare = member.rare_mut();
+            let past = member.past_mut();
             if outlives {
-                rare.superseded = Some(superseded);
-                rare.superseded_for_certain = is_proven;
+                past.superseded = Some(superseded);
+                past.superseded_for_certain = is_proven;
             }
-            rare.conflict_told = false;
+            past.conflict_told = false;
         }
         self.members.replace_record(&node, Arc::clone(&record));
         let Some(member) = self.members.get_mut(&node) else {
@@ -414,12 +414,12 @@ impl Swim {
         // Its own word weighs more than what was heard: which of two lives is the later one,
         // handshakes know and incarnations do not.
         let is_certain = member
-            .rare()
-            .is_some_and(|rare| rare.superseded_for_certain);
+            .past()
+            .is_some_and(|past| past.superseded_for_certain);
         let is_vindicated = source.is_owner() && !is_certain;
         if outlived && !is_vindicated {
             self.counters.conflicting_records += 1;
-            if !std::mem::replace(&mut member.rare_mut().conflict_told, true) {
+            if !std::mem::replace(&mut member.past_mut().conflict_told, true) {
                 self.events.push_back(Event::NameConflict {
                     node: claim.node.clone(),
                     boot: claim.boot,
