@@ -624,7 +624,7 @@ impl Reactor {
             }
             Err(error) => return Err(error.to_string()),
         };
-        let message = swim::Message::decode(&payload).map_err(|e| e.to_string())?;
+        let message = swim::Message::decode(&sender, &payload).map_err(|e| e.to_string())?;
         Ok((sender, message))
     }
 

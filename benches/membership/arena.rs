@@ -977,7 +977,9 @@ impl Arena {
                 HEADERS + payload.len() + trust::overhead(name.map_or(0, |n| n.as_str().len()))
             }
             Kind::Model => {
-                let records = Message::decode(payload).map_or(0, |m| m.records.len());
+                let name = self.nodes[from as usize].name.as_ref();
+                let message = name.and_then(|name| Message::decode(name, payload).ok());
+                let records = message.map_or(0, |message| message.records.len());
                 HEADERS + payload.len().saturating_sub(records * SIGNED_EXTRA)
             }
         }
@@ -997,7 +999,7 @@ impl Arena {
         let Some(sender) = self.nodes[from as usize].name.clone() else {
             return;
         };
-        let Ok(message) = Message::decode(&payload) else {
+        let Ok(message) = Message::decode(&sender, &payload) else {
             return;
         };
         let now = self.local();

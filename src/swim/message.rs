@@ -235,12 +235,13 @@ struct SignedWire {
 
 impl Message {
     /// Reads a message. Sizes and counts are held against their limits before anything is
-    /// allocated for them. Statements of kinds that a newer version knows are skipped.
+    /// allocated for them. Statements of kinds that a newer version knows are skipped. An accusation
+    /// that names nobody as its accuser is `from`'s own.
     ///
     /// # Errors
     ///
     /// [`DecodeError`] says what is wrong; no input panics.
-    pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+    pub fn decode(from: &NodeId, bytes: &[u8]) -> Result<Self, DecodeError> {
         if bytes.len() > MAX_MESSAGE_BYTES {
             return Err(DecodeError::TooLarge(bytes.len()));
         }
@@ -249,7 +250,7 @@ impl Message {
         let statements = wire
             .statements
             .into_iter()
-            .filter_map(|statement| statement.open().transpose());
+            .filter_map(|statement| statement.open(from).transpose());
         Ok(Self {
             body: wire.body.map_or(Ok(Body::Gossip), BodyWire::open)?,
             statements: statements.collect::<Result<_, _>>()?,
@@ -273,7 +274,7 @@ impl Message {
         encode_body(&self.body, &mut out);
         self.statements
             .iter()
-            .for_each(|s| out.extend(encode_statement(s)));
+            .for_each(|s| out.extend(encode_statement(None, s)));
         self.records
             .iter()
             .for_each(|r| out.extend(encode_record(r)));
@@ -331,13 +332,18 @@ pub(super) fn encode_body(body: &Body, out: &mut Vec<u8>) {
     body.encode(out);
 }
 
-/// A statement, encoded as the field of a message.
-pub(super) fn encode_statement(statement: &Statement) -> Vec<u8> {
+/// A statement, encoded as the field of a message. What its `sender` says in its own name leaves the
+/// name out: most of what is said after a crash is such, and the name is a third of it.
+pub(super) fn encode_statement(sender: Option<&NodeId>, statement: &Statement) -> Vec<u8> {
     let accusation = |kind: u32, accusation: &Accusation| StatementWire {
         kind,
         node: accusation.node.to_string(),
         incarnation: accusation.incarnation,
-        author: accusation.accuser.to_string(),
+        author: if sender == Some(&accusation.accuser) {
+            String::new()
+        } else {
+            accusation.accuser.to_string()
+        },
         signature: Vec::new(),
     };
     let wire = match statement {
@@ -408,7 +414,7 @@ impl BodyWire {
 
 impl StatementWire {
     /// The statement, or nothing if a newer version made it.
-    fn open(self) -> Result<Option<Statement>, DecodeError> {
+    fn open(self, sender: &NodeId) -> Result<Option<Statement>, DecodeError> {
         if !matches!(self.kind, KIND_SUSPECT | KIND_DEAD | KIND_FORCED_LEAVE) {
             return Ok(None);
         }
@@ -416,10 +422,13 @@ impl StatementWire {
             return Err(DecodeError::Field("signature"));
         }
         let node = self.node.parse().map_err(|_| DecodeError::Field("node"))?;
-        let author = self
-            .author
-            .parse()
-            .map_err(|_| DecodeError::Field("author"))?;
+        let author = if self.author.is_empty() && self.kind != KIND_FORCED_LEAVE {
+            sender.clone()
+        } else {
+            self.author
+                .parse()
+                .map_err(|_| DecodeError::Field("author"))?
+        };
         let incarnation = self.incarnation;
         Ok(Some(match self.kind {
             KIND_SUSPECT => Statement::Suspect(Accusation {
@@ -479,6 +488,10 @@ mod tests {
         name.parse().unwrap()
     }
 
+    fn decode(bytes: &[u8]) -> Result<Message, DecodeError> {
+        Message::decode(&id("b"), bytes)
+    }
+
     fn everything(body: Body) -> Message {
         let accusation = Accusation {
             node: id("a"),
@@ -525,8 +538,39 @@ mod tests {
             Body::Gossip,
         ] {
             let message = everything(body);
-            assert_eq!(Message::decode(&message.encode()).unwrap(), message);
+            assert_eq!(decode(&message.encode()).unwrap(), message);
         }
+    }
+
+    #[test]
+    fn an_accusation_in_ones_own_name_leaves_the_name_out() {
+        let accusation = Accusation {
+            node: id("a"),
+            incarnation: 7,
+            accuser: id("b"),
+        };
+        for statement in [
+            Statement::Suspect(accusation.clone()),
+            Statement::Dead(accusation),
+        ] {
+            let own = encode_statement(Some(&id("b")), &statement);
+            let relayed = encode_statement(Some(&id("c")), &statement);
+            assert_eq!(own.len() + 3, relayed.len());
+            for bytes in [own, relayed] {
+                assert_eq!(
+                    decode(&bytes).unwrap().statements,
+                    std::slice::from_ref(&statement)
+                );
+            }
+        }
+        let nobody = StatementWire {
+            kind: KIND_FORCED_LEAVE,
+            node: "a".into(),
+            ..Default::default()
+        };
+        let mut bytes = Vec::new();
+        prost::encoding::message::encode(TAG_STATEMENT, &nobody, &mut bytes);
+        assert_eq!(decode(&bytes), Err(DecodeError::Field("author")));
     }
 
     #[test]
@@ -539,25 +583,25 @@ mod tests {
         };
         prost::encoding::message::encode(TAG_STATEMENT, &newer, &mut bytes);
         prost::encoding::string::encode(12, &"an event".to_owned(), &mut bytes);
-        assert_eq!(Message::decode(&bytes).unwrap(), everything(Body::Gossip));
+        assert_eq!(decode(&bytes).unwrap(), everything(Body::Gossip));
     }
 
     #[test]
     fn more_news_than_a_message_may_have_is_refused_before_it_is_read() {
         let statements = [0x42, 0x00].repeat(MAX_STATEMENTS + 1);
-        assert_eq!(Message::decode(&statements), Err(DecodeError::TooMany));
+        assert_eq!(decode(&statements), Err(DecodeError::TooMany));
         let records = [0x4a, 0x00].repeat(MAX_RECORDS + 1);
-        assert_eq!(Message::decode(&records), Err(DecodeError::TooMany));
+        assert_eq!(decode(&records), Err(DecodeError::TooMany));
         let events = [0x52, 0x00].repeat(MAX_EVENTS + 1);
-        assert_eq!(Message::decode(&events), Err(DecodeError::TooMany));
+        assert_eq!(decode(&events), Err(DecodeError::TooMany));
         let long = vec![0; MAX_MESSAGE_BYTES + 1];
         assert_eq!(
-            Message::decode(&long),
+            decode(&long),
             Err(DecodeError::TooLarge(MAX_MESSAGE_BYTES + 1))
         );
         // A length far beyond the datagram.
         assert_eq!(
-            Message::decode(&[0x4a, 0xff, 0xff, 0xff, 0xff, 0x0f]),
+            decode(&[0x4a, 0xff, 0xff, 0xff, 0xff, 0x0f]),
             Err(DecodeError::Malformed)
         );
     }
@@ -577,9 +621,9 @@ mod tests {
                 bytes[at] = rng.u64() as u8;
             }
             bytes.truncate(rng.index(bytes.len() + 1));
-            let _ = Message::decode(&bytes);
+            let _ = decode(&bytes);
             let noise: Vec<u8> = (0..rng.index(64)).map(|_| rng.u64() as u8).collect();
-            let _ = Message::decode(&noise);
+            let _ = decode(&noise);
         }
     }
 

@@ -1006,7 +1006,7 @@ impl Swim {
     }
 
     fn spread_statement(&mut self, now: Instant, node: &NodeId, statement: &Statement) {
-        let encoded = News::Encoded(message::encode_statement(statement).into());
+        let encoded = News::Encoded(message::encode_statement(Some(&self.id), statement).into());
         self.spread(now, node.clone(), Kind::Statement, encoded);
     }
 
@@ -1079,13 +1079,13 @@ impl Swim {
         }
     }
 
-    /// Sends an act, with what is said of the receiver if it is doubted (Lifeguard, Buddy), and as
-    /// much news as fits.
+    /// Sends an act, with what is said of the receiver if it is doubted (Lifeguard, Buddy), and, unless
+    /// its ports refuse, as much news as fits.
     fn send(&mut self, to: &NodeId, destination: SocketAddr, body: &Body) {
         let mut payload = Vec::new();
         message::encode_body(body, &mut payload);
         if let Some(statement) = self.statement_about(to).filter(|_| self.config.rules.buddy) {
-            let statement = message::encode_statement(&statement);
+            let statement = message::encode_statement(Some(&self.id), &statement);
             let room = self.config.max_payload_bytes.saturating_sub(payload.len());
             // Two that doubt each other: a large record of ours that refutes would never fit beside
             // the doubt. It goes a few times, and then the doubt goes again.
@@ -1095,12 +1095,15 @@ impl Swim {
                 payload.extend(statement);
             }
         }
-        let max_transmits = self.config.retransmits(self.members.live());
-        let max_bytes = self.config.max_payload_bytes;
-        self.user_events
-            .fill_around(&mut payload, max_bytes, max_transmits, |payload| {
-                self.queue.fill(payload, max_bytes, max_transmits);
-            });
+        // What is sent to ports that refuse nobody reads, so it is not counted as told there.
+        if !self.members.get(to).is_some_and(Member::is_refused) {
+            let max_transmits = self.config.retransmits(self.members.live());
+            let max_bytes = self.config.max_payload_bytes;
+            self.user_events
+                .fill_around(&mut payload, max_bytes, max_transmits, |payload| {
+                    self.queue.fill(payload, max_bytes, max_transmits);
+                });
+        }
         self.counters.sent.count(body);
         self.transmits.push_back(Transmit {
             to: to.clone(),

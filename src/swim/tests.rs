@@ -74,7 +74,12 @@ impl Bench {
 
     fn sent(&mut self) -> Vec<(NodeId, Message)> {
         std::iter::from_fn(|| self.core.poll_transmit())
-            .map(|transmit| (transmit.to, Message::decode(&transmit.payload).unwrap()))
+            .map(|transmit| {
+                (
+                    transmit.to,
+                    Message::decode(&id("me"), &transmit.payload).unwrap(),
+                )
+            })
             .collect()
     }
 
@@ -357,7 +362,7 @@ fn an_accuser_is_answered_with_one_datagram_in_a_gossip_interval_whatever_it_say
         for transmit in transmits {
             assert_eq!(transmit.to, id(by));
             assert!(transmit.payload.len() <= Config::lan().max_payload_bytes);
-            let message = Message::decode(&transmit.payload).unwrap();
+            let message = Message::decode(&id("me"), &transmit.payload).unwrap();
             assert!((2..names.len()).contains(&message.records.len()));
         }
     }
@@ -472,7 +477,10 @@ fn no_datagram_is_larger_than_allowed_however_much_news_there_is() {
                 "{} bytes",
                 transmit.payload.len()
             );
-            records += Message::decode(&transmit.payload).unwrap().records.len();
+            records += Message::decode(&id("me"), &transmit.payload)
+                .unwrap()
+                .records
+                .len();
         }
     }
     assert!(records > 300);

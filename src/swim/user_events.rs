@@ -1073,7 +1073,7 @@ mod tests {
                     let Some(target) = self.cores.get_mut(&transmit.to) else {
                         continue;
                     };
-                    let message = Message::decode(&transmit.payload).unwrap();
+                    let message = Message::decode(&name, &transmit.payload).unwrap();
                     let events = message.events.clone();
                     target.handle_message(self.now, &name, from_addr, message, Vec::new());
                     Self::take(target, self.now, events);

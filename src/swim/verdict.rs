@@ -174,7 +174,7 @@ impl Swim {
         self.transmits.push_back(Transmit {
             to: node.clone(),
             destination,
-            payload: message::encode_statement(statement),
+            payload: message::encode_statement(Some(&self.id), statement),
         });
     }
 
@@ -282,13 +282,14 @@ impl Swim {
             Lacks::Verdict => None,
         };
         let verdict = match member.standing {
-            Standing::Dead { .. } => {
-                Some(message::encode_statement(&Statement::Dead(Accusation {
+            Standing::Dead { .. } => Some(message::encode_statement(
+                Some(&self.id),
+                &Statement::Dead(Accusation {
                     node: node.clone(),
                     incarnation: member.incarnation(),
                     accuser: self.id.clone(),
-                })))
-            }
+                }),
+            )),
             Standing::Alive | Standing::Suspect(_) | Standing::Left => None,
         };
         [record, verdict]

@@ -946,7 +946,7 @@ fn receive(
     from_addr: SocketAddr,
     bytes: &[u8],
 ) -> Result<(), String> {
-    let message = Message::decode(bytes).map_err(|error| error.to_string())?;
+    let message = Message::decode(from, bytes).map_err(|error| error.to_string())?;
     let mut records = Vec::new();
     for signed in &message.records {
         let record = Record::decode(&signed.payload).map_err(|error| error.to_string())?;

@@ -258,8 +258,10 @@ impl Observer {
         if waiting > 0 && transmit.payload.len() <= limit / 2 {
             return Ok(());
         }
+        // Who sent it makes no difference to its events.
         let has_none = || {
-            swim::Message::decode(&transmit.payload).is_ok_and(|message| message.events.is_empty())
+            swim::Message::decode(&transmit.to, &transmit.payload)
+                .is_ok_and(|message| message.events.is_empty())
         };
         if waiting == 0 || !self.events_waited || !has_none() {
             self.without_events = 0;

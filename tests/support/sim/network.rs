@@ -62,7 +62,7 @@ impl World {
         self.note(&[1, node as u64, self.now]);
         self.note_bytes(&transmit.payload);
         self.say(|| {
-            let message = swim::Message::decode(&transmit.payload);
+            let message = swim::Message::decode(&name_of(node), &transmit.payload);
             let said = message.map(|message| format!("{message:?}"));
             let said = said.unwrap_or_else(|error| error.to_string());
             format!("{} -> {}: {said:.200}", name_of(node), transmit.to)
@@ -228,7 +228,7 @@ impl World {
         from_addr: SocketAddr,
         payload: &[u8],
     ) {
-        let Ok(message) = swim::Message::decode(payload) else {
+        let Ok(message) = swim::Message::decode(&name_of(from), payload) else {
             self.tally.count("undecodable");
             return;
         };
