@@ -248,7 +248,10 @@ pub(super) fn new(
         commands,
         peer: OnceLock::new(),
         driver: Mutex::new(driver),
-        outbox: Mutex::new(Outbox::new(start.side == Side::Dialed)),
+        outbox: Mutex::new(Outbox::new(
+            start.side == Side::Dialed,
+            context.config.max_message_bytes,
+        )),
         changed: Condvar::new(),
         work: AtomicBool::new(false),
         is_full: AtomicBool::new(false),
@@ -467,7 +470,7 @@ impl Connection {
             outbox.next_expiry = Some(outbox.next_expiry.map_or(at, |next| next.min(at)));
         }
         outbox.requests.insert(id, waiter);
-        outbox.push(StreamKind::Requests, app, unit);
+        outbox.push_request(app, id, unit);
         Ok((id, in_line(&mut outbox)))
     }
 
@@ -488,14 +491,22 @@ impl Connection {
             self.begin_waiting(outbox)
         })?;
         self.nudge_and_wait(leads, &slot, deadline);
-        let mut outbox = self.outbox.lock();
-        outbox.requests.remove(&id);
-        drop(outbox);
-        self.changed.notify_all();
+        self.give_up(id);
         Ok(slot.take().unwrap_or_else(|| {
             let peer = self.peer_name();
             Err(RequestError::Timeout { peer, timeout })
         }))
+    }
+
+    /// Nobody waits for the reply to a request any more, whether it has come or not.
+    fn give_up(&self, request: u64) {
+        let withdrawn = self.outbox.lock().withdraw(request);
+        self.changed.notify_all();
+        if let Some((_, withdrawal)) = withdrawn {
+            self.context.counters.note_given_up(withdrawal);
+            // There may be a control frame or a reset to send.
+            self.nudge();
+        }
     }
 
     /// Sends a request; the returned value waits for the reply.
@@ -1001,7 +1012,12 @@ impl Connection {
         let head = framing::reply_head(id, status);
         let unit = Unit::new(&head, &payload);
         let mut outbox = self.outbox.lock();
-        outbox.answering = outbox.answering.saturating_sub(1);
+        match wait_until {
+            None => outbox.answering = outbox.answering.saturating_sub(1),
+            // Withdrawn meanwhile, or the connection is over: nobody waits for it.
+            Some(_) if !outbox.asked.remove(&id) => return,
+            Some(_) => {}
+        }
         while !matches!(outbox.gate, Gate::Closed { .. }) {
             let has_room = match wait_until {
                 Some(_) => outbox.has_room(StreamKind::Replies, app, payload.len()),
@@ -1067,8 +1083,7 @@ impl PendingReply {
 
 impl Drop for PendingReply {
     fn drop(&mut self) {
-        self.connection.outbox.lock().requests.remove(&self.id);
-        self.connection.changed.notify_all();
+        self.connection.give_up(self.id);
     }
 }
 
@@ -1077,5 +1092,9 @@ impl Replier for Connection {
         // Nobody waits for it after that, and this is a handler's thread.
         let deadline = expires_at.min(Instant::now() + REPLY_PATIENCE);
         self.answer(app, id, answer, Some(deadline));
+    }
+
+    fn is_awaited(&self, id: u64) -> bool {
+        self.outbox.lock().asked.contains(&id)
     }
 }
