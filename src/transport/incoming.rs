@@ -14,7 +14,7 @@ use crate::{
     transport::{
         framing::{self, Decoder, Preamble, StreamKind},
         outbox::{MAX_APP_STREAMS, MAX_LARGE_STREAMS},
-        reply::Slot,
+        slot::Slot,
     },
 };
 

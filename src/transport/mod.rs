@@ -21,12 +21,17 @@
 mod buffers;
 pub(crate) mod connection;
 mod driver;
+mod due;
 pub(crate) mod endpoint;
 pub mod framing;
+mod handoff;
 mod incoming;
 mod outbox;
 mod raw;
 mod reply;
+mod seats;
+mod slot;
+mod sync;
 pub(crate) mod timekeeper;
 mod tls;
 mod token;

@@ -29,6 +29,7 @@ use crate::{
         framing::{self, Preamble, StreamKind},
         incoming::MAX_RAW_STREAMS,
         reply::Waiter,
+        seats::Seats,
         tls::{DATAGRAM_QUEUE, Quic},
         withdrawal::{Line, WITHDRAWN, Withdrawal},
     },
@@ -312,9 +313,8 @@ pub(super) struct Outbox {
     pub(super) answering: usize,
     /// Requests of the peer that wait for a handler of their own thread, or are with one.
     pub(super) asked: BTreeSet<u64>,
-    /// Callers that wait for replies, and whether one of them reads the socket meanwhile.
-    pub(super) waiting: usize,
-    pub(super) has_leader: bool,
+    /// Callers that wait for something of the peer.
+    pub(super) seats: Seats,
 }
 
 impl Outbox {
@@ -341,8 +341,7 @@ impl Outbox {
             next_expiry: None,
             answering: 0,
             asked: BTreeSet::new(),
-            waiting: 0,
-            has_leader: false,
+            seats: Seats::default(),
         }
     }
 
