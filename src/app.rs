@@ -602,6 +602,9 @@ fn answer(
         replier,
         permit,
     } = pending;
+    if !replier.is_awaited(id) {
+        return;
+    }
     let answer = if now() >= expires_at {
         Answer::Expired
     } else {

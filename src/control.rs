@@ -71,6 +71,11 @@ pub enum Control {
     },
     /// The sender has nothing under way on this connection any more and will start nothing.
     Drained,
+    /// Nobody waits for the reply to a request of the sender's any more.
+    Withdrawn {
+        /// The request.
+        request: u64,
+    },
     /// A member's record, usually the sender's own.
     Record(SignedRecord),
     /// The sender has taken note of a record in which its peer says that it leaves.
@@ -183,7 +188,7 @@ struct EventClockWire {
 struct ControlWire {
     #[prost(
         oneof = "ControlBody",
-        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 20, 21"
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 20, 21"
     )]
     body: Option<ControlBody>,
 }
@@ -218,6 +223,8 @@ enum ControlBody {
     KeysHeld(Vec<u8>),
     #[prost(uint64, tag = "14")]
     Refused(u64),
+    #[prost(uint64, tag = "15")]
+    Withdrawn(u64),
     #[prost(message, tag = "20")]
     EventClock(EventClockWire),
     #[prost(message, tag = "21")]
@@ -290,6 +297,7 @@ impl Control {
             Self::MessageAck { stream, count } => ControlBody::MessageAck(numbers(stream, count)),
             Self::Refused { stream } => ControlBody::Refused(stream),
             Self::Drained => ControlBody::Drained(true),
+            Self::Withdrawn { request } => ControlBody::Withdrawn(request),
             Self::Record(record) => ControlBody::Record(record.into()),
             Self::LeaveAck { incarnation } => ControlBody::LeaveAck(incarnation),
             Self::Probe { seq } => ControlBody::Probe(seq),
@@ -338,6 +346,7 @@ impl Control {
             },
             Some(ControlBody::Refused(stream)) => Self::Refused { stream },
             Some(ControlBody::Drained(_)) => Self::Drained,
+            Some(ControlBody::Withdrawn(request)) => Self::Withdrawn { request },
             Some(ControlBody::Record(record)) => Self::Record(record.into()),
             Some(ControlBody::LeaveAck(incarnation)) => Self::LeaveAck { incarnation },
             Some(ControlBody::Probe(seq)) => Self::Probe { seq },
@@ -504,6 +513,7 @@ mod tests {
             Control::Keyring(vec![1]),
             Control::KeysHeld(vec![2]),
             Control::Refused { stream: 3 },
+            Control::Withdrawn { request: 1 << 40 },
             Control::EventClock {
                 boot: BootId([1; 16]),
                 lamport: u64::MAX,

@@ -241,6 +241,9 @@ pub(crate) enum Answer {
 pub(crate) trait Replier: Send + Sync {
     /// `expires_at`: when the requester gives up.
     fn reply(&self, app: &Arc<str>, id: u64, answer: Answer, expires_at: Instant);
+
+    /// Whether the requester still waits, as far as is known here.
+    fn is_awaited(&self, id: u64) -> bool;
 }
 
 /// A request that waits for a handler.

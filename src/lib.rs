@@ -87,7 +87,7 @@ pub use record::MAX_TAG_BYTES;
 pub use snapshot::Ready;
 pub use stats::{
     ConnectionCounts, ConnectionInfo, ConnectionState, EventCounts, KeyInfo, Keys, LostCounts,
-    MemberCounts, MemberInfo, MemberStatus, PeerInfo, RefusedCounts, Side, Status,
+    MemberCounts, MemberInfo, MemberStatus, PeerInfo, RefusedCounts, Side, Status, TransportCounts,
 };
 pub use stream::Stream;
 pub use subscribers::Events;

@@ -92,6 +92,7 @@ pub struct Builder {
     profile: Profile,
     state_dir: Option<PathBuf>,
     remember_for: Duration,
+    max_connections: usize,
     expected: (Option<String>, Option<String>),
     transport: transport::Config,
     subscribers: Arc<Subscribers>,
@@ -169,6 +170,15 @@ impl Builder {
     /// itself. Default: a week.
     pub fn remember_for(mut self, duration: Duration) -> Self {
         self.remember_for = duration;
+        self
+    }
+
+    /// The most peers that may be connected at the same time, each of which takes a thread and up to
+    /// two descriptors. When there are so many, no other member is dialled, and one that dials is
+    /// closed as overloaded, tries again with backoff, and is a member without a connection meanwhile.
+    /// At least 1. Default: 4,096.
+    pub fn max_connections(mut self, count: usize) -> Self {
+        self.max_connections = count.max(1);
         self
     }
 
@@ -318,6 +328,7 @@ impl Builder {
         let (stuck_sender, stuck) = crossbeam_channel::bounded(1);
         let mesh_config = mesh::Config {
             remember_for: self.remember_for,
+            max_connections: self.max_connections,
             ..mesh::Config::default()
         };
         let writer = state.map(Writer::start).transpose()?;
@@ -518,6 +529,7 @@ impl Node {
             profile: Profile::default(),
             state_dir: None,
             remember_for: mesh::Config::default().remember_for,
+            max_connections: mesh::Config::default().max_connections,
             expected: (None, None),
             transport: transport::Config::default(),
             subscribers: Arc::new(Subscribers::new()),
@@ -634,6 +646,7 @@ impl Node {
                 ..handle.snapshot.lost()
             },
             events: handle.snapshot.events(),
+            transport: handle.context.counters.counts(),
         }
     }
 

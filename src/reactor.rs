@@ -967,6 +967,7 @@ impl Reactor {
             | Control::MessageAck { .. }
             | Control::Refused { .. }
             | Control::Drained
+            | Control::Withdrawn { .. }
             | Control::Unknown => {}
         }
     }

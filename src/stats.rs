@@ -294,6 +294,43 @@ pub struct LostCounts {
     pub remembered: u64,
 }
 
+/// What the transport of a node could not deliver, and what it holds, counted since the start.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct TransportCounts {
+    /// Bytes that wait to be sent now, on all connections of all nodes of this process. From 256 MiB
+    /// on, senders wait.
+    pub buffered_bytes: u64,
+    /// Requests of this node that timed out, or were given up, before anything of them was sent.
+    pub requests_unsent: u64,
+    /// Requests of this node that timed out, or were given up, after something of them was sent. They
+    /// may have been carried out.
+    pub requests_given_up: u64,
+    /// Requests of peers that were not answered because the peer had given them up.
+    pub requests_withdrawn: u64,
+    /// Requests of peers that were not handled because their time was over.
+    pub requests_expired: u64,
+    /// Replies that came when nobody waited for them any more.
+    pub replies_late: u64,
+    /// Replies of this node that its peers did not read, or whose connection was over.
+    pub replies_dropped: u64,
+    /// Messages of this node that were not acknowledged when their connection ended.
+    pub messages_unacknowledged: u64,
+    /// Messages, datagrams and streams for which there is no application here.
+    pub messages_for_nobody: u64,
+    /// Datagrams of applications that a connection had no room for, or that were larger than the path
+    /// came to carry. What an application does not take in time it counts itself
+    /// ([`App::dropped_datagrams`](crate::App::dropped_datagrams)).
+    pub datagrams_dropped: u64,
+    /// UDP datagrams for connections without a socket of their own that came faster than they were
+    /// taken.
+    pub injections_dropped: u64,
+    /// UDP datagrams that came to the socket of another connection and were handed on.
+    pub strays: u64,
+    /// Threads of connections that ended by a panic, and their connections with them.
+    pub worker_panics: u64,
+}
+
 /// A node in one look.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
@@ -322,6 +359,8 @@ pub struct Status {
     pub refused: RefusedCounts,
     /// What it lost so far.
     pub lost: LostCounts,
+    /// What its connections could not deliver so far.
+    pub transport: TransportCounts,
     /// How often the roster was written to the state directory.
     pub roster_saves: u64,
     /// How often that failed; the roster written before is intact then.

@@ -7,6 +7,10 @@
 )]
 #![cfg(feature = "ca")]
 
+#[path = "support/path.rs"]
+mod path;
+#[path = "support/relay.rs"]
+mod relay;
 #[path = "support/cluster.rs"]
 mod support;
 
@@ -19,7 +23,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use nodosum::{App, Node, NodeId, RequestError, transport::Config};
+use nodosum::{App, Node, NodeId, RequestError, TransportCounts, transport::Config};
+use path::Path;
 use support::{Lab, PATIENCE, eventually, full_mesh};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -282,6 +287,218 @@ fn callers_that_spin_get_the_same_answers() {
     there.on_request_inline(|request| square(&request.payload));
     ask_from_many_threads(&here, nodes[1].id(), 2, 1_000);
     shut_down(&nodes);
+}
+
+/// Holds a handler up until it is opened.
+#[derive(Clone, Default)]
+struct Gate(Arc<(Mutex<bool>, std::sync::Condvar)>);
+
+impl Gate {
+    fn pass(&self) {
+        let (is_open, changed) = &*self.0;
+        let guard = is_open.lock().unwrap();
+        let wait = changed.wait_timeout_while(guard, PATIENCE, |open| !*open);
+        drop(wait.unwrap());
+    }
+
+    fn open(&self) {
+        *self.0.0.lock().unwrap() = true;
+        self.0.1.notify_all();
+    }
+}
+
+fn counts(node: &Node) -> TransportCounts {
+    node.status().transport
+}
+
+/// An application whose one handler waits for a gate; what it is asked comes out of the channel.
+fn held_up(app: &App) -> (Gate, std::sync::mpsc::Receiver<Vec<u8>>) {
+    let gate = Gate::default();
+    let (told, asked) = std::sync::mpsc::channel();
+    let passing = gate.clone();
+    app.on_request(1, move |request| {
+        told.send(request.payload.clone()).unwrap();
+        passing.pass();
+        Ok(vec![7])
+    })
+    .unwrap();
+    (gate, asked)
+}
+
+#[test]
+fn requests_that_are_given_up_are_not_sent_or_not_handled() {
+    let (nodes, here, there) = pair("given-up");
+    let (gate, asked) = held_up(&there);
+    let to = nodes[1].id();
+    let first = here.request_async(to, "first", PATIENCE).unwrap();
+    assert_eq!(asked.recv_timeout(PATIENCE).unwrap(), b"first");
+    // More than the inbox, the window and the outbox of this application hold, in pieces that wait in
+    // all three: 60 of 60 KB, of which the outbox takes its share without waiting.
+    let mut waiting = Vec::new();
+    let error = loop {
+        match here.request_async(to, vec![1; 60_000], SECOND / 2) {
+            Ok(reply) => waiting.push(reply),
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(error, RequestError::Timeout { .. }), "{error:?}");
+    let sent = waiting.len() as u64;
+    assert!(sent > 30, "only {sent} were taken");
+    for reply in waiting {
+        let late = reply.wait().unwrap_err();
+        assert!(matches!(late, RequestError::Timeout { .. }), "{late:?}");
+    }
+    let here_now = counts(&nodes[0]);
+    assert!(here_now.requests_unsent > 5, "{here_now:?}");
+    assert_eq!(here_now.requests_unsent + here_now.requests_given_up, sent);
+    // The line goes on behind those that were taken out of it, and nobody works for nobody.
+    gate.open();
+    assert_eq!(first.wait(), Ok(vec![7]));
+    assert_eq!(here.request(to, "next", PATIENCE), Ok(vec![7]));
+    assert_eq!(asked.recv_timeout(PATIENCE).unwrap(), b"next");
+    let given_up = here_now.requests_given_up;
+    eventually("all that were sent are dropped", || {
+        counts(&nodes[1]).requests_withdrawn == given_up
+    });
+    assert_eq!(asked.try_recv(), Err(std::sync::mpsc::TryRecvError::Empty));
+    assert_eq!(counts(&nodes[0]).replies_late, 0);
+    assert_eq!(counts(&nodes[0]).buffered_bytes, 0);
+    shut_down(&nodes);
+}
+
+#[test]
+fn a_request_that_is_being_handled_when_it_is_given_up_is_not_answered() {
+    let (nodes, here, there) = pair("handled");
+    let (gate, asked) = held_up(&there);
+    let to = nodes[1].id();
+    let dropped = here.request_async(to, "dropped", PATIENCE).unwrap();
+    asked.recv_timeout(PATIENCE).unwrap();
+    drop(dropped);
+    eventually("the responder is told", || {
+        counts(&nodes[1]).requests_withdrawn == 1
+    });
+    // Of one large request the inbox has room while it is empty; the second waits for room, whole.
+    let large = here.request_async(to, vec![2; 2 << 20], PATIENCE).unwrap();
+    let second = here.request(to, vec![3; 3 << 20], SECOND / 2).unwrap_err();
+    assert!(matches!(second, RequestError::Timeout { .. }), "{second:?}");
+    eventually("the responder is told of the second", || {
+        counts(&nodes[1]).requests_withdrawn == 2
+    });
+    gate.open();
+    assert_eq!(large.wait(), Ok(vec![7]));
+    assert_eq!(asked.recv_timeout(PATIENCE).unwrap().len(), 2 << 20);
+    assert_eq!(here.request(to, "next", PATIENCE), Ok(vec![7]));
+    assert_eq!(asked.recv_timeout(PATIENCE).unwrap(), b"next");
+    assert_eq!(counts(&nodes[0]).replies_late, 0);
+    shut_down(&nodes);
+}
+
+#[test]
+fn a_reply_that_nobody_waits_for_any_more_is_dropped_and_counted() {
+    let (nodes, here, there) = pair("late");
+    let gate = Gate::default();
+    let passing = gate.clone();
+    // An inline handler answers whatever becomes of the requester.
+    there.on_request_inline(move |_| {
+        passing.pass();
+        Ok(Vec::new())
+    });
+    let late = here.request(nodes[1].id(), "?", SECOND / 4).unwrap_err();
+    assert!(matches!(late, RequestError::Timeout { .. }), "{late:?}");
+    gate.open();
+    eventually("the reply has come", || counts(&nodes[0]).replies_late == 1);
+    assert_eq!(here.request(nodes[1].id(), "?", PATIENCE), Ok(Vec::new()));
+    assert_eq!(counts(&nodes[0]).requests_given_up, 1);
+    shut_down(&nodes);
+}
+
+/// Two nodes with a path between them that takes 5 ms each way, and windows that let 64 KiB of each
+/// stream through in that time.
+fn slow_pair(cluster: &str) -> (Path, Vec<Node>) {
+    let config = || Config {
+        stream_window: 64 << 10,
+        ..Config::default()
+    };
+    let lab = Lab::new(cluster);
+    let bound = relay::free_addr();
+    let path = Path::to(bound);
+    path.set_delay(Duration::from_millis(5));
+    let far = lab.builder("n2").bind(bound).advertise(path.addr);
+    let far = far.transport(config()).start().unwrap();
+    let near = lab.builder("n1").seed(path.addr.to_string());
+    let near = near.transport(config()).start().unwrap();
+    let nodes = vec![near, far];
+    full_mesh(&nodes, PATIENCE);
+    (path, nodes)
+}
+
+#[test]
+fn small_requests_and_replies_pass_large_ones_of_their_own_application() {
+    let (path, nodes) = slow_pair("passing");
+    let here = nodes[0].register("orders").unwrap();
+    let there = nodes[1].register("orders").unwrap();
+    // A request of eight bytes asks for that many back.
+    there.on_request_inline(|request| match request.payload[..].try_into() {
+        Ok(size) => Ok(vec![9; u64::from_be_bytes(size) as usize]),
+        Err(_) => Ok(request.payload.len().to_be_bytes().to_vec()),
+    });
+    let to = nodes[1].id();
+    let bytes = 8_usize << 20;
+    let long_request = here.request_async(to, vec![1; bytes], PATIENCE).unwrap();
+    let long_reply = here
+        .request_async(to, (bytes as u64).to_be_bytes(), PATIENCE)
+        .unwrap();
+    for size in 0..20_u64 {
+        let answer = here.request(to, size.to_be_bytes(), PATIENCE).unwrap();
+        assert_eq!(answer.len() as u64, size);
+    }
+    assert!(!long_request.is_ready() && !long_reply.is_ready());
+    // Two messages keep their order, however large the first is, and let requests pass as well.
+    here.send(to, vec![4; bytes], PATIENCE).unwrap();
+    here.send(to, "after", PATIENCE).unwrap();
+    for _ in 0..5 {
+        assert_eq!(
+            here.request(to, 3_u64.to_be_bytes(), PATIENCE),
+            Ok(vec![9; 3])
+        );
+    }
+    assert!(there.messages().is_empty(), "a message in 25 round trips");
+    let first = there.messages().recv_timeout(PATIENCE).unwrap();
+    assert!(first.payload.len() == bytes && first.payload.iter().all(|byte| *byte == 4));
+    drop(first);
+    assert_eq!(
+        there.messages().recv_timeout(PATIENCE).unwrap().payload,
+        b"after"
+    );
+    assert_eq!(long_request.wait(), Ok(bytes.to_be_bytes().to_vec()));
+    assert!(long_reply.wait() == Ok(vec![9; bytes]));
+    shut_down(&nodes);
+    drop(path);
+}
+
+#[test]
+fn a_large_request_that_is_given_up_half_way_is_broken_off() {
+    let (path, nodes) = slow_pair("half-way");
+    let here = nodes[0].register("orders").unwrap();
+    let there = nodes[1].register("orders").unwrap();
+    there.on_request_inline(|request| Ok(request.payload[..1].to_vec()));
+    let to = nodes[1].id();
+    // 16 MiB take 2.5 s at 64 KiB in 10 ms. More of them than may have a stream of their own: the
+    // rest goes in line, where what has begun is finished, and what has not is taken out.
+    let replies: Vec<_> = (0..4)
+        .map(|_| here.request_async(to, vec![5; 16 << 20], SECOND / 2))
+        .collect();
+    for reply in replies.into_iter().flatten() {
+        let late = reply.wait().unwrap_err();
+        assert!(matches!(late, RequestError::Timeout { .. }), "{late:?}");
+    }
+    eventually("what had a stream of its own is dropped", || {
+        counts(&nodes[1]).requests_withdrawn >= 1
+    });
+    assert_eq!(here.request(to, [6], PATIENCE), Ok(vec![6]));
+    assert_eq!(here.request(to, vec![7; 1 << 20], PATIENCE), Ok(vec![7]));
+    shut_down(&nodes);
+    drop(path);
 }
 
 #[test]

@@ -33,11 +33,7 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc, OnceLock, Weak,
-        atomic::{
-            AtomicBool, AtomicU64, AtomicUsize,
-            Ordering::{Relaxed, SeqCst},
-            fence,
-        },
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
     time::{Duration, Instant},
 };
@@ -55,12 +51,14 @@ use crate::{
     transport::{
         Command, Context, Datagram,
         driver::{Beginning, Driver, Effect},
+        due::Due,
         framing::{self, ReplyStatus, StreamKind},
+        handoff::Handoff,
         incoming::{Incoming, MAX_RAW_STREAMS},
         outbox::{Gate, Outbox, Outcome, Unit},
         raw::RawPipe,
-        reply::{Slot, Then, Waiter},
-        timekeeper::Due,
+        reply::{Then, Waiter},
+        slot::Slot,
         tls::Quic,
         udp,
         worker::Worker,
@@ -137,12 +135,10 @@ pub(crate) struct Connection {
     leader: OnceLock<Waker>,
     commands: Sender<Command>,
     pub(super) peer: OnceLock<NodeId>,
-    pub(super) driver: Mutex<Driver>,
+    pub(super) driver: Handoff<Driver>,
     pub(super) outbox: Mutex<Outbox>,
     /// Told, with the outbox, whenever a sender, a flusher or a swap may go on.
     pub(super) changed: Condvar,
-    /// Something was put into the outbox that nobody has looked at.
-    work: AtomicBool,
     /// The socket was full.
     pub(super) is_full: AtomicBool,
     next_request: AtomicU64,
@@ -157,10 +153,8 @@ pub(crate) struct Connection {
     pub(super) lost: Arc<AtomicBool>,
     /// The worker let its commands pile up.
     pub(super) is_stuck: AtomicBool,
-    /// The timekeeper has it on its list.
-    pub(super) is_watched: AtomicBool,
     /// When the timekeeper is to look at it.
-    pub(super) due_at: Due,
+    pub(super) due: Due,
 }
 
 /// A connection that another one replaced. Its worker keeps it while it lives; nobody else does.
@@ -247,10 +241,12 @@ pub(super) fn new(
         path: start.path,
         commands,
         peer: OnceLock::new(),
-        driver: Mutex::new(driver),
-        outbox: Mutex::new(Outbox::new(start.side == Side::Dialed)),
+        driver: Handoff::new(driver),
+        outbox: Mutex::new(Outbox::new(
+            start.side == Side::Dialed,
+            context.config.max_message_bytes,
+        )),
         changed: Condvar::new(),
-        work: AtomicBool::new(false),
         is_full: AtomicBool::new(false),
         next_request: AtomicU64::new(1),
         max_datagram: AtomicUsize::new(0),
@@ -259,8 +255,7 @@ pub(super) fn new(
         has_predecessor: AtomicBool::new(false),
         lost: Arc::default(),
         is_stuck: AtomicBool::new(false),
-        is_watched: AtomicBool::new(false),
-        due_at: Due::new(now),
+        due: Due::new(now),
         context,
     });
     let worker = Worker::new(Arc::clone(&connection), received);
@@ -467,7 +462,7 @@ impl Connection {
             outbox.next_expiry = Some(outbox.next_expiry.map_or(at, |next| next.min(at)));
         }
         outbox.requests.insert(id, waiter);
-        outbox.push(StreamKind::Requests, app, unit);
+        outbox.push_request(app, id, unit);
         Ok((id, in_line(&mut outbox)))
     }
 
@@ -488,14 +483,22 @@ impl Connection {
             self.begin_waiting(outbox)
         })?;
         self.nudge_and_wait(leads, &slot, deadline);
-        let mut outbox = self.outbox.lock();
-        outbox.requests.remove(&id);
-        drop(outbox);
-        self.changed.notify_all();
+        self.give_up(id);
         Ok(slot.take().unwrap_or_else(|| {
             let peer = self.peer_name();
             Err(RequestError::Timeout { peer, timeout })
         }))
+    }
+
+    /// Nobody waits for the reply to a request any more, whether it has come or not.
+    fn give_up(&self, request: u64) {
+        let withdrawn = self.outbox.lock().withdraw(request);
+        self.changed.notify_all();
+        if let Some((_, withdrawal)) = withdrawn {
+            self.context.counters.note_given_up(withdrawal);
+            // There may be a control frame or a reset to send.
+            self.nudge();
+        }
     }
 
     /// Sends a request; the returned value waits for the reply.
@@ -545,7 +548,7 @@ impl Connection {
         let mut driver = self.driver.lock();
         if driver.closed.is_none() {
             driver.ping(self, Instant::now(), Some(answer));
-            self.work.store(true, SeqCst);
+            self.work_is_there();
         }
         self.release(driver);
         answered
@@ -678,42 +681,26 @@ impl Connection {
 
     /// Has what is in the outbox sent: by this thread, or by whoever drives the connection now.
     pub(super) fn nudge(&self) {
-        self.work.store(true, SeqCst);
-        if TURNING.get() == Some(self.address()) {
-            return;
-        }
-        fence(SeqCst);
-        if let Some(driver) = self.driver.try_lock() {
-            self.release(driver);
+        self.driver.note_work();
+        if TURNING.get() != Some(self.address()) {
+            self.driver.offer(|driver| self.drive_out(driver, false));
         }
     }
 
     /// Whoever lets go of the driver next looks at what is to be sent.
     pub(super) fn work_is_there(&self) {
-        self.work.store(true, SeqCst);
+        self.driver.note_work();
     }
 
     /// What is in the outbox now is about to be seen to.
     pub(super) fn work_is_seen(&self) {
-        self.work.store(false, SeqCst);
+        self.driver.take_work();
     }
 
     /// Lets go of the driver, after everything that was put into the outbox meanwhile was seen to.
-    pub(super) fn release<'a>(&'a self, mut driver: MutexGuard<'a, Driver>) {
-        loop {
-            if self.work.swap(false, SeqCst) {
-                self.drive_out(&mut driver, false);
-            }
-            drop(driver);
-            fence(SeqCst);
-            if !self.work.load(SeqCst) {
-                return;
-            }
-            match self.driver.try_lock() {
-                Some(again) => driver = again,
-                None => return,
-            }
-        }
+    pub(super) fn release<'a>(&'a self, driver: MutexGuard<'a, Driver>) {
+        let drive_out = |driver: &mut Driver| self.drive_out(driver, false);
+        self.driver.release(driver, drive_out);
     }
 
     /// Sends what waits, on a thread that is not the worker, and sees to it that somebody watches over
@@ -755,7 +742,8 @@ impl Connection {
     /// `false` when there is none.
     pub(super) fn on_due(&self, now: Instant) -> bool {
         let Some(mut driver) = self.driver.try_lock() else {
-            // Whoever has it sees to it.
+            // Whoever has it sees to it. If not, the next look does.
+            self.due.renew(now);
             return true;
         };
         let is_watched = self.on_due_of(&mut driver, now);
@@ -785,8 +773,11 @@ impl Connection {
             self.waker.wake();
             return false;
         }
-        self.due_at.set(next);
-        driver.armed.is_none_or(|armed| next < armed)
+        let is_watched = driver.armed.is_none_or(|armed| next < armed);
+        if is_watched {
+            self.due.renew(next);
+        }
+        is_watched
     }
 
     /// Runs what the lock kept waiting, in order; returns when there is nothing left or when another
@@ -806,7 +797,7 @@ impl Connection {
                 for effect in effects.drain(..count) {
                     self.run_effect(effect, now);
                 }
-                if !effects.is_empty() && self.work.swap(false, SeqCst) {
+                if !effects.is_empty() && self.driver.take_work() {
                     self.drive_out(&mut self.driver.lock(), false);
                 }
             }
@@ -861,10 +852,7 @@ impl Connection {
     /// Somebody begins to wait for something of the peer. Returns whether it leads: nobody else waits,
     /// and the connection has a socket of its own.
     pub(super) fn begin_waiting(&self, outbox: &mut Outbox) -> bool {
-        outbox.waiting += 1;
-        let leads = outbox.waiting == 1 && !outbox.has_leader && self.path.own().is_some();
-        outbox.has_leader |= leads;
-        leads
+        outbox.seats.sit_down(self.path.own().is_some())
     }
 
     /// Has what is in the outbox sent, then waits until `slot` is filled, or until `deadline`.
@@ -886,15 +874,12 @@ impl Connection {
     }
 
     fn end_waiting(&self, led: bool) {
-        let mut outbox = self.outbox.lock();
-        outbox.waiting -= 1;
-        if led {
-            outbox.has_leader = false;
-            // Under the lock, or the worker might undo it on account of a leader that is gone.
+        // Under the lock, or the worker might undo it on account of a leader that is gone.
+        self.outbox.lock().seats.get_up(led, || {
             if let Some(socket) = self.path.own() {
                 self.poller.watch(socket.as_fd(), Some(Interest::Read));
             }
-        }
+        });
     }
 
     fn leader(&self) -> Option<&Waker> {
@@ -1001,7 +986,12 @@ impl Connection {
         let head = framing::reply_head(id, status);
         let unit = Unit::new(&head, &payload);
         let mut outbox = self.outbox.lock();
-        outbox.answering = outbox.answering.saturating_sub(1);
+        match wait_until {
+            None => outbox.answering = outbox.answering.saturating_sub(1),
+            // Withdrawn meanwhile, or the connection is over: nobody waits for it.
+            Some(_) if !outbox.asked.remove(&id) => return,
+            Some(_) => {}
+        }
         while !matches!(outbox.gate, Gate::Closed { .. }) {
             let has_room = match wait_until {
                 Some(_) => outbox.has_room(StreamKind::Replies, app, payload.len()),
@@ -1067,8 +1057,7 @@ impl PendingReply {
 
 impl Drop for PendingReply {
     fn drop(&mut self) {
-        self.connection.outbox.lock().requests.remove(&self.id);
-        self.connection.changed.notify_all();
+        self.connection.give_up(self.id);
     }
 }
 
@@ -1077,5 +1066,9 @@ impl Replier for Connection {
         // Nobody waits for it after that, and this is a handler's thread.
         let deadline = expires_at.min(Instant::now() + REPLY_PATIENCE);
         self.answer(app, id, answer, Some(deadline));
+    }
+
+    fn is_awaited(&self, id: u64) -> bool {
+        self.outbox.lock().asked.contains(&id)
     }
 }

@@ -39,10 +39,12 @@ use crate::{
         incoming::{Incoming, Inflow, MAX_RAW_STREAMS},
         outbox::{CONTROL, Gate, Outcome, Unit},
         raw::RawPipe,
-        reply::{Slot, Waiter},
-        tls::Quic,
+        reply::Waiter,
+        slot::Slot,
+        tls::{DATAGRAM_QUEUE, Quic},
         token::ID_BYTES,
         udp::{self, MAX_BATCH_BYTES, MAX_SEGMENTS, Received},
+        withdrawal::Early,
     },
     trust,
 };
@@ -207,6 +209,9 @@ pub(super) struct Driver {
     spare_effects: VecDeque<Effect>,
     /// Streams of the peer that it reads no answer on, and that are still to come.
     early_refusals: BTreeSet<u64>,
+    early_withdrawals: Early,
+    /// Datagrams of applications that were read, or counted as dropped.
+    datagrams_seen: usize,
     /// What applications have read of their streams since the peer was last granted more.
     read_bytes: u64,
     /// Somebody runs effects; what comes meanwhile is for the same thread, so that order holds.
@@ -280,6 +285,8 @@ impl Driver {
             effects: VecDeque::new(),
             spare_effects: VecDeque::new(),
             early_refusals: BTreeSet::new(),
+            early_withdrawals: Early::default(),
+            datagrams_seen: 0,
             read_bytes: 0,
             is_delivering: false,
             must_send: true,
@@ -384,6 +391,10 @@ impl Driver {
                 self.heard(now);
                 // An error is in the connection's state, or a datagram to ignore.
                 let _ = self.quic.recv(datagram, info);
+                if self.quic.dgram_recv_queue_len() >= DATAGRAM_QUEUE / 2 {
+                    // Before QUIC drops some for want of room.
+                    self.read_datagrams(connection);
+                }
                 continue;
             }
             // Came between `bind` and `connect`, or opens a new connection from the same address: the
@@ -639,6 +650,9 @@ impl Driver {
                     // Its opener gave it up before it said what it is for. It has two halves all the same.
                     self.reset_half(connection, id);
                 }
+                if incoming.is(StreamKind::LargeRequest) && incoming.frames == 0 {
+                    self.note_withdrawn(connection);
+                }
                 if incoming.is(StreamKind::Sync) {
                     self.notices.push_back(Notice::SyncEnd {
                         connection: connection.id,
@@ -748,7 +762,8 @@ impl Driver {
                     return Ok(Some(self.discard(id)));
                 }
                 Opened::Early(preamble) => {
-                    // USE is under way on the control stream; then this is read again.
+                    // USE is under way on the control stream, or others come first; then this is read
+                    // again.
                     incoming.leftover = [&preamble.encode()[..], input].concat();
                     incoming.decoder = Decoder::new(crate::control::MAX_HELLO_BYTES);
                     return Ok(Some(Reading::Stalled));
@@ -756,6 +771,13 @@ impl Driver {
             }
         }
         while let Some(unit) = incoming.decoder.unit(&mut input).map_err(protocol)? {
+            let is_single = incoming
+                .preamble
+                .as_ref()
+                .is_some_and(|p| p.kind.is_single());
+            if is_single && std::mem::replace(&mut incoming.frames, 1) > 0 {
+                return Err(protocol(FramingError::TooLarge));
+            }
             match self.deliver(connection, id, incoming, unit, now)? {
                 Delivered::Yes => {}
                 Delivered::Blocked => {
@@ -802,11 +824,11 @@ impl Driver {
             StreamKind::Control => (id == CONTROL, crate::control::MAX_HELLO_BYTES),
             StreamKind::Sync => (id != CONTROL && is_bidirectional(id), MAX_CONTROL_BYTES),
             StreamKind::Messages => (!is_bidirectional(id), max_message),
-            StreamKind::Requests => (
+            StreamKind::Requests | StreamKind::LargeRequest => (
                 !is_bidirectional(id),
                 max_message + framing::REQUEST_HEAD_BYTES,
             ),
-            StreamKind::Replies => (
+            StreamKind::Replies | StreamKind::LargeReply => (
                 !is_bidirectional(id),
                 max_message + framing::REPLY_HEAD_BYTES,
             ),
@@ -831,7 +853,11 @@ impl Driver {
                 Opened::Unwanted
             });
         }
-        if !may_open {
+        if preamble.kind.is_single() {
+            if !self.inflow.may_read_single(preamble.kind) {
+                return Ok(Opened::Early(preamble));
+            }
+        } else if !may_open {
             return Err(protocol(FramingError::Preamble));
         }
         incoming.decoder.set_max_unit_bytes(max_unit);
@@ -855,6 +881,7 @@ impl Driver {
             return;
         }
         while let Ok(mut datagram) = self.quic.dgram_recv_buf() {
+            self.datagrams_seen += 1;
             let name = datagram
                 .split_first()
                 .and_then(|(length, rest)| rest.get(..usize::from(*length)))
@@ -866,6 +893,16 @@ impl Driver {
             };
             datagram.drain(..=name.len());
             inbox.deliver_datagram(connection.peer_name(), datagram);
+        }
+        // A packet may bring more than QUIC has room for: of those it drops the oldest.
+        let received = self.quic.stats().dgram_recv;
+        let dropped = received.saturating_sub(self.datagrams_seen);
+        if dropped > 0 {
+            self.datagrams_seen = received;
+            let counters = &connection.context.counters;
+            counters
+                .datagrams_dropped
+                .fetch_add(dropped as u64, Relaxed);
         }
     }
 
@@ -926,8 +963,10 @@ impl Driver {
                 Ok(Delivered::Yes)
             }
             StreamKind::Messages => Ok(self.deliver_message(connection, id, incoming, unit)),
-            StreamKind::Requests => self.deliver_request(connection, incoming, unit, now),
-            StreamKind::Replies => {
+            StreamKind::Requests | StreamKind::LargeRequest => {
+                self.deliver_request(connection, incoming, unit, now)
+            }
+            StreamKind::Replies | StreamKind::LargeReply => {
                 let (id, status, payload) = framing::split_reply(unit).map_err(protocol)?;
                 self.deliver_reply(connection, preamble, id, status, payload);
                 Ok(Delivered::Yes)
@@ -974,6 +1013,10 @@ impl Driver {
         unit: Vec<u8>,
         now: Instant,
     ) -> Result<Delivered, Refusal> {
+        if framing::request_id(&unit).is_some_and(|id| self.early_withdrawals.take(id)) {
+            self.note_withdrawn(connection);
+            return Ok(Delivered::Yes);
+        }
         let inbox = incoming
             .inbox(&connection.context.registry)
             .filter(|inbox| inbox.takes_requests.load(Relaxed));
@@ -1017,7 +1060,7 @@ impl Driver {
             return Ok(Delivered::Blocked);
         };
         let (id, timeout_ms, payload) = framing::split_request(unit).map_err(protocol)?;
-        connection.outbox.lock().answering += 1;
+        connection.outbox.lock().asked.insert(id);
         inbox.deliver_request(PendingRequest {
             request: Request::new(connection.peer_name(), payload),
             id,
@@ -1036,8 +1079,10 @@ impl Driver {
         status: ReplyStatus,
         payload: Vec<u8>,
     ) {
-        // No waiter: it gave up before the reply came.
-        let Some(waiter) = connection.outbox.lock().requests.remove(&id) else {
+        let Some(waiter) = connection.outbox.lock().answered(id) else {
+            // It gave up before the reply came.
+            let counters = &connection.context.counters;
+            counters.replies_late.fetch_add(1, Relaxed);
             return;
         };
         let outcome = match status {
@@ -1138,6 +1183,16 @@ impl Driver {
                 self.must_send = true;
                 Ok(())
             }
+            (_, Control::Withdrawn { request }) => {
+                let was_asked = connection.outbox.lock().asked.remove(&request);
+                if was_asked || self.inflow.withdraw_blocked(request) {
+                    self.note_withdrawn(connection);
+                } else {
+                    // Control frames overtake: the request may be still to come.
+                    self.early_withdrawals.note(request);
+                }
+                Ok(())
+            }
             (_, Control::Drained) => {
                 self.peer_drained = true;
                 Ok(())
@@ -1160,6 +1215,12 @@ impl Driver {
                 Ok(())
             }
         }
+    }
+
+    /// A request is not answered because its sender has given it up.
+    fn note_withdrawn(&self, connection: &Connection) {
+        let counters = &connection.context.counters;
+        counters.requests_withdrawn.fetch_add(1, Relaxed);
     }
 
     fn on_pong(&mut self, connection: &Connection, id: u64, reactor_age_ms: u64, now: Instant) {
@@ -1250,7 +1311,8 @@ impl Driver {
         if outbox.control_overflow || connection.is_stuck.load(Relaxed) {
             self.close(CloseCode::Overloaded);
         }
-        for waiter in outbox.expire(now) {
+        for (waiter, withdrawal) in outbox.expire(now) {
+            connection.context.counters.note_given_up(withdrawal);
             if let Waiter::Then { timeout, .. } = &waiter {
                 let outcome = Err(RequestError::Timeout {
                     peer: connection.peer_name(),
@@ -1465,6 +1527,11 @@ impl Driver {
         }
         let written = outbox.write(&mut self.quic);
         drop(outbox);
+        if written.lost_datagrams > 0 {
+            let counters = &connection.context.counters;
+            let lost = written.lost_datagrams;
+            counters.datagrams_dropped.fetch_add(lost, Relaxed);
+        }
         if written.room {
             connection.changed.notify_all();
             if !self.inflow.stalled.is_empty() {
@@ -1806,7 +1873,7 @@ enum Opened {
     Framed,
     Raw,
     Unwanted,
-    /// Applications' streams are read later.
+    /// To be read later.
     Early(Preamble),
 }
 

@@ -4,7 +4,8 @@
 //!
 //! ```text
 //! kind: u8      1 control · 2 messages · 3 requests · 4 replies · 5 raw · 6 sync
-//! name: u8 len, len bytes    the application, for kinds 2 to 5; absent for 1 and 6
+//!               7 one large request · 8 one large reply
+//! name: u8 len, len bytes    the application; absent for 1 and 6
 //! ```
 //!
 //! Then frames follow, each at most 64 KiB of body:
@@ -16,7 +17,8 @@
 //! ```
 //!
 //! A unit (one message, request, reply, control or sync frame) is the bodies of its frames put
-//! together. Units of one stream never interleave; a large one is followed by the next. The unit of
+//! together. Units of one stream never interleave; a large one is followed by the next. Streams of
+//! kinds 7 and 8 have one unit and end with it, so that it holds no other up. The unit of
 //! a request starts with `id: u64, timeout_ms: u32`, that of a reply with `id: u64, status: u8`.
 //! Memory for a unit grows with the bytes that arrive, never with what they announce.
 
@@ -44,6 +46,10 @@ pub enum StreamKind {
     Raw,
     /// An exchange of membership.
     Sync,
+    /// One request of an application, and the end.
+    LargeRequest,
+    /// One reply to an application's request, and the end.
+    LargeReply,
 }
 
 impl StreamKind {
@@ -55,6 +61,8 @@ impl StreamKind {
             Self::Replies => 4,
             Self::Raw => 5,
             Self::Sync => 6,
+            Self::LargeRequest => 7,
+            Self::LargeReply => 8,
         }
     }
 
@@ -66,15 +74,23 @@ impl StreamKind {
             4 => Self::Replies,
             5 => Self::Raw,
             6 => Self::Sync,
+            7 => Self::LargeRequest,
+            8 => Self::LargeReply,
             _ => return None,
         })
     }
 
     fn has_name(self) -> bool {
         match self {
-            Self::Messages | Self::Requests | Self::Replies | Self::Raw => true,
             Self::Control | Self::Sync => false,
+            Self::Messages | Self::Requests | Self::Replies | Self::Raw => true,
+            Self::LargeRequest | Self::LargeReply => true,
         }
+    }
+
+    /// Whether its stream carries one unit and ends with it.
+    pub fn is_single(self) -> bool {
+        matches!(self, Self::LargeRequest | Self::LargeReply)
     }
 }
 
@@ -314,6 +330,12 @@ pub fn request_head(id: u64, timeout_ms: u32) -> [u8; REQUEST_HEAD_BYTES] {
     head
 }
 
+/// The id of a request, given its unit.
+pub fn request_id(unit: &[u8]) -> Option<u64> {
+    let id = unit.first_chunk::<8>()?;
+    Some(u64::from_be_bytes(*id))
+}
+
 /// Splits a request's unit into id, time-out in milliseconds and payload.
 ///
 /// # Errors
@@ -404,6 +426,7 @@ mod tests {
             .unit(&mut bytes.as_slice())
             .unwrap()
             .unwrap();
+        assert_eq!(request_id(&unit), Some(7));
         assert_eq!(split_request(unit), Ok((7, 5_000, payload)));
         let bytes = frames(&reply_head(8, ReplyStatus::Error), b"no");
         let mut appended = vec![9];
@@ -449,6 +472,8 @@ mod tests {
             (StreamKind::Sync, ""),
             (StreamKind::Messages, "orders"),
             (StreamKind::Replies, &"x".repeat(64)),
+            (StreamKind::LargeRequest, "orders"),
+            (StreamKind::LargeReply, "orders"),
         ] {
             let preamble = Preamble {
                 kind,
@@ -465,7 +490,7 @@ mod tests {
         }
         for bad in [
             &[0_u8][..],
-            &[7],
+            &[9],
             &[2, 0],
             &[2, 65],
             &[2, 1, b'/'],

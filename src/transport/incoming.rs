@@ -12,9 +12,9 @@ use std::{
 use crate::{
     inbox::{Inbox, Registry},
     transport::{
-        framing::{Decoder, Preamble, StreamKind},
-        outbox::MAX_APP_STREAMS,
-        reply::Slot,
+        framing::{self, Decoder, Preamble, StreamKind},
+        outbox::{MAX_APP_STREAMS, MAX_LARGE_STREAMS},
+        slot::Slot,
     },
 };
 
@@ -38,7 +38,7 @@ pub(super) struct Incoming {
     pub(super) acknowledged: u64,
     /// Nobody here wants what it carries: it is read and dropped until the peer ends it.
     pub(super) refused: bool,
-    /// Sync frames read, for the limit.
+    /// Frames of a sync that were read, or units of a stream that may carry one, for the limit.
     pub(super) frames: usize,
     pub(super) fin: bool,
     /// Who waits for bytes of an application's own stream: one for each thread that reads.
@@ -112,12 +112,38 @@ impl Inflow {
             let raw = live.filter(|(id, stream)| is_theirs(**id) && stream.is(StreamKind::Raw));
             return raw.count() < MAX_RAW_STREAMS;
         }
-        let mut preambles = live.filter_map(|(_, stream)| stream.preamble.as_ref());
+        let preambles = live.filter_map(|(_, stream)| stream.preamble.as_ref());
+        let mut preambles = preambles.filter(|other| !other.kind.is_single());
         let is_first = preambles.clone().all(|other| other != preamble);
         let framed = preambles
             .by_ref()
             .filter(|other| other.kind != StreamKind::Raw);
         is_first && framed.count() < MAX_APP_STREAMS
+    }
+
+    /// Whether another stream of one large request or reply may be read now. A peer that keeps to its own
+    /// bound has no more under way but those whose reset is still to come.
+    pub(super) fn may_read_single(&self, kind: StreamKind) -> bool {
+        let same = self.streams.values().filter(|stream| stream.is(kind));
+        same.count() < MAX_LARGE_STREAMS
+    }
+
+    /// Drops a request that waits for room in its inbox.
+    pub(super) fn withdraw_blocked(&mut self, request: u64) -> bool {
+        let is_it = |incoming: &Incoming| {
+            (incoming.is(StreamKind::Requests) || incoming.is(StreamKind::LargeRequest))
+                && incoming.blocked.as_deref().and_then(framing::request_id) == Some(request)
+        };
+        let stalled = self.stalled.iter();
+        let Some(id) = stalled
+            .copied()
+            .find(|id| self.streams.get(id).is_some_and(is_it))
+        else {
+            return false;
+        };
+        self.streams
+            .get_mut(&id)
+            .is_some_and(|it| it.blocked.take().is_some())
     }
 
     /// Bytes of units that are not complete, or that wait for room in an inbox.

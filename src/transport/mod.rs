@@ -21,16 +21,22 @@
 mod buffers;
 pub(crate) mod connection;
 mod driver;
+mod due;
 pub(crate) mod endpoint;
 pub mod framing;
+mod handoff;
 mod incoming;
 mod outbox;
 mod raw;
 mod reply;
+mod seats;
+mod slot;
+mod sync;
 pub(crate) mod timekeeper;
 mod tls;
 mod token;
 pub(crate) mod udp;
+mod withdrawal;
 mod worker;
 
 use std::{
@@ -50,13 +56,14 @@ pub(crate) use endpoint::Endpoint;
 pub(crate) use reply::Then;
 pub(crate) use tls::quic_config;
 pub use udp::Offload;
+use withdrawal::Withdrawal;
 
 use crate::{
     close::{CloseCode, CloseReason},
     control::{Control, SyncFrame},
     inbox::Registry,
     node_id::{BootId, ClusterName, ConnectionId, NodeId},
-    stats::Side,
+    stats::{Side, TransportCounts},
     waker::Waker,
 };
 
@@ -82,9 +89,9 @@ pub struct Config {
     /// Bytes a peer may send on a stream before the application reads. Default 512 KiB.
     pub stream_window: u64,
     /// Bytes a peer may send on all streams before they are read. All streams that can stall, messages
-    /// and requests of every application and the streams that applications open, fit in with room for
-    /// the others, so that a stalled application can never stop another or the control stream. Default
-    /// 98 MiB.
+    /// and requests of every application, large requests and the streams that applications open, fit in
+    /// with room for the others, so that a stalled application can never stop another or the control
+    /// stream. Default 102 MiB.
     pub connection_window: u64,
     /// Bidirectional streams a peer may have open. Default 1,024.
     pub max_bidi_streams: u64,
@@ -112,7 +119,7 @@ impl Default for Config {
             drain_timeout: Duration::from_secs(1),
             max_datagram_bytes: 1_200,
             stream_window: 512 << 10,
-            connection_window: 98 << 20,
+            connection_window: 102 << 20,
             max_bidi_streams: 1_024,
             max_uni_streams: 256,
             max_message_bytes: 16 << 20,
@@ -127,7 +134,8 @@ impl Config {
     /// What does not fit together, in words.
     pub(crate) fn check(&self) -> Result<(), String> {
         // Replies are always read, control and sync too: four windows are room enough for them.
-        let stalling = 2 * (crate::inbox::MAX_APPS + incoming::MAX_RAW_STREAMS) as u64;
+        let in_line = 2 * (crate::inbox::MAX_APPS + incoming::MAX_RAW_STREAMS);
+        let stalling = (in_line + outbox::MAX_LARGE_STREAMS) as u64;
         let needed = (stalling + 4).saturating_mul(self.stream_window);
         if self.connection_window < needed {
             return Err(format!(
@@ -162,9 +170,49 @@ pub(crate) struct Counters {
     pub(crate) messages_unacknowledged: AtomicU64,
     pub(crate) replies_dropped: AtomicU64,
     pub(crate) requests_expired: AtomicU64,
+    /// Requests given up by their callers here: before anything of them was sent, and after.
+    pub(crate) requests_unsent: AtomicU64,
+    pub(crate) requests_given_up: AtomicU64,
+    /// Replies to requests that nobody waited for any more.
+    pub(crate) replies_late: AtomicU64,
+    /// Requests of peers that were given up there before they were answered here.
+    pub(crate) requests_withdrawn: AtomicU64,
+    /// Datagrams of applications that came faster than they were read, or that the path has become
+    /// too small for.
+    pub(crate) datagrams_dropped: AtomicU64,
     pub(crate) worker_panics: AtomicU64,
     /// Connections closed because the peer had too many syncs under way.
     pub(crate) sync_floods: AtomicU64,
+}
+
+impl Counters {
+    /// What the transport could not deliver, for onlookers.
+    pub(crate) fn counts(&self) -> TransportCounts {
+        let of = |counter: &AtomicU64| counter.load(Relaxed);
+        TransportCounts {
+            buffered_bytes: outbox::process_queued_bytes() as u64,
+            requests_unsent: of(&self.requests_unsent),
+            requests_given_up: of(&self.requests_given_up),
+            requests_withdrawn: of(&self.requests_withdrawn),
+            requests_expired: of(&self.requests_expired),
+            replies_late: of(&self.replies_late),
+            replies_dropped: of(&self.replies_dropped),
+            messages_unacknowledged: of(&self.messages_unacknowledged),
+            messages_for_nobody: of(&self.messages_for_nobody),
+            datagrams_dropped: of(&self.datagrams_dropped),
+            injections_dropped: of(&self.dropped_injections),
+            strays: of(&self.strays),
+            worker_panics: of(&self.worker_panics),
+        }
+    }
+
+    fn note_given_up(&self, withdrawal: Withdrawal) {
+        let counter = match withdrawal {
+            Withdrawal::Unsent => &self.requests_unsent,
+            Withdrawal::UnderWay => &self.requests_given_up,
+        };
+        counter.fetch_add(1, Relaxed);
+    }
 }
 
 /// What all connections of a node share.

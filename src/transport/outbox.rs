@@ -6,7 +6,9 @@
 //!
 //! Per application and direction there is one stream of messages, one of requests and one of
 //! replies, opened when first used; a control stream; a stream for each sync; and the streams that
-//! applications open for themselves. Each is bounded in bytes, and so is the whole process.
+//! applications open for themselves. Each is bounded in bytes, and so is the whole process. A large
+//! request or reply has a stream to itself, so that small ones need not wait until it is through; a
+//! large message keeps its place among the others and is cut into frames there.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -20,13 +22,16 @@ use std::{
 use bytes::Bytes;
 
 use crate::{
+    control::Control,
     error::RequestError,
     inbox::MAX_APPS,
     transport::{
         framing::{self, Preamble, StreamKind},
         incoming::MAX_RAW_STREAMS,
         reply::Waiter,
+        seats::Seats,
         tls::{DATAGRAM_QUEUE, Quic},
+        withdrawal::{Line, WITHDRAWN, Withdrawal},
     },
 };
 
@@ -56,6 +61,17 @@ pub(super) const MAX_CONTROL_QUEUED_BYTES: usize = 256 << 10;
 /// either node, and requests and replies of queries.
 pub(super) const MAX_APP_STREAMS: usize = 3 * MAX_APPS + 2;
 
+/// Requests and replies of larger payload than this are large: more than one frame.
+const MAX_IN_LINE_BYTES: usize = framing::MAX_FRAME_BYTES;
+
+/// Large requests that have a stream of their own and no reply yet, and large replies on streams of
+/// their own that QUIC has not taken yet. Beyond, and beyond the size of one largest message together,
+/// they go in line: each may be held in part by a peer, whose room is bounded.
+pub(super) const MAX_LARGE_STREAMS: usize = 8;
+
+/// Control frames that may wait before those that are a courtesy are left out.
+const MAX_COURTESY_BYTES: usize = MAX_CONTROL_QUEUED_BYTES / 4;
+
 /// What waits in the whole process.
 static PROCESS_QUEUED: AtomicUsize = AtomicUsize::new(0);
 
@@ -68,7 +84,8 @@ fn urgency(kind: StreamKind) -> u8 {
         StreamKind::Control => 0,
         StreamKind::Requests | StreamKind::Replies => 64,
         StreamKind::Sync => 96,
-        StreamKind::Messages => 127,
+        // They take turns, a frame each: neither holds the other up, and both let small ones pass.
+        StreamKind::Messages | StreamKind::LargeRequest | StreamKind::LargeReply => 127,
         StreamKind::Raw => 192,
     }
 }
@@ -103,6 +120,10 @@ struct Outgoing {
     is_ready: bool,
     /// Somebody waits for room on it.
     is_awaited: bool,
+    /// Of a stream of requests: those that wait on it.
+    line: Option<Line>,
+    /// Of a stream with one large unit: the size of its payload.
+    payload_bytes: usize,
     /// Messages put on the stream, and those the peer has acknowledged.
     sent: u64,
     acknowledged: u64,
@@ -122,6 +143,8 @@ impl Outgoing {
             fin: false,
             is_ready: false,
             is_awaited: false,
+            line: (kind == StreamKind::Requests).then(Line::default),
+            payload_bytes: 0,
             sent: 0,
             acknowledged: 0,
             stopped: None,
@@ -166,6 +189,13 @@ impl Outgoing {
         }
     }
 
+    fn push_unit(&mut self, unit: Unit<'_>) {
+        match unit {
+            Unit::Small { head, payload } => self.push_small(head, payload),
+            Unit::Frames { frames, .. } => frames.into_iter().for_each(|frame| self.push(frame)),
+        }
+    }
+
     fn seal_tail(&mut self) {
         if !self.tail.is_empty() {
             let tail = std::mem::take(&mut self.tail);
@@ -183,10 +213,41 @@ impl Outgoing {
         PROCESS_QUEUED.fetch_sub(bytes, Relaxed);
     }
 
+    /// QUIC has taken so many bytes.
+    fn wrote(&mut self, bytes: usize) {
+        self.taken(bytes);
+        if let Some(line) = &mut self.line {
+            line.take(bytes);
+        }
+    }
+
     fn clear(&mut self) {
         self.taken(self.queued_bytes);
         self.queue.clear();
         self.tail = Vec::new();
+        if let Some(line) = &mut self.line {
+            line.clear();
+        }
+    }
+
+    /// Takes a request out of what waits, if QUIC has nothing of it yet.
+    fn withdraw(&mut self, request: u64) -> bool {
+        let line = self.line.as_mut();
+        let Some(range) = line.and_then(|line| line.withdraw(request)) else {
+            return false;
+        };
+        self.taken(range.len());
+        self.seal_tail();
+        let mut at = 0;
+        for piece in std::mem::take(&mut self.queue) {
+            let end = at + piece.len();
+            let cut = range.start.clamp(at, end) - at..range.end.clamp(at, end) - at;
+            let parts = [piece.slice(..cut.start), piece.slice(cut.end..)];
+            let left = parts.into_iter().filter(|part| !part.is_empty());
+            self.queue.extend(left);
+            at = end;
+        }
+        true
     }
 
     fn unacknowledged(&self) -> u64 {
@@ -226,6 +287,10 @@ pub(super) struct Outbox {
     /// The last answers of `by_app`, for requests and replies, which ask for nearly nothing else.
     recent: [Option<(Arc<str>, u64)>; 2],
     streams: BTreeMap<u64, Outgoing>,
+    /// Requests on streams of their own without a reply yet: the stream, and the payload's size.
+    large: BTreeMap<u64, (u64, usize)>,
+    /// The largest message.
+    max_message_bytes: usize,
     /// Streams that have work, in no order.
     ready: Vec<u64>,
     /// Resets that QUIC has not been told of.
@@ -244,15 +309,16 @@ pub(super) struct Outbox {
     pub(super) requests: BTreeMap<u64, Waiter>,
     /// When the first request that nobody watches over expires, or an earlier time.
     pub(super) next_expiry: Option<Instant>,
-    /// Requests of the peer that are being answered here.
+    /// Requests of the peer that inline handlers are answering here.
     pub(super) answering: usize,
-    /// Callers that wait for replies, and whether one of them reads the socket meanwhile.
-    pub(super) waiting: usize,
-    pub(super) has_leader: bool,
+    /// Requests of the peer that wait for a handler of their own thread, or are with one.
+    pub(super) asked: BTreeSet<u64>,
+    /// Callers that wait for something of the peer.
+    pub(super) seats: Seats,
 }
 
 impl Outbox {
-    pub(super) fn new(is_dialer: bool) -> Self {
+    pub(super) fn new(is_dialer: bool, max_message_bytes: usize) -> Self {
         Self {
             gate: Gate::Shut,
             is_dialer,
@@ -262,6 +328,8 @@ impl Outbox {
             by_app: BTreeMap::new(),
             recent: [None, None],
             streams: BTreeMap::new(),
+            large: BTreeMap::new(),
+            max_message_bytes,
             ready: Vec::new(),
             resets: Vec::new(),
             datagrams: VecDeque::new(),
@@ -272,8 +340,8 @@ impl Outbox {
             requests: BTreeMap::new(),
             next_expiry: None,
             answering: 0,
-            waiting: 0,
-            has_leader: false,
+            asked: BTreeSet::new(),
+            seats: Seats::default(),
         }
     }
 
@@ -329,7 +397,12 @@ impl Outbox {
         let id = self.next_uni;
         self.next_uni += 4;
         let mut stream = Outgoing::new(kind);
-        stream.push(preamble(kind, app));
+        let preamble = preamble(kind, app);
+        if let Some(line) = &mut stream.line {
+            // No request has this id.
+            line.push(0, preamble.len());
+        }
+        stream.push(preamble);
         self.streams.insert(id, stream);
         self.by_app.insert(key, id);
         id
@@ -390,6 +463,9 @@ impl Outbox {
     /// unit, and so does a process in which next to nothing waits; otherwise both limits hold. Who
     /// is told no is woken when there is room.
     pub(super) fn has_room(&mut self, kind: StreamKind, app: &Arc<str>, bytes: usize) -> bool {
+        if self.goes_alone(kind, bytes) {
+            return fits_process(bytes);
+        }
         let id = self.app(kind, app);
         let Some(stream) = self.streams.get_mut(&id) else {
             return false;
@@ -405,6 +481,9 @@ impl Outbox {
     /// Whether a reply may be put on its stream by a thread that cannot wait: it may find there what
     /// others that could not wait have put there, up to a limit of its own.
     pub(super) fn has_room_at_once(&mut self, app: &Arc<str>, bytes: usize) -> bool {
+        if self.goes_alone(StreamKind::Replies, bytes) {
+            return fits_process(bytes);
+        }
         let id = self.app(StreamKind::Replies, app);
         let queued = self.streams.get(&id).map_or(0, |s| s.queued_bytes);
         fits_process(bytes) && (queued <= MAX_QUEUED_BYTES || queued + bytes <= MAX_AT_ONCE_BYTES)
@@ -418,20 +497,113 @@ impl Outbox {
             && self.has_room(StreamKind::Replies, app, bytes)
     }
 
-    /// Puts a unit on an application's stream.
+    /// Whether a request or reply with such a payload gets a stream of its own now.
+    fn goes_alone(&self, kind: StreamKind, payload_bytes: usize) -> bool {
+        if payload_bytes <= MAX_IN_LINE_BYTES {
+            return false;
+        }
+        let (count, bytes) = match kind {
+            StreamKind::Requests => {
+                let sizes = self.large.values().map(|(_, size)| size);
+                (self.large.len(), sizes.sum::<usize>())
+            }
+            StreamKind::Replies => {
+                let is_reply = |stream: &&Outgoing| stream.kind == StreamKind::LargeReply;
+                let replies = self.streams.values().filter(is_reply);
+                let sizes = replies.clone().map(|stream| stream.payload_bytes);
+                (replies.count(), sizes.sum())
+            }
+            _ => return false,
+        };
+        count == 0 || (count < MAX_LARGE_STREAMS && bytes + payload_bytes <= self.max_message_bytes)
+    }
+
+    /// Puts a message or reply on an application's stream, or a large reply on one of its own.
     pub(super) fn push(&mut self, kind: StreamKind, app: &Arc<str>, unit: Unit<'_>) {
+        if self.goes_alone(kind, unit.payload_bytes()) {
+            self.push_alone(StreamKind::LargeReply, app, unit);
+            return;
+        }
+        self.push_in_line(kind, app, unit, None);
+    }
+
+    /// Puts a request on an application's stream, or a large one on one of its own.
+    pub(super) fn push_request(&mut self, app: &Arc<str>, request: u64, unit: Unit<'_>) {
+        let payload_bytes = unit.payload_bytes();
+        if self.goes_alone(StreamKind::Requests, payload_bytes) {
+            let stream = self.push_alone(StreamKind::LargeRequest, app, unit);
+            self.large.insert(request, (stream, payload_bytes));
+            return;
+        }
+        self.push_in_line(StreamKind::Requests, app, unit, Some(request));
+    }
+
+    fn push_in_line(
+        &mut self,
+        kind: StreamKind,
+        app: &Arc<str>,
+        unit: Unit<'_>,
+        request: Option<u64>,
+    ) {
         let id = self.app(kind, app);
         let Some(stream) = self.streams.get_mut(&id) else {
             return;
         };
-        match unit {
-            Unit::Small { head, payload } => stream.push_small(head, payload),
-            Unit::Frames(frames) => frames.into_iter().for_each(|frame| stream.push(frame)),
+        let before = stream.queued_bytes;
+        stream.push_unit(unit);
+        if let (Some(line), Some(request)) = (&mut stream.line, request) {
+            line.push(request, stream.queued_bytes - before);
         }
         if kind == StreamKind::Messages {
             stream.sent += 1;
         }
         Self::mark_ready(&mut self.ready, id, stream);
+    }
+
+    fn push_alone(&mut self, kind: StreamKind, app: &Arc<str>, unit: Unit<'_>) -> u64 {
+        let id = self.next_uni;
+        self.next_uni += 4;
+        let mut stream = Outgoing::new(kind);
+        stream.payload_bytes = unit.payload_bytes();
+        stream.push(preamble(kind, app));
+        stream.push_unit(unit);
+        stream.fin = true;
+        Self::mark_ready(&mut self.ready, id, &mut stream);
+        self.streams.insert(id, stream);
+        id
+    }
+
+    /// Takes the one who waits for the reply to a request, which has come.
+    pub(super) fn answered(&mut self, request: u64) -> Option<Waiter> {
+        if !self.large.is_empty() {
+            self.large.remove(&request);
+        }
+        self.requests.remove(&request)
+    }
+
+    /// Gives a request up, unless its reply has come. See [`withdrawal`](super::withdrawal).
+    pub(super) fn withdraw(&mut self, request: u64) -> Option<(Waiter, Withdrawal)> {
+        let waiter = self.requests.remove(&request)?;
+        if let Some((id, _)) = self.large.remove(&request) {
+            let stream = self.streams.get(&id);
+            let is_begun = stream.is_none_or(|stream| stream.opened);
+            if stream.is_some() {
+                self.reset_raw(id, WITHDRAWN);
+                let withdrawal = if is_begun {
+                    Withdrawal::UnderWay
+                } else {
+                    Withdrawal::Unsent
+                };
+                return Some((waiter, withdrawal));
+            }
+        } else if self.streams.values_mut().any(|s| s.withdraw(request)) {
+            return Some((waiter, Withdrawal::Unsent));
+        }
+        let control = self.streams.get(&CONTROL);
+        if control.is_some_and(|control| control.queued_bytes <= MAX_COURTESY_BYTES) {
+            self.push_control(&Control::Withdrawn { request }.encode());
+        }
+        Some((waiter, Withdrawal::UnderWay))
     }
 
     /// Opens a sync and puts all its frames on their way. Returns its stream.
@@ -592,8 +764,10 @@ impl Outbox {
                 break;
             }
             written.bytes += datagram.len();
-            // Refused is one that the path has become too small for: lost, as datagrams may be.
-            let _ = quic.dgram_send_buf(datagram);
+            if quic.dgram_send_buf(datagram).is_err() {
+                // The path has become too small for it.
+                written.lost_datagrams += 1;
+            }
         }
         match *self.ready.as_slice() {
             [] => return written,
@@ -657,7 +831,7 @@ impl Outbox {
                 stream.clear();
                 stream.stopped = Some(code);
                 written.room = true;
-                if stream.kind == StreamKind::Sync {
+                if stream.kind == StreamKind::Sync || stream.kind.is_single() {
                     self.streams.remove(&id);
                 }
                 return true;
@@ -667,6 +841,9 @@ impl Outbox {
                 stream.clear();
                 stream.stopped = Some(0);
                 written.room = true;
+                if stream.kind.is_single() {
+                    self.streams.remove(&id);
+                }
                 return true;
             }
             // Anything else ends the connection, and then its state says so.
@@ -693,7 +870,7 @@ impl Outbox {
                 let rest = rest.unwrap_or_default();
                 debug_assert_eq!(taken + rest.len(), bytes);
                 stream.queue.push_front(rest);
-                stream.taken(taken);
+                stream.wrote(taken);
                 return taken > 0;
             }
             // The capacity was there a moment ago, so this is the end of the connection.
@@ -702,7 +879,7 @@ impl Outbox {
                 return false;
             }
         }
-        stream.taken(bytes);
+        stream.wrote(bytes);
         written.bytes += bytes;
         if fin {
             self.streams.remove(&id);
@@ -727,7 +904,10 @@ impl Outbox {
 
     /// Whether nothing is under way: nothing to write, no reply awaited, no request being answered.
     pub(super) fn is_idle(&self) -> bool {
-        self.is_written_out() && self.requests.is_empty() && self.answering == 0
+        self.is_written_out()
+            && self.requests.is_empty()
+            && self.answering == 0
+            && self.asked.is_empty()
     }
 
     /// Messages that the peer has not acknowledged.
@@ -749,6 +929,7 @@ impl Outbox {
         };
         // What is queued counts against the process until it is dropped.
         self.streams.clear();
+        self.large.clear();
         self.by_app.clear();
         self.recent = [None, None];
         self.ready.clear();
@@ -758,8 +939,8 @@ impl Outbox {
         std::mem::take(&mut self.requests)
     }
 
-    /// Takes the requests whose time is over and that nobody else watches over.
-    pub(super) fn expire(&mut self, now: Instant) -> Vec<Waiter> {
+    /// Withdraws the requests whose time is over and that nobody else watches over.
+    pub(super) fn expire(&mut self, now: Instant) -> Vec<(Waiter, Withdrawal)> {
         if self.next_expiry.is_none_or(|at| now < at) {
             return Vec::new();
         }
@@ -770,10 +951,7 @@ impl Outbox {
             .filter(|(_, waiter)| due(waiter))
             .map(|(id, _)| *id)
             .collect();
-        let expired = ids
-            .iter()
-            .filter_map(|id| self.requests.remove(id))
-            .collect();
+        let expired = ids.iter().filter_map(|id| self.withdraw(*id)).collect();
         self.next_expiry = self.requests.values().filter_map(Waiter::expires_at).min();
         expired
     }
@@ -783,8 +961,14 @@ impl Outbox {
 /// lock is taken; a small one is copied when it is put in line.
 #[derive(Debug)]
 pub(super) enum Unit<'a> {
-    Small { head: &'a [u8], payload: &'a [u8] },
-    Frames(Vec<Bytes>),
+    Small {
+        head: &'a [u8],
+        payload: &'a [u8],
+    },
+    Frames {
+        frames: Vec<Bytes>,
+        payload_bytes: usize,
+    },
 }
 
 impl<'a> Unit<'a> {
@@ -794,7 +978,17 @@ impl<'a> Unit<'a> {
         }
         let mut frames = Vec::new();
         framing::encode_unit(head, payload, |frame| frames.push(frame.into()));
-        Self::Frames(frames)
+        Self::Frames {
+            frames,
+            payload_bytes: payload.len(),
+        }
+    }
+
+    fn payload_bytes(&self) -> usize {
+        match self {
+            Self::Small { payload, .. } => payload.len(),
+            Self::Frames { payload_bytes, .. } => *payload_bytes,
+        }
     }
 }
 
@@ -805,10 +999,17 @@ pub(super) struct Written {
     pub(super) bytes: usize,
     /// Somebody may have room now.
     pub(super) room: bool,
+    /// Datagrams that were larger than the path carries now.
+    pub(super) lost_datagrams: u64,
 }
 
 /// What a reply is for whoever waits for it.
 pub(super) type Outcome = Result<Vec<u8>, RequestError>;
+
+/// What waits on the outgoing streams of all connections of the process, in bytes.
+pub(crate) fn process_queued_bytes() -> usize {
+    PROCESS_QUEUED.load(Relaxed)
+}
 
 fn fits_process(bytes: usize) -> bool {
     let all = PROCESS_QUEUED.load(Relaxed);

@@ -12,7 +12,7 @@ use crate::{
     transport::{
         connection::{Connection, clock, is_turning},
         outbox::{Gate, Unwritable},
-        reply::Slot,
+        slot::Slot,
     },
 };
 

@@ -1,22 +1,15 @@
 //! Who waits for a reply, and in which way.
 //!
-//! A thread that waits has a [`Slot`]: a place for the outcome, and a sleep that ends when it is
-//! filled. While it waits it may read the connection's socket itself (see `connection`); then it
-//! sleeps on the socket, and whoever fills the slot in its place wakes it there. Who does not wait
-//! gives a function, which is called by whichever thread takes the reply off the connection.
+//! A thread that waits has a [`Slot`]. Who does not wait gives a function, which is called by whichever
+//! thread takes the reply off the connection.
 
 use std::{
     fmt,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering::SeqCst},
-    },
+    sync::Arc,
     time::{Duration, Instant},
 };
 
-use parking_lot::{Condvar, Mutex};
-
-use super::outbox::Outcome;
+use super::{outbox::Outcome, slot::Slot};
 
 /// What is called with the outcome.
 pub(crate) type Then = Box<dyn FnOnce(Outcome) + Send>;
@@ -47,66 +40,6 @@ impl Waiter {
             Self::Slot(_) => None,
             Self::Then { expires_at, .. } => Some(*expires_at),
         }
-    }
-}
-
-/// The place for one outcome.
-#[derive(Debug)]
-pub(super) struct Slot<T> {
-    outcome: Mutex<Option<T>>,
-    filled: Condvar,
-    is_done: AtomicBool,
-    /// Its owner sleeps on the socket, or is about to.
-    is_at_socket: AtomicBool,
-}
-
-impl<T> Default for Slot<T> {
-    fn default() -> Self {
-        Self {
-            outcome: Mutex::default(),
-            filled: Condvar::new(),
-            is_done: AtomicBool::new(false),
-            is_at_socket: AtomicBool::new(false),
-        }
-    }
-}
-
-impl<T> Slot<T> {
-    /// Fills it. `true` when the owner sleeps on the socket and must be woken there.
-    pub(super) fn fill(&self, outcome: T) -> bool {
-        *self.outcome.lock() = Some(outcome);
-        self.is_done.store(true, SeqCst);
-        self.filled.notify_one();
-        self.is_at_socket.load(SeqCst)
-    }
-
-    pub(super) fn is_done(&self) -> bool {
-        self.is_done.load(SeqCst)
-    }
-
-    pub(super) fn take(&self) -> Option<T> {
-        self.outcome.lock().take()
-    }
-
-    /// Sleeps until it is filled, or until `deadline`.
-    pub(super) fn wait_filled(&self, deadline: Instant) {
-        let mut outcome = self.outcome.lock();
-        while outcome.is_none() {
-            if self.filled.wait_until(&mut outcome, deadline).timed_out() {
-                return;
-            }
-        }
-    }
-
-    /// Announces that the owner is about to sleep on the socket. `false` when it need not. Both this
-    /// and [`fill`](Self::fill) write first and look second, so that one of them sees the other.
-    pub(super) fn go_to_socket(&self) -> bool {
-        self.is_at_socket.store(true, SeqCst);
-        !self.is_done()
-    }
-
-    pub(super) fn leave_socket(&self) {
-        self.is_at_socket.store(false, SeqCst);
     }
 }
 

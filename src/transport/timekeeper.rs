@@ -14,10 +14,7 @@
 
 use std::{
     io,
-    sync::{
-        Arc, Weak,
-        atomic::{AtomicU64, Ordering::SeqCst},
-    },
+    sync::{Arc, Weak},
     time::{Duration, Instant},
 };
 
@@ -94,8 +91,7 @@ impl Timekeeper {
 
     /// Something of the connection is due at that time, which its worker does not know.
     pub(super) fn watch(&self, connection: &Connection, due: Instant) {
-        connection.due_at.set(due);
-        if connection.is_watched.swap(true, SeqCst) {
+        if !connection.due.set(due) {
             return;
         }
         let mut watched = self.watched.lock();
@@ -112,7 +108,7 @@ impl Timekeeper {
     /// closed as soon as the others let go of it.
     pub(super) fn forget(&self, connection: &Connection) {
         // From here on it is not put on the list again.
-        connection.is_watched.store(true, SeqCst);
+        connection.due.close();
         let mut watched = self.watched.lock();
         watched
             .list
@@ -144,47 +140,6 @@ impl Timekeeper {
     /// It is on the list meanwhile, so that whoever brings something forward only sets the time, and
     /// takes no lock of the timekeeper's.
     fn look(connection: &Arc<Connection>, now: Instant) -> bool {
-        if !connection.due_at.is_over(now) {
-            return true;
-        }
-        if connection.on_due(now) {
-            return true;
-        }
-        let seen_last = connection.due_at.get();
-        connection.is_watched.store(false, SeqCst);
-        // Whoever set a time before that has left it at that.
-        let is_set_anew = connection.due_at.get() != seen_last;
-        is_set_anew && !connection.is_watched.swap(true, SeqCst)
-    }
-}
-
-/// A time that one thread sets and another reads.
-#[derive(Debug)]
-pub(super) struct Due {
-    since: Instant,
-    nanos: AtomicU64,
-}
-
-impl Due {
-    pub(super) fn new(since: Instant) -> Self {
-        Self {
-            since,
-            nanos: AtomicU64::new(u64::MAX),
-        }
-    }
-
-    pub(super) fn set(&self, at: Instant) {
-        let nanos = at.saturating_duration_since(self.since).as_nanos();
-        let nanos = u64::try_from(nanos).unwrap_or(u64::MAX);
-        self.nanos.store(nanos, SeqCst);
-    }
-
-    fn get(&self) -> u64 {
-        self.nanos.load(SeqCst)
-    }
-
-    fn is_over(&self, now: Instant) -> bool {
-        let nanos = now.saturating_duration_since(self.since).as_nanos();
-        u128::from(self.get()) <= nanos
+        connection.due.look(now, || connection.on_due(now))
     }
 }

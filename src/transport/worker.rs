@@ -220,7 +220,7 @@ impl Worker {
             let spin = connection.context.config.spin;
             if !spin.is_zero() && self.has_received {
                 let until = deadline.map_or(now + spin, |deadline| deadline.min(now + spin));
-                while Instant::now() < until && !connection.outbox.lock().has_leader {
+                while Instant::now() < until && !connection.outbox.lock().seats.has_leader() {
                     let waker = &connection.waker;
                     let woken = sleep_on_two(waker, socket.as_fd(), Interest::Read, now, now)?;
                     if woken != Woken::default() {
@@ -232,7 +232,7 @@ impl Worker {
             return connection.poller.sleep(&connection.waker, now, deadline);
         }
         let outbox = connection.outbox.lock();
-        if !outbox.has_leader {
+        if !outbox.seats.has_leader() {
             let both = Some(Interest::ReadWrite);
             connection.poller.watch(socket.as_fd(), both);
         }
@@ -242,7 +242,7 @@ impl Worker {
         let deadline = [deadline, retry].into_iter().flatten().min();
         let woken = connection.poller.sleep(&connection.waker, now, deadline);
         let outbox = connection.outbox.lock();
-        let interest = (!outbox.has_leader).then_some(Interest::Read);
+        let interest = (!outbox.seats.has_leader()).then_some(Interest::Read);
         connection.poller.watch(socket.as_fd(), interest);
         woken
     }
