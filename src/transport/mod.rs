@@ -45,15 +45,17 @@ use std::{
 use crossbeam_channel::Sender;
 use parking_lot::Mutex;
 
-pub(crate) use connection::{Connection, PendingReply, Untaken};
+pub(crate) use connection::{Connection, Counted, PendingReply, Untaken};
 pub(crate) use endpoint::Endpoint;
+pub(crate) use outbox::process_queued;
 pub(crate) use reply::Then;
-pub(crate) use tls::quic_config;
+pub(crate) use tls::{QUICHE_VERSION, quic_config};
 pub use udp::Offload;
 
 use crate::{
     close::{CloseCode, CloseReason},
     control::{Control, SyncFrame},
+    figures::SharedDurations,
     inbox::Registry,
     node_id::{BootId, ClusterName, ConnectionId, NodeId},
     stats::Side,
@@ -165,6 +167,10 @@ pub(crate) struct Counters {
     pub(crate) worker_panics: AtomicU64,
     /// Connections closed because the peer had too many syncs under way.
     pub(crate) sync_floods: AtomicU64,
+    /// From the first datagram to the end of the exchange of HELLO, of connections that came up.
+    pub(crate) handshakes: SharedDurations,
+    /// Health pings that were answered.
+    pub(crate) pings: SharedDurations,
 }
 
 /// What all connections of a node share.

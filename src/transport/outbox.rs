@@ -25,7 +25,7 @@ use crate::{
     transport::{
         framing::{self, Preamble, StreamKind},
         incoming::MAX_RAW_STREAMS,
-        reply::Waiter,
+        reply::Awaited,
         tls::{DATAGRAM_QUEUE, Quic},
     },
 };
@@ -53,8 +53,8 @@ const MAX_PROCESS_QUEUED_BYTES: usize = 256 << 20;
 pub(super) const MAX_CONTROL_QUEUED_BYTES: usize = 256 << 10;
 
 /// Application streams of one direction: messages, requests and replies of each application of
-/// either node, and requests and replies of queries.
-pub(super) const MAX_APP_STREAMS: usize = 3 * MAX_APPS + 2;
+/// either node, and requests and replies of queries and of round-trip times.
+pub(super) const MAX_APP_STREAMS: usize = 3 * MAX_APPS + 4;
 
 /// What waits in the whole process.
 static PROCESS_QUEUED: AtomicUsize = AtomicUsize::new(0);
@@ -241,7 +241,7 @@ pub(super) struct Outbox {
     /// The peer lets control frames pile up.
     pub(super) control_overflow: bool,
     /// Requests that wait for a reply.
-    pub(super) requests: BTreeMap<u64, Waiter>,
+    pub(super) requests: BTreeMap<u64, Awaited>,
     /// When the first request that nobody watches over expires, or an earlier time.
     pub(super) next_expiry: Option<Instant>,
     /// Requests of the peer that are being answered here.
@@ -736,13 +736,26 @@ impl Outbox {
         self.refused + waiting.sum::<u64>()
     }
 
+    /// The same by application, for those that have some.
+    pub(super) fn unacknowledged_by_app(&self) -> Vec<(Arc<str>, u64)> {
+        let messages = self
+            .by_app
+            .iter()
+            .filter(|((kind, _), _)| *kind == StreamKind::Messages);
+        let waiting = messages.filter_map(|((_, app), id)| {
+            let count = self.streams.get(id)?.unacknowledged();
+            (count > 0).then(|| (Arc::clone(app), count))
+        });
+        waiting.collect()
+    }
+
     /// The ids of the streams that are open in this direction.
     pub(super) fn ids(&self) -> BTreeSet<u64> {
         self.streams.keys().copied().collect()
     }
 
     /// Nothing is sent any more. Returns those who wait for a reply.
-    pub(super) fn close(&mut self, reason: String, is_replaced: bool) -> BTreeMap<u64, Waiter> {
+    pub(super) fn close(&mut self, reason: String, is_replaced: bool) -> BTreeMap<u64, Awaited> {
         self.gate = Gate::Closed {
             is_replaced,
             reason,
@@ -759,22 +772,22 @@ impl Outbox {
     }
 
     /// Takes the requests whose time is over and that nobody else watches over.
-    pub(super) fn expire(&mut self, now: Instant) -> Vec<Waiter> {
+    pub(super) fn expire(&mut self, now: Instant) -> Vec<Awaited> {
         if self.next_expiry.is_none_or(|at| now < at) {
             return Vec::new();
         }
-        let due = |waiter: &Waiter| waiter.expires_at().is_some_and(|at| at <= now);
+        let expiry = |awaited: &Awaited| awaited.waiter.expires_at();
         let ids: Vec<u64> = self
             .requests
             .iter()
-            .filter(|(_, waiter)| due(waiter))
+            .filter(|(_, awaited)| expiry(awaited).is_some_and(|at| at <= now))
             .map(|(id, _)| *id)
             .collect();
         let expired = ids
             .iter()
             .filter_map(|id| self.requests.remove(id))
             .collect();
-        self.next_expiry = self.requests.values().filter_map(Waiter::expires_at).min();
+        self.next_expiry = self.requests.values().filter_map(expiry).min();
         expired
     }
 }
@@ -809,6 +822,11 @@ pub(super) struct Written {
 
 /// What a reply is for whoever waits for it.
 pub(super) type Outcome = Result<Vec<u8>, RequestError>;
+
+/// Bytes that wait on all connections of this process, and the most that may.
+pub(crate) fn process_queued() -> (usize, usize) {
+    (PROCESS_QUEUED.load(Relaxed), MAX_PROCESS_QUEUED_BYTES)
+}
 
 fn fits_process(bytes: usize) -> bool {
     let all = PROCESS_QUEUED.load(Relaxed);
