@@ -107,7 +107,8 @@ impl Durations {
         None
     }
 
-    pub(crate) fn merge(&mut self, other: &Self) {
+    /// Adds those of `other`.
+    pub fn merge(&mut self, other: &Self) {
         for (count, more) in self.counts.iter_mut().zip(other.counts) {
             *count += more;
         }

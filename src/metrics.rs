@@ -25,7 +25,6 @@ use crate::{
     figures::{Durations, Figures, OTHERS, PeerFigures},
     process,
     stats::ConnectionState,
-    transport::QUICHE_VERSION,
     view::View,
 };
 
@@ -207,7 +206,7 @@ fn node(out: &mut Out<'_>, view: &View) -> fmt::Result {
         [(
             vec![
                 ("version", status.version.to_owned()),
-                ("quiche", QUICHE_VERSION.to_owned()),
+                ("quiche", status.quiche.to_owned()),
             ],
             1.0,
         )],
@@ -412,46 +411,43 @@ fn peers(out: &mut Out<'_>, figures: &Figures) -> fmt::Result {
         (figures.other_peers != PeerFigures::default()).then_some((OTHERS, &figures.other_peers));
     let named = figures.peers.iter().map(|(peer, of)| (peer.as_str(), of));
     let all: Vec<(&str, &PeerFigures)> = named.chain(others).collect();
-    let rows: [(&'static str, &'static str, fn(&PeerFigures) -> u64); 7] = [
-        ("nodosum_quic_sent_bytes", "UDP payload bytes sent", |of| {
-            of.sent_bytes
-        }),
-        (
-            "nodosum_quic_received_bytes",
-            "UDP payload bytes received",
-            |of| of.received_bytes,
-        ),
-        (
-            "nodosum_quic_lost_bytes",
-            "Bytes of packets declared lost",
-            |of| of.lost_bytes,
-        ),
-        ("nodosum_quic_sent_packets", "QUIC packets sent", |of| {
-            of.sent_packets
-        }),
-        (
-            "nodosum_quic_received_packets",
-            "QUIC packets received",
-            |of| of.received_packets,
-        ),
-        (
-            "nodosum_quic_lost_packets",
-            "QUIC packets declared lost",
-            |of| of.lost_packets,
-        ),
-        (
-            "nodosum_health_ping_failures",
-            "Health pings without an answer",
-            |of| of.ping_failures,
-        ),
-    ];
-    for (name, help, figure) in rows {
+    let mut each = |name, help, figure: fn(&PeerFigures) -> u64| {
         let samples = all
             .iter()
             .map(|(peer, of)| (label("peer", peer), figure(of)));
-        out.counters(name, help, samples)?;
-    }
-    Ok(())
+        out.counters(name, help, samples)
+    };
+    each("nodosum_quic_sent_bytes", "UDP payload bytes sent", |of| {
+        of.sent_bytes
+    })?;
+    each(
+        "nodosum_quic_received_bytes",
+        "UDP payload bytes received",
+        |of| of.received_bytes,
+    )?;
+    each(
+        "nodosum_quic_lost_bytes",
+        "Bytes of packets declared lost",
+        |of| of.lost_bytes,
+    )?;
+    each("nodosum_quic_sent_packets", "QUIC packets sent", |of| {
+        of.sent_packets
+    })?;
+    each(
+        "nodosum_quic_received_packets",
+        "QUIC packets received",
+        |of| of.received_packets,
+    )?;
+    each(
+        "nodosum_quic_lost_packets",
+        "QUIC packets declared lost",
+        |of| of.lost_packets,
+    )?;
+    each(
+        "nodosum_health_ping_failures",
+        "Health pings without an answer",
+        |of| of.ping_failures,
+    )
 }
 
 fn applications(out: &mut Out<'_>, figures: &Figures) -> fmt::Result {
@@ -657,6 +653,7 @@ fn system(out: &mut Out<'_>, figures: &Figures) -> fmt::Result {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::transport::QUICHE_VERSION;
 
     #[test]
     fn the_older_format_has_counters_with_their_suffix_and_neither_units_nor_an_end() {

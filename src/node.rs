@@ -544,10 +544,7 @@ struct Handle {
     has_left: AtomicBool,
     #[cfg(feature = "http")]
     http: Mutex<Option<http::Http>>,
-    #[cfg_attr(
-        not(feature = "http"),
-        expect(dead_code, reason = "answers its peers for as long as it lives")
-    )]
+    /// Answers peers for as long as it lives.
     rtts: Arc<Rtts>,
 }
 
@@ -678,6 +675,20 @@ impl Node {
     /// little.
     pub fn figures(&self) -> Figures {
         self.handle.view.figures()
+    }
+
+    /// How far everybody is from everybody: this node's own peers, and what each of them says of its
+    /// own, asked all at once. Those that have not answered within `timeout` are not in the result; nobody
+    /// holds the others up.
+    pub fn round_trip_times(
+        &self,
+        timeout: Duration,
+    ) -> BTreeMap<NodeId, BTreeMap<NodeId, Duration>> {
+        let rtts = &self.handle.rtts;
+        let peers: Vec<NodeId> = self.handle.snapshot.peers().into_keys().collect();
+        let mut rows = rtts.ask(&peers, timeout);
+        rows.insert(self.id().clone(), rtts.own());
+        rows
     }
 
     /// Subscribes to what happens from now on; [`Builder::events`] also tells how the node became

@@ -21,6 +21,7 @@ use crate::{
     inbox::Registry,
     node_id::NodeId,
     snapshot::Snapshot,
+    waker::deadline_after,
 };
 
 /// The built-in application.
@@ -83,7 +84,7 @@ impl Rtts {
 
     /// Asks `peers`, all at once. Those that have not answered within `budget` are not in the result.
     pub(crate) fn ask(&self, peers: &[NodeId], budget: Duration) -> BTreeMap<NodeId, Row> {
-        let deadline = now() + budget;
+        let deadline = deadline_after(now(), budget);
         let (sender, answers) = crossbeam_channel::bounded(peers.len().max(1));
         let first = self.rounds.fetch_add(1, Relaxed) % peers.len().max(1);
         let (late, early) = peers.split_at(first);

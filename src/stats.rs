@@ -342,6 +342,8 @@ pub struct Status {
     pub cluster: ClusterName,
     /// The software version.
     pub version: &'static str,
+    /// The version of quiche that it is linked with.
+    pub quiche: &'static str,
     /// Time since the start.
     pub uptime: Duration,
     /// Whether the first join round is over and the node is not leaving.

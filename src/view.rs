@@ -36,7 +36,7 @@ use crate::{
         MemberCounts, MemberInfo, MemberStatus, PeerInfo, RefusedCounts, Status,
     },
     swim,
-    transport::{Context, process_queued},
+    transport::{Context, QUICHE_VERSION, process_queued},
     waker::{Waker, deadline_after},
 };
 
@@ -154,6 +154,7 @@ impl View {
             node: self.node.clone(),
             cluster: self.cluster.clone(),
             version: env!("CARGO_PKG_VERSION"),
+            quiche: QUICHE_VERSION,
             uptime: self.context.started_at.elapsed(),
             ready: self.snapshot.stage() == Stage::Started,
             members,

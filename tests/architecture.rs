@@ -75,7 +75,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         "query",
         &["app", "error", "inbox", "node_id", "snapshot", "thread"],
     ),
-    ("rtts", &["app", "inbox", "node_id", "snapshot"]),
+    ("rtts", &["app", "inbox", "node_id", "snapshot", "waker"]),
     (
         "reactor",
         &[
@@ -121,10 +121,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "waker",
         ],
     ),
-    (
-        "metrics",
-        &["figures", "process", "stats", "transport", "view"],
-    ),
+    ("metrics", &["figures", "process", "stats", "view"]),
     (
         "http",
         &[

@@ -1,6 +1,9 @@
 //! The HTTP server of a node from outside: paths, refusals, bounds, health, metrics, and that nobody who is
 //! slow or gone holds anybody up. The page in a browser is in `page.rs`.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+#![expect(clippy::disallowed_methods, reason = "tests measure by the real clock")]
+
 mod support {
     pub mod cluster;
     pub mod web;
@@ -63,6 +66,12 @@ fn every_path_answers_and_what_is_wrong_is_refused() {
     let _turn = together();
     let lab = Lab::new("paths");
     let (nodes, http) = cluster(&lab, 3);
+
+    let times = nodes[1].round_trip_times(PATIENCE);
+    assert_eq!(times.len(), 3, "{times:?}");
+    for (node, row) in &times {
+        assert!(row.len() == 2 && !row.contains_key(node), "{times:?}");
+    }
 
     let page = get(http, "/debug/quic");
     assert_eq!(page.status, 200, "{}", page.head);
@@ -156,7 +165,7 @@ fn every_path_answers_and_what_is_wrong_is_refused() {
 
     // Several requests on one connection, two of them at once.
     let mut stream = connect(http);
-    let request = format!("GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    let request = "GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n";
     stream.write_all(request.repeat(2).as_bytes()).unwrap();
     for _ in 0..2 {
         assert_eq!(read_one(&mut stream).body, "ok\n");
@@ -502,6 +511,7 @@ fn every_metric_has_samples_and_promtool_and_the_dashboard_agree() {
 }
 
 /// Runs promtool, if it is there. Skips loudly.
+#[expect(clippy::print_stderr, reason = "a test that skips itself says so")]
 fn promtool(args: &[&str], input: &str) {
     let command = Command::new("promtool")
         .args(args)

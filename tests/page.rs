@@ -4,6 +4,9 @@
 //! It needs Chromium (Debian: chromium) and skips itself loudly without. Pictures for the documents:
 //! `NODOSUM_PICTURES=docs/img cargo test --test page -- --ignored`.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+#![expect(clippy::disallowed_methods, reason = "tests measure by the real clock")]
+
 mod support {
     pub mod cluster;
     pub mod web;
@@ -33,6 +36,7 @@ use support::{
 const BROWSER_PATIENCE: Duration = Duration::from_secs(120);
 
 /// The browser, if there is one.
+#[expect(clippy::print_stderr, reason = "a test that skips itself says so")]
 fn browser() -> Option<&'static str> {
     let names = ["chromium", "chromium-browser", "google-chrome"];
     let found = names.into_iter().find(|name| {
@@ -363,7 +367,7 @@ fn pictures_for_the_documents() {
             let _ = apps[0].send(&id(&format!("n{peer}")), vec![0; 900], PATIENCE);
         }
         thread::park_timeout(Duration::from_millis(40));
-        if begun.elapsed().as_millis() % 10 == 0 {
+        if begun.elapsed().as_millis().is_multiple_of(10) {
             get(http, "/debug/quic?part");
         }
     }

@@ -423,9 +423,9 @@ impl Sockets {
             return;
         };
         let fate = match client.state {
-            State::Reading => client.read().and_then(|fate| match fate {
-                Fate::Lives => Ok(next_request(client, id, &self.hosts, &self.jobs, now)),
-                Fate::Ends => Ok(Fate::Ends),
+            State::Reading => client.read().map(|fate| match fate {
+                Fate::Lives => next_request(client, id, &self.hosts, &self.jobs, now),
+                Fate::Ends => Fate::Ends,
             }),
             // It went away before its answer was made.
             State::Answering => Ok(Fate::Ends),
