@@ -678,4 +678,39 @@ mod tests {
         });
         assert_eq!(locked, Some(format!("{QUICHE_VERSION:?}").as_str()));
     }
+
+    #[test]
+    #[cfg(feature = "ca")]
+    fn a_scrape_waits_for_no_lock_of_a_connection() {
+        use crate::{Node, Ready, ca::Authority};
+        let patience = Duration::from_secs(60);
+        let authority = Authority::new(&"unit".parse().unwrap(), patience * 60).unwrap();
+        let start = |name: &str, seed: Option<String>| {
+            let identity = authority.identity(&name.parse().unwrap(), patience * 30);
+            let builder = Node::builder(identity.unwrap()).seeds(seed);
+            let node = builder.http("127.0.0.1:0".parse().unwrap()).start();
+            node.unwrap()
+        };
+        let first = start("n1", None);
+        let second = start("n2", Some(first.quic_addr().to_string()));
+        for node in [&first, &second] {
+            node.wait_ready(Ready::Peers(1), patience).unwrap();
+        }
+        let view = Arc::clone(first.view());
+        let peers = view.snapshot.peers();
+        let held: Vec<_> = peers.values().map(|connection| connection.hold()).collect();
+        assert_eq!(held.len(), 1);
+        let (sender, scraped) = crossbeam_channel::bounded(1);
+        let scrape = move || drop(sender.send((encode(&view), view.status(), view.closed())));
+        let thread = crate::thread::spawn("nd-work-1", scrape).unwrap();
+        let (text, _, _) = scraped.recv_timeout(patience).unwrap();
+        assert!(
+            text.unwrap()
+                .contains("nodosum_quic_peer_up{peer=\"n2\"} 1")
+        );
+        drop(held);
+        thread.join().unwrap();
+        second.shutdown(patience);
+        first.shutdown(patience);
+    }
 }

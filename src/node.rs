@@ -604,6 +604,12 @@ impl Node {
         }
     }
 
+    /// What tests within the crate look at.
+    #[cfg(test)]
+    pub(crate) fn view(&self) -> &Arc<View> {
+        &self.handle.view
+    }
+
     /// This node's name.
     pub fn id(&self) -> &NodeId {
         self.handle.identity.node()

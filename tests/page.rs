@@ -181,11 +181,13 @@ fn pass(mut from: TcpStream, mut to: TcpStream, count: Option<Arc<AtomicUsize>>)
     thread::Builder::new().spawn(body).unwrap();
 }
 
+const ROLE: (&str, &str) = ("role", "edge");
+
 const HOSTILE: &str =
     "<script>alert(1)</script>\"><img src=x onerror=alert(2)> \u{202e}olleh \u{1b}[31m";
 
-/// `n1` with HTTP, and as many peers.
-fn cluster(lab: &Lab, peers: usize) -> (Vec<Node>, SocketAddr) {
+/// `n1` with HTTP, and as many peers, the first of which has this tag.
+fn cluster(lab: &Lab, peers: usize, tag: (&str, &str)) -> (Vec<Node>, SocketAddr) {
     let first = lab.builder("n1").http("127.0.0.1:0".parse().unwrap());
     let first = first.tag("role", "web").start().unwrap();
     let http = first.http_addr().unwrap();
@@ -194,7 +196,7 @@ fn cluster(lab: &Lab, peers: usize) -> (Vec<Node>, SocketAddr) {
     for i in 2..=peers + 1 {
         let mut node = lab.builder(&format!("n{i}")).seed(&seed);
         node = match i {
-            2 => node.tag("<i>note", HOSTILE),
+            2 => node.tag(tag.0, tag.1),
             _ => node.tag("role", "store").tag("zone", format!("z{}", i % 3)),
         };
         nodes.push(node.start().unwrap());
@@ -221,7 +223,7 @@ fn stop(nodes: Vec<Node>) {
 fn the_page_follows_can_be_filtered_and_shows_hostile_texts_as_texts() {
     let Some(browser) = browser() else { return };
     let lab = Lab::new("browser");
-    let (nodes, http) = cluster(&lab, 3);
+    let (nodes, http) = cluster(&lab, 3, ("<i>note", HOSTILE));
     nodes[2].emit_event("news", HOSTILE).unwrap();
     eventually("the event is on the page", || {
         get(http, "/debug/quic?part").body.contains("news: ")
@@ -296,7 +298,7 @@ fn the_page_follows_can_be_filtered_and_shows_hostile_texts_as_texts() {
 fn the_page_of_a_node_alone_says_so() {
     let Some(browser) = browser() else { return };
     let lab = Lab::new("alone");
-    let (nodes, http) = cluster(&lab, 0);
+    let (nodes, http) = cluster(&lab, 0, ROLE);
     let document = document(browser, http, "/debug/quic");
     for text in [
         "This node is alone and well",
@@ -311,7 +313,7 @@ fn the_page_of_a_node_alone_says_so() {
 #[test]
 fn the_page_of_a_large_cluster_has_everybody() {
     let lab = Lab::new("fifty");
-    let (nodes, http) = cluster(&lab, 50);
+    let (nodes, http) = cluster(&lab, 50, ROLE);
     let mut page = get(http, "/debug/quic").body;
     eventually("everybody answers for the matrix", || {
         page = get(http, "/debug/quic").body;
@@ -338,7 +340,7 @@ fn pictures_for_the_documents() {
     );
     fs::create_dir_all(&dir).unwrap();
     let lab = Lab::new("shop");
-    let (mut nodes, http) = cluster(&lab, 6);
+    let (mut nodes, http) = cluster(&lab, 6, ROLE);
     let events = nodes[0].events();
     let apps: Vec<_> = nodes[..6]
         .iter()

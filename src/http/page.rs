@@ -933,30 +933,29 @@ fn sparkline(out: &mut String, rtts: &VecDeque<Option<Duration>>) {
         duration(highest)
     );
     let top = highest.as_secs_f64().max(1e-6);
-    let mut points = String::new();
-    let flush = |points: &mut String, out: &mut String| {
-        if !points.is_empty() {
-            let _ = write!(out, "<polyline points=\"{}\"/>", points.trim_end());
-            points.clear();
-        }
-    };
-    for (i, rtt) in rtts.iter().enumerate() {
-        match rtt {
-            Some(rtt) => {
+    let mut at = 0;
+    let mut rest = rtts.iter().peekable();
+    while let Some(first) = rest.peek().map(|rtt| rtt.is_some()) {
+        let mut points = String::new();
+        let begun = at;
+        while let Some(rtt) = rest.next_if(|rtt| rtt.is_some() == first) {
+            if let Some(rtt) = rtt {
                 let height = rtt.as_secs_f64() / top * (SPARK_HEIGHT - 4.0);
-                let _ = write!(points, "{:.1},{:.1} ", x(i), SPARK_HEIGHT - 2.0 - height);
+                let _ = write!(points, "{:.1},{:.1} ", x(at), SPARK_HEIGHT - 2.0 - height);
             }
-            None => {
-                flush(&mut points, out);
-                let _ = write!(
-                    out,
-                    "<rect x=\"{:.1}\" y=\"0\" width=\"{step:.2}\" height=\"{SPARK_HEIGHT}\"/>",
-                    x(i)
-                );
-            }
+            at += 1;
         }
+        let _ = if first {
+            write!(out, "<polyline points=\"{}\"/>", points.trim_end())
+        } else {
+            let width = (at - begun) as f64 * step;
+            write!(
+                out,
+                "<rect x=\"{:.1}\" y=\"0\" width=\"{width:.1}\" height=\"{SPARK_HEIGHT}\"/>",
+                x(begun)
+            )
+        };
     }
-    flush(&mut points, out);
     out.push_str("</svg>");
 }
 
@@ -1077,7 +1076,7 @@ mod tests {
 
     #[test]
     fn a_sparkline_has_a_line_for_each_stretch_and_a_block_for_each_gap() {
-        let rtts = [Some(1), Some(2), None, Some(4)].map(|ms| ms.map(Duration::from_millis));
+        let rtts = [Some(1), Some(2), None, None, Some(4)].map(|ms| ms.map(Duration::from_millis));
         let mut out = String::new();
         sparkline(&mut out, &rtts.into_iter().collect());
         assert_eq!(out.matches("<polyline").count(), 2);

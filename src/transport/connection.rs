@@ -323,6 +323,12 @@ impl Connection {
         Arc::clone(&self.info.lock())
     }
 
+    /// Holds every lock that is held while the connection works.
+    #[cfg(test)]
+    pub(crate) fn hold(&self) -> impl Sized + '_ {
+        (self.driver.lock(), self.outbox.lock())
+    }
+
     pub(super) fn set_info(&self, info: ConnectionInfo) {
         let before = std::mem::replace(&mut *self.info.lock(), Arc::new(info));
         drop(before);
