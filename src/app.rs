@@ -270,7 +270,9 @@ impl App {
             deadline,
             SendErrorKind::Timeout(to.clone()),
             |connection| connection.send(&self.inbox.name, payload, deadline),
-        )
+        )?;
+        self.inbox.figures.sent.fetch_add(1, Relaxed);
+        Ok(())
     }
 
     /// Does something on the connection in use to a peer. When that connection is being replaced
@@ -337,14 +339,16 @@ impl App {
         payload: impl AsRef<[u8]>,
         timeout: Duration,
     ) -> Result<Vec<u8>, RequestError> {
-        let deadline = deadline_after(now(), timeout);
+        let started = now();
+        let deadline = deadline_after(started, timeout);
         let late = RequestError::Timeout {
             peer: to.clone(),
             timeout,
         };
         let payload = payload.as_ref();
         self.on_current(to, deadline, late, |connection| {
-            connection.request(&self.inbox.name, payload, deadline, timeout)
+            let flight = || self.inbox.flight(started);
+            connection.request(&self.inbox.name, payload, deadline, timeout, flight)
         })?
     }
 
@@ -359,14 +363,16 @@ impl App {
         payload: impl AsRef<[u8]>,
         timeout: Duration,
     ) -> Result<PendingReply, RequestError> {
-        let deadline = deadline_after(now(), timeout);
+        let started = now();
+        let deadline = deadline_after(started, timeout);
         let late = RequestError::Timeout {
             peer: to.clone(),
             timeout,
         };
         let payload = payload.as_ref();
         let pending = self.on_current(to, deadline, late, |connection| {
-            connection.request_async(&self.inbox.name, payload, deadline, timeout)
+            let flight = || self.inbox.flight(started);
+            connection.request_async(&self.inbox.name, payload, deadline, timeout, flight)
         })?;
         Ok(PendingReply { pending })
     }
@@ -387,7 +393,8 @@ impl App {
         timeout: Duration,
         then: impl FnOnce(Result<Vec<u8>, RequestError>) + Send + 'static,
     ) -> Result<(), RequestError> {
-        let deadline = deadline_after(now(), timeout);
+        let started = now();
+        let deadline = deadline_after(started, timeout);
         let late = RequestError::Timeout {
             peer: to.clone(),
             timeout,
@@ -398,7 +405,9 @@ impl App {
             contain(&inbox, || then(outcome));
         }));
         self.on_current(to, deadline, late, |connection| {
-            connection.request_then(&self.inbox.name, payload, deadline, timeout, &mut then)
+            let flight = || self.inbox.flight(started);
+            let name = &self.inbox.name;
+            connection.request_then(name, payload, deadline, timeout, flight, &mut then)
         })
     }
 
@@ -435,7 +444,9 @@ impl App {
     /// nobody takes it in time at the other end.
     pub fn send_datagram(&self, to: &NodeId, payload: &[u8]) -> Result<(), DatagramError> {
         self.datagram_connection(to)?
-            .send_datagram(&self.inbox.name, payload)
+            .send_datagram(&self.inbox.name, payload)?;
+        self.inbox.figures.sent.fetch_add(1, Relaxed);
+        Ok(())
     }
 
     /// The largest datagram that can be sent to `to` now, in bytes: what fits a datagram of the path,
@@ -628,6 +639,7 @@ fn contain<T>(inbox: &Inbox, body: impl FnOnce() -> T) -> Option<T> {
         Ok(value) => Some(value),
         Err(panic) => {
             inbox.handler_panics.fetch_add(1, Relaxed);
+            inbox.figures.handler_panics.fetch_add(1, Relaxed);
             log::error!(target: "node", app = &*inbox.name, panic = panic_message(panic.as_ref()).as_str();
                 "a handler panicked");
             None

@@ -131,6 +131,32 @@ impl CloseReason {
             Self::Io(_) => "io",
         }
     }
+
+    /// Whether it is a fault, and not an end that one of both nodes wanted.
+    pub fn is_fault(&self) -> bool {
+        match self {
+            Self::Local(code) | Self::Peer(code) => match code {
+                CloseCode::Shutdown
+                | CloseCode::Duplicate
+                | CloseCode::AddressChanged
+                | CloseCode::SelfDial
+                | CloseCode::Superseded => false,
+                CloseCode::Identity
+                | CloseCode::Protocol
+                | CloseCode::Overloaded
+                | CloseCode::Internal
+                | CloseCode::Unknown(_) => true,
+            },
+            Self::Idle
+            | Self::HandshakeTimeout(_)
+            | Self::Refused
+            | Self::Reset
+            | Self::Tls { .. }
+            | Self::WrongIdentity(_)
+            | Self::Transport { .. }
+            | Self::Io(_) => true,
+        }
+    }
 }
 
 impl fmt::Display for CloseReason {

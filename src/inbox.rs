@@ -23,7 +23,12 @@ use std::{
 use crossbeam_channel::{Receiver, Sender, TrySendError};
 use parking_lot::{Mutex, RwLock};
 
-use crate::{node_id::NodeId, stream::Stream, waker::Waker};
+use crate::{
+    figures::{AppFigures, AppTable, DropReason, Flight, InboxFigures, SharedAppFigures},
+    node_id::NodeId,
+    stream::Stream,
+    waker::Waker,
+};
 
 /// How many bytes of messages, and as many again of requests, one application holds at most.
 pub(crate) const MAX_INBOX_BYTES: usize = 1 << 20;
@@ -284,7 +289,10 @@ pub(crate) struct Inbox {
     pub(crate) takes_requests: AtomicBool,
     /// It is registered no more.
     is_gone: AtomicBool,
-    pub(crate) received: AtomicU64,
+    /// Of every application of this name, since the node started.
+    pub(crate) figures: Arc<SharedAppFigures>,
+    /// Whether its requests are timed.
+    is_measured: bool,
     pub(crate) handler_panics: AtomicU64,
 }
 
@@ -293,7 +301,12 @@ impl Inbox {
         clippy::disallowed_methods,
         reason = "both are bounded in bytes by their budgets"
     )]
-    fn new(name: &str, is_internal: bool) -> Self {
+    fn new(
+        name: &str,
+        is_internal: bool,
+        figures: Arc<SharedAppFigures>,
+        is_measured: bool,
+    ) -> Self {
         let (message_sender, messages) = crossbeam_channel::unbounded();
         let (request_sender, requests) = crossbeam_channel::unbounded();
         let (stream_sender, streams) = crossbeam_channel::bounded(MAX_WAITING_STREAMS);
@@ -319,13 +332,33 @@ impl Inbox {
             inline_requests: RwLock::default(),
             takes_requests: AtomicBool::new(false),
             is_gone: AtomicBool::new(false),
-            received: AtomicU64::new(0),
+            figures,
+            is_measured,
             handler_panics: AtomicU64::new(0),
         }
     }
 
+    /// A request of this application that leaves; nothing when requests are not timed.
+    pub(crate) fn flight(&self, started: Instant) -> Option<Flight> {
+        self.is_measured
+            .then(|| Flight::begin(&self.figures, started))
+    }
+
+    /// What waits to be taken.
+    fn waiting(&self) -> InboxFigures {
+        InboxFigures {
+            messages: self.messages.len(),
+            message_bytes: self.message_budget.held(),
+            requests: self.requests.len(),
+            request_bytes: self.request_budget.held(),
+            streams: self.streams.len(),
+            datagrams: self.datagrams.len(),
+            capacity_bytes: MAX_INBOX_BYTES,
+        }
+    }
+
     pub(crate) fn deliver(&self, message: Message) {
-        self.received.fetch_add(1, Relaxed);
+        self.figures.received.fetch_add(1, Relaxed);
         if let Some(senders) = &*self.senders.read() {
             // The receiver lives in this very struct, so that the channel is connected.
             let _ = senders.messages.send(message);
@@ -357,12 +390,12 @@ impl Inbox {
         let is_taken = senders
             .as_ref()
             .is_some_and(|senders| senders.datagrams.try_send(datagram).is_ok());
-        let counter = if is_taken {
-            &self.received
+        if is_taken {
+            self.figures.received.fetch_add(1, Relaxed);
         } else {
-            &self.dropped_datagrams
-        };
-        counter.fetch_add(1, Relaxed);
+            self.dropped_datagrams.fetch_add(1, Relaxed);
+            self.figures.drop_for(DropReason::InboxFull, 1);
+        }
     }
 
     pub(crate) fn is_gone(&self) -> bool {
@@ -389,7 +422,7 @@ impl Inbox {
     }
 
     pub(crate) fn deliver_request(&self, pending: PendingRequest) {
-        self.received.fetch_add(1, Relaxed);
+        self.figures.requests_received.fetch_add(1, Relaxed);
         if let Some(senders) = &*self.senders.read() {
             let _ = senders.requests.send(pending);
         }
@@ -400,6 +433,10 @@ impl Inbox {
 #[derive(Default)]
 pub(crate) struct Registry {
     apps: RwLock<BTreeMap<String, Arc<Inbox>>>,
+    figures: AppTable,
+    /// Whether requests of applications that are registered from now on are timed, which costs them a
+    /// few counters each.
+    is_measured: AtomicBool,
 }
 
 /// Why a name was not registered.
@@ -409,6 +446,36 @@ pub(crate) enum Refusal {
 }
 
 impl Registry {
+    /// Has requests timed.
+    pub(crate) fn measure(&self) {
+        self.is_measured.store(true, Relaxed);
+    }
+
+    /// The figures of an application; of one that is not registered here, those of all such.
+    pub(crate) fn figures_of(&self, app: &str) -> Arc<SharedAppFigures> {
+        match self.get(app) {
+            Some(inbox) => Arc::clone(&inbox.figures),
+            None => Arc::clone(self.figures.others()),
+        }
+    }
+
+    /// The figures of all applications, with what waits in the inboxes of those registered.
+    pub(crate) fn figures(&self) -> BTreeMap<String, AppFigures> {
+        let mut all = self.figures.get();
+        let apps: Vec<Arc<Inbox>> = self.apps.read().values().cloned().collect();
+        for app in apps {
+            if let Some(figures) = all.get_mut(&*app.name) {
+                figures.inbox = Some(app.waiting());
+            }
+        }
+        all
+    }
+
+    fn inbox(&self, name: &str, is_internal: bool) -> Inbox {
+        let is_measured = self.is_measured.load(Relaxed);
+        Inbox::new(name, is_internal, self.figures.of(name), is_measured)
+    }
+
     pub(crate) fn register(&self, name: &str) -> Result<Arc<Inbox>, Refusal> {
         let mut apps = self.apps.write();
         if apps.contains_key(name) {
@@ -418,7 +485,7 @@ impl Registry {
         if users >= MAX_APPS {
             return Err(Refusal::TooMany);
         }
-        let inbox = Arc::new(Inbox::new(name, false));
+        let inbox = Arc::new(self.inbox(name, false));
         apps.insert(name.to_owned(), Arc::clone(&inbox));
         Ok(inbox)
     }
@@ -428,7 +495,7 @@ impl Registry {
         let mut apps = self.apps.write();
         let inbox = apps
             .entry(name.to_owned())
-            .or_insert_with(|| Arc::new(Inbox::new(name, true)));
+            .or_insert_with(|| Arc::new(self.inbox(name, true)));
         Arc::clone(inbox)
     }
 

@@ -23,12 +23,13 @@
 //! Everything is blocking and has a time-out. Every queue is bounded; what does not fit is refused to
 //! its sender or counted and told, never lost in silence. The library prints nothing, installs no
 //! signal handler and initialises no logger: it logs through the `log` crate, with key-values, under
-//! the targets `swim`, `mesh`, `transport`, `reactor` and `node`.
+//! the targets `swim`, `mesh`, `transport`, `reactor`, `node` and `http`.
 //!
 //! # Features
 //!
 //! - `node` (default): the `nodosum` binary and what it needs; switch it off to link the library alone.
 //! - `ca`: making authorities and certificates, in [`ca`].
+//! - `http`: a page, metrics and health checks over HTTP, with `Builder::http`. `node` brings it.
 
 mod app;
 mod close;
@@ -39,12 +40,19 @@ pub mod control;
 mod error;
 mod event;
 mod explanation;
+mod figures;
+#[cfg(feature = "http")]
+mod http;
 mod inbox;
 #[doc(hidden)]
 pub mod mesh;
+#[cfg(feature = "http")]
+mod metrics;
 mod node;
 mod node_id;
 mod outputs;
+#[cfg(feature = "http")]
+mod process;
 mod query;
 mod reactor;
 #[doc(hidden)]
@@ -54,6 +62,7 @@ mod resolver;
 pub mod rng;
 #[doc(hidden)]
 pub mod roster;
+mod rtts;
 mod snapshot;
 mod state_dir;
 mod stats;
@@ -66,6 +75,7 @@ mod thread;
 pub mod transport;
 #[doc(hidden)]
 pub mod trust;
+mod view;
 mod waker;
 
 #[cfg(feature = "ca")]
@@ -79,6 +89,10 @@ pub use error::{
 };
 pub use event::{Event, EventKind};
 pub use explanation::{Explanation, Moment};
+pub use figures::{
+    AppFigures, ConnectionFigures, DropReason, Durations, Figures, GossipFigures, InboxFigures,
+    OTHERS, PeerFigures, QueueFigures, RequestEnd,
+};
 pub use inbox::{Datagram, Message, Request};
 pub use node::{Builder, LeaveReport, Node, Profile, ShutdownReport};
 pub use node_id::{BootId, ClusterName, InvalidKeyId, InvalidName, KeyId, NodeId};
@@ -86,8 +100,9 @@ pub use query::{Answers, MAX_ANSWER_BYTES, Query, QueryReport};
 pub use record::MAX_TAG_BYTES;
 pub use snapshot::Ready;
 pub use stats::{
-    ConnectionCounts, ConnectionInfo, ConnectionState, EventCounts, KeyInfo, Keys, LostCounts,
-    MemberCounts, MemberInfo, MemberStatus, PeerInfo, RefusedCounts, Side, Status, TransportCounts,
+    ClosedConnection, ConnectionCounts, ConnectionInfo, ConnectionState, EventCounts, KeyInfo,
+    Keys, LostCounts, MemberCounts, MemberInfo, MemberStatus, PeerInfo, RefusedCounts, Side,
+    Status, TransportCounts,
 };
 pub use stream::Stream;
 pub use subscribers::Events;

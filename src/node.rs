@@ -21,6 +21,8 @@ use crossbeam_channel::{Receiver, Sender};
 use parking_lot::Mutex;
 use ring::rand::{SecureRandom, SystemRandom};
 
+#[cfg(feature = "http")]
+use crate::http;
 use crate::{
     app::{App, Workers},
     cluster::Cluster,
@@ -28,22 +30,22 @@ use crate::{
         CommandError, EventError, IdentityError, NotReady, RegisterError, RequestError, StartError,
     },
     explanation::Explanation,
+    figures::Figures,
     inbox::{self, Registry},
     mesh,
     node_id::{BootId, ClusterName, KeyId, NodeId},
     query::{self, Answers, Queries, Query, Slot},
     reactor::{self, Command, Counters, Parts, TagChange},
     record::{MAX_TAG_BYTES, PROTOCOL_VERSIONS, Record, tag_bytes},
+    rtts::{self, Rtts},
     snapshot::{Ready, Snapshot, Stage},
-    state_dir::{self, StateDir, Writer},
-    stats::{
-        ConnectionCounts, ConnectionInfo, ConnectionState, Keys, LostCounts, MemberCounts,
-        MemberInfo, MemberStatus, PeerInfo, RefusedCounts, Status,
-    },
+    state_dir::{StateDir, Writer},
+    stats::{ClosedConnection, ConnectionInfo, Keys, MemberInfo, PeerInfo, Status},
     subscribers::{Events, Subscribers},
     swim, thread,
     transport::{self, Context, Endpoint, millis, quic_config, timekeeper, udp},
     trust::{self, Identity},
+    view::View,
     waker::{Waker, deadline_after},
 };
 
@@ -96,6 +98,10 @@ pub struct Builder {
     expected: (Option<String>, Option<String>),
     transport: transport::Config,
     subscribers: Arc<Subscribers>,
+    #[cfg(feature = "http")]
+    http: Option<SocketAddr>,
+    #[cfg(feature = "http")]
+    http_names: Vec<String>,
     #[cfg(test)]
     panic_at_start: bool,
 }
@@ -194,6 +200,26 @@ impl Builder {
         self
     }
 
+    /// Serves the page `/debug/quic`, `/metrics` and health checks over plain HTTP at this address; port 0
+    /// picks one. Nobody has to prove who they are to read there, so it belongs on a loopback address
+    /// or into a network for operators. Default: off.
+    ///
+    /// While it is on, requests of applications are timed.
+    #[cfg(feature = "http")]
+    pub fn http(mut self, addr: SocketAddr) -> Self {
+        self.http = Some(addr);
+        self
+    }
+
+    /// Adds a name under which clients may address the HTTP server. Without, it answers only requests
+    /// whose `Host` is its address, a loopback address or `localhost`, so that no web site can read it
+    /// through a visitor's browser.
+    #[cfg(feature = "http")]
+    pub fn http_name(mut self, name: impl Into<String>) -> Self {
+        self.http_names.push(name.into());
+        self
+    }
+
     /// Subscribes to everything from the start on. A node may be ready before
     /// [`start`](Self::start) has returned, and [`Node::events`] then comes too late to hear of it.
     /// If the node does not start, the channel ends.
@@ -243,6 +269,18 @@ impl Builder {
         });
         let gossip = udp::gossip(gossip_bind).map_err(bind_error("gossip", gossip_bind))?;
         let gossip_bound = gossip.local_addr()?;
+        #[cfg(feature = "http")]
+        let http = match self.http {
+            Some(addr) => Some(http::bind(addr).map_err(bind_error("HTTP", addr))?),
+            None => None,
+        };
+        #[cfg(feature = "http")]
+        let (http_addr, http_threads) = (
+            http.as_ref().map(|bound| bound.addr),
+            http.as_ref().map_or(0, |_| http::THREADS),
+        );
+        #[cfg(not(feature = "http"))]
+        let (http_addr, http_threads) = (None, 0);
         let quic_addr = advertised(self.advertise, None, listener.addr);
         let gossip_addr = advertised(self.gossip_advertise, self.advertise, gossip_bound);
         for addr in [quic_addr, gossip_addr] {
@@ -280,6 +318,9 @@ impl Builder {
         let (commands, command_receiver) = crossbeam_channel::bounded(COMMAND_CAPACITY);
         let waker = Arc::new(Waker::new()?);
         let registry = Arc::new(Registry::default());
+        if http_addr.is_some() {
+            registry.measure();
+        }
         let quic = quic_config(&self.identity, &self.transport).map_err(StartError::Tls)?;
         let timekeeper = timekeeper::Running::shared()?;
         let context = Arc::new(Context {
@@ -325,6 +366,9 @@ impl Builder {
             Arc::clone(&snapshot),
             Arc::clone(&workers),
         ));
+        let rtts = Arc::new(Rtts::serve(&registry, &snapshot, &workers));
+        #[cfg(feature = "http")]
+        let events = Events::new(subscribers.subscribe());
         let (stuck_sender, stuck) = crossbeam_channel::bounded(1);
         let mesh_config = mesh::Config {
             remember_for: self.remember_for,
@@ -358,6 +402,22 @@ impl Builder {
                 }
             })?;
         log::debug!(target: "node", "start: reactor runs");
+        let validity = (self.identity.not_before(), self.identity.not_after());
+        let view = Arc::new(View {
+            node: self.identity.node().clone(),
+            cluster: self.identity.cluster().clone(),
+            certificate: Mutex::new(validity),
+            http_addr,
+            context: Arc::clone(&context),
+            snapshot: Arc::clone(&snapshot),
+            counters: Arc::clone(&counters),
+            registry: Arc::clone(&registry),
+            workers: Arc::clone(&workers),
+            writer: writer.clone(),
+            commands,
+            waker,
+            http_threads,
+        });
         let handle = Handle {
             identity: self.identity,
             quic_addr,
@@ -370,15 +430,26 @@ impl Builder {
             workers,
             queries,
             writer,
-            commands,
-            waker,
+            view,
             stuck,
             reactor: Mutex::new(Some(reactor)),
             has_left: AtomicBool::new(false),
+            #[cfg(feature = "http")]
+            http: Mutex::new(None),
+            rtts,
         };
-        Ok(Node {
+        let node = Node {
             handle: Arc::new(handle),
-        })
+        };
+        #[cfg(feature = "http")]
+        if let Some(bound) = http {
+            let handle = &node.handle;
+            let (view, rtts) = (Arc::clone(&handle.view), Arc::clone(&handle.rtts));
+            // On an error the node is dropped, which ends all that runs.
+            let running = http::Http::start(bound, self.http_names, view, rtts, events)?;
+            *handle.http.lock() = Some(running);
+        }
+        Ok(node)
     }
 
     fn check(&self) -> Result<(), StartError> {
@@ -478,11 +549,14 @@ struct Handle {
     workers: Arc<Workers>,
     queries: Arc<Queries>,
     writer: Option<Writer>,
-    commands: Sender<Command>,
-    waker: Arc<Waker>,
+    view: Arc<View>,
     stuck: Receiver<Vec<String>>,
     reactor: Mutex<Option<thread::Handle>>,
     has_left: AtomicBool,
+    #[cfg(feature = "http")]
+    http: Mutex<Option<http::Http>>,
+    /// Answers peers for as long as it lives.
+    rtts: Arc<Rtts>,
 }
 
 impl fmt::Debug for Node {
@@ -533,9 +607,19 @@ impl Node {
             expected: (None, None),
             transport: transport::Config::default(),
             subscribers: Arc::new(Subscribers::new()),
+            #[cfg(feature = "http")]
+            http: None,
+            #[cfg(feature = "http")]
+            http_names: Vec::new(),
             #[cfg(test)]
             panic_at_start: false,
         }
+    }
+
+    /// What tests within the crate look at.
+    #[cfg(test)]
+    pub(crate) fn view(&self) -> &Arc<View> {
+        &self.handle.view
     }
 
     /// This node's name.
@@ -563,6 +647,11 @@ impl Node {
         self.handle.gossip_addr
     }
 
+    /// Where the page and the metrics are served, if they are.
+    pub fn http_addr(&self) -> Option<SocketAddr> {
+        self.handle.view.http_addr
+    }
+
     /// Waits until `ready` holds. Always answers within `timeout`.
     ///
     /// # Errors
@@ -575,95 +664,49 @@ impl Node {
 
     /// Every member this node knows, itself included, in the order of their names.
     pub fn members(&self) -> Vec<MemberInfo> {
-        self.handle.snapshot.members()
+        self.handle.view.members()
     }
 
     /// Every peer with an authenticated connection, in the order of their names.
     pub fn peers(&self) -> Vec<PeerInfo> {
-        let peers = self.handle.snapshot.peers().into_iter();
-        peers
-            .map(|(node, connection)| PeerInfo {
-                node,
-                addr: connection.addr,
-                side: connection.side,
-                rtt: connection.info().rtt,
-            })
-            .collect()
+        self.handle.view.peers()
     }
 
     /// Every connection, and a row for every member to which there is none.
     pub fn connections(&self) -> Vec<ConnectionInfo> {
-        self.handle.snapshot.connections(Instant::now())
+        self.handle.view.connections()
+    }
+
+    /// The last 64 connections that ended, the oldest first. Handshakes that fail again and again for
+    /// one reason are one row.
+    pub fn closed_connections(&self) -> Vec<ClosedConnection> {
+        self.handle.view.closed()
     }
 
     /// The node in one look.
     pub fn status(&self) -> Status {
-        let mut members = MemberCounts::default();
-        for member in self.members() {
-            let count = match member.status {
-                MemberStatus::Alive => &mut members.alive,
-                MemberStatus::Suspect => &mut members.suspect,
-                MemberStatus::Dead => &mut members.dead,
-                MemberStatus::Left => &mut members.left,
-            };
-            *count += 1;
-        }
-        let mut connections = ConnectionCounts::default();
-        for connection in self.connections() {
-            let count = match connection.state {
-                ConnectionState::Handshaking => &mut connections.handshaking,
-                ConnectionState::Established => &mut connections.established,
-                ConnectionState::Draining => &mut connections.draining,
-                ConnectionState::Down => &mut connections.down,
-            };
-            *count += 1;
-        }
-        let handle = &self.handle;
-        let stage = handle.snapshot.stage();
-        let saves = |count: fn(&state_dir::Counters) -> &AtomicU64| {
-            let writer = handle.writer.as_ref();
-            writer.map_or(0, |writer| count(writer.counters()).load(Relaxed))
-        };
-        let runs = !matches!(stage, Stage::Stopped | Stage::Failed(_));
-        Status {
-            node: self.id().clone(),
-            cluster: self.cluster().clone(),
-            version: env!("CARGO_PKG_VERSION"),
-            uptime: handle.context.started_at.elapsed(),
-            ready: stage == Stage::Started,
-            members,
-            connections,
-            health_score: handle.snapshot.health_score(),
-            threads: usize::from(runs)
-                + usize::from(runs && handle.writer.is_some())
-                + handle.snapshot.links().len()
-                + handle.workers.count(),
-            roster_saves: saves(|counters| &counters.saved),
-            roster_failures: saves(|counters| &counters.failed),
-            refused: self.refused(),
-            lost: LostCounts {
-                gossip: handle.counters.gossip_unsent.load(Relaxed),
-                ..handle.snapshot.lost()
-            },
-            events: handle.snapshot.events(),
-            transport: handle.context.counters.counts(),
-        }
+        self.handle.view.status()
     }
 
-    fn refused(&self) -> RefusedCounts {
-        let counters = &self.handle.counters;
-        RefusedCounts {
-            gossip: counters.gossip_refused.load(Relaxed),
-            quic: self.handle.context.counters.refused_datagrams.load(Relaxed),
-            records: counters.records_refused.load(Relaxed),
-            unproven_records: counters.records_unproven.load(Relaxed),
-            statements: counters.statements_refused.load(Relaxed),
-            events: counters.events_refused.load(Relaxed),
-            keyrings: counters.keyrings_refused.load(Relaxed),
-            syncs: counters.syncs_refused.load(Relaxed)
-                + self.handle.context.counters.sync_floods.load(Relaxed),
-            ..self.handle.snapshot.refused()
-        }
+    /// Everything that this node counts; no count runs backwards. How long requests take, and how many
+    /// are in flight, is only measured while the node serves HTTP, because that costs each request a
+    /// little.
+    pub fn figures(&self) -> Figures {
+        self.handle.view.figures()
+    }
+
+    /// How far everybody is from everybody: this node's own peers, and what each of them says of its
+    /// own, asked all at once. Those that have not answered within `timeout` are not in the result; nobody
+    /// holds the others up.
+    pub fn round_trip_times(
+        &self,
+        timeout: Duration,
+    ) -> BTreeMap<NodeId, BTreeMap<NodeId, Duration>> {
+        let rtts = &self.handle.rtts;
+        let peers: Vec<NodeId> = self.handle.snapshot.peers().into_keys().collect();
+        let mut rows = rtts.ask(&peers, timeout);
+        rows.insert(self.id().clone(), rtts.own());
+        rows
     }
 
     /// Subscribes to what happens from now on; [`Builder::events`] also tells how the node became
@@ -687,7 +730,7 @@ impl Node {
         if matches!(handle.snapshot.stage(), Stage::Stopped | Stage::Failed(_)) {
             return Err(RegisterError::Stopped);
         }
-        if name == query::APP {
+        if name == query::APP || name == rtts::APP {
             return Err(RegisterError::Taken(name.to_owned()));
         }
         let inbox = handle
@@ -770,12 +813,7 @@ impl Node {
     ///
     /// [`CommandError::UnknownMember`], [`CommandError::Stopped`] or [`CommandError::Timeout`].
     pub fn explain(&self, node: &NodeId) -> Result<Explanation, CommandError> {
-        let asked = node.clone();
-        self.ask(LEAVE_TIMEOUT, |reply| Command::Explain {
-            node: asked,
-            reply,
-        })?
-        .ok_or_else(|| CommandError::UnknownMember(node.to_string()))
+        self.handle.view.explain(node, LEAVE_TIMEOUT)
     }
 
     /// The gossip keys of this node, and how many members have confirmed to hold each: what tells
@@ -967,13 +1005,7 @@ impl Node {
         timeout: Duration,
         command: impl FnOnce(Sender<T>) -> Command,
     ) -> Result<T, CommandError> {
-        let deadline = deadline_after(Instant::now(), timeout);
-        let (reply, answer) = crossbeam_channel::bounded(1);
-        self.handle.tell(command(reply), deadline)?;
-        answer.recv_deadline(deadline).map_err(|error| match error {
-            crossbeam_channel::RecvTimeoutError::Timeout => CommandError::Timeout(timeout),
-            crossbeam_channel::RecvTimeoutError::Disconnected => CommandError::Stopped,
-        })
+        self.handle.view.ask(timeout, command)
     }
 
     /// Leaves, lets requests under way finish, closes every connection, ends every thread, and
@@ -1002,16 +1034,7 @@ impl Node {
 
 impl Handle {
     fn tell(&self, command: Command, deadline: Instant) -> Result<(), CommandError> {
-        use crossbeam_channel::SendTimeoutError::{Disconnected, Timeout};
-        let started = Instant::now();
-        self.commands
-            .send_deadline(command, deadline)
-            .map_err(|error| match error {
-                Timeout(_) => CommandError::Timeout(started.elapsed()),
-                Disconnected(_) => CommandError::Stopped,
-            })?;
-        self.waker.wake();
-        Ok(())
+        self.view.tell(command, deadline)
     }
 
     /// Lets what is under way on the connections finish. One deadline for all: peers that do not
@@ -1053,6 +1076,11 @@ impl Handle {
             && !writer.await_end(deadline)
         {
             stuck.push("nd-roster".into());
+        }
+        // Last, so that whoever asks is told that the node leaves, and then that it has stopped.
+        #[cfg(feature = "http")]
+        if let Some(http) = self.http.lock().take() {
+            stuck.extend(http.stop(deadline));
         }
         stuck
     }

@@ -29,6 +29,7 @@ use std::{
 };
 
 use crossbeam_channel::{Receiver, Sender};
+use parking_lot::Mutex;
 
 use crate::{
     close::{CloseCode, CloseReason},
@@ -37,6 +38,7 @@ use crate::{
     error::{CommandError, EventError},
     event::EventKind,
     explanation::{Explanation, Moments},
+    figures::ConnectionFigures,
     mesh,
     node_id::{ConnectionId, NodeId},
     query::{MAX_QUERIES, Queries, Query, Question, Slot},
@@ -46,8 +48,8 @@ use crate::{
     snapshot::{DialRow, Snapshot, Stage},
     state_dir,
     stats::{
-        ConnectionInfo, ConnectionState, EventCounts, KeyInfo, Keys, LostCounts, MemberInfo,
-        MemberStatus, RefusedCounts, Side,
+        ClosedConnection, ConnectionInfo, ConnectionState, EventCounts, KeyInfo, Keys, LostCounts,
+        MemberInfo, MemberStatus, RefusedCounts, Side,
     },
     subscribers::Subscribers,
     swim,
@@ -208,6 +210,10 @@ pub(crate) struct Counters {
     pub(crate) events_refused: AtomicU64,
     pub(crate) keyrings_refused: AtomicU64,
     pub(crate) syncs_refused: AtomicU64,
+    pub(crate) gossip_received_bytes: AtomicU64,
+    pub(crate) gossip_sent_bytes: AtomicU64,
+    /// Touched when a connection comes up or ends.
+    pub(crate) connections: Mutex<ConnectionFigures>,
 }
 
 /// What the reactor is built from.
@@ -510,7 +516,10 @@ impl Reactor {
         for _ in 0..GOSSIP_BUDGET {
             match self.parts.gossip.recv_from(&mut buffer) {
                 Ok((length, from)) => {
-                    self.parts.counters.gossip_received.fetch_add(1, Relaxed);
+                    let counters = &self.parts.counters;
+                    counters.gossip_received.fetch_add(1, Relaxed);
+                    let bytes = u64::try_from(length).unwrap_or(u64::MAX);
+                    counters.gossip_received_bytes.fetch_add(bytes, Relaxed);
                     self.handle_gossip(now, from, &buffer[..length]);
                     if now.elapsed() >= GOSSIP_TIME {
                         break;
@@ -741,6 +750,10 @@ impl Reactor {
                 keyring_digest,
             } => {
                 self.parts.endpoint.handle_up(connection);
+                self.count_up(side);
+                if let Some(link) = self.parts.endpoint.connection(connection) {
+                    self.parts.snapshot.count(link, &peer);
+                }
                 let proven = self.take_proven(&peer, &certificate);
                 let rings_differ = self.keyring.digest().as_slice() != keyring_digest;
                 let cluster = &mut self.parts.cluster;
@@ -839,6 +852,23 @@ impl Reactor {
             return;
         };
         let (peer, addr, side) = (link.peer().cloned(), link.addr, link.side);
+        let was_up = self.parts.cluster.peer_of(connection).is_some();
+        self.parts.snapshot.fold(link);
+        self.count_down(side, was_up, reason);
+        let info = link.info();
+        self.parts.snapshot.note_closed(ClosedConnection {
+            peer: peer.clone().or_else(|| info.peer.clone()),
+            addr,
+            side,
+            at: SystemTime::now(),
+            kind: reason.kind(),
+            reason: reason.to_string(),
+            up: info.up.filter(|_| was_up),
+            sent_bytes: info.sent_bytes,
+            received_bytes: info.received_bytes,
+            unacknowledged,
+            count: 1,
+        });
         match &peer {
             Some(peer) => {
                 log::debug!(target: "transport", peer:%, addr:%, side = side.as_str(), reason:%;
@@ -862,6 +892,30 @@ impl Reactor {
         }
         self.parts.endpoint.handle_down(now, connection);
         self.links_dirty = true;
+    }
+
+    fn count_up(&self, side: Side) {
+        let mut figures = self.parts.counters.connections.lock();
+        match side {
+            Side::Dialed => {
+                figures.opened_dialed += 1;
+                *figures.dials.entry("ok").or_default() += 1;
+            }
+            Side::Accepted => figures.opened_accepted += 1,
+        }
+    }
+
+    fn count_down(&self, side: Side, was_up: bool, reason: &CloseReason) {
+        let mut figures = self.parts.counters.connections.lock();
+        let kind = reason.kind();
+        if was_up {
+            *figures.closed.entry(kind).or_default() += 1;
+        } else if side == Side::Dialed {
+            *figures.dials.entry(kind).or_default() += 1;
+        }
+        if reason.is_fault() {
+            *figures.errors.entry(kind).or_default() += 1;
+        }
     }
 
     /// A person should look at a refused certificate; once a minute and host is enough.
@@ -1651,8 +1705,11 @@ impl Reactor {
         let to = (&transmit.to, member.record.record.boot);
         let datagram = self.sealer.seal(key, to, &transmit.payload);
         match self.parts.gossip.send_to(&datagram, transmit.destination) {
-            Ok(_) => {
-                self.parts.counters.gossip_sent.fetch_add(1, Relaxed);
+            Ok(length) => {
+                let counters = &self.parts.counters;
+                counters.gossip_sent.fetch_add(1, Relaxed);
+                let bytes = u64::try_from(length).unwrap_or(u64::MAX);
+                counters.gossip_sent_bytes.fetch_add(bytes, Relaxed);
             }
             Err(error) => {
                 self.parts.counters.gossip_unsent.fetch_add(1, Relaxed);
@@ -1776,6 +1833,7 @@ impl Reactor {
                 log::debug!(target: "swim", node:%; "member forgotten");
                 self.gone.remove(&node);
                 self.moments.forget(&node);
+                self.parts.snapshot.dismiss(&node);
                 self.opener.forget(&node);
                 self.keyring.forget(&node);
                 let swim = self.parts.cluster.swim();
@@ -1851,7 +1909,7 @@ impl Reactor {
                 );
                 ConnectionInfo::empty(addr, ConnectionState::Down)
             },
-            |link| link.info(),
+            |link| (*link.info()).clone(),
         );
         info.peer = Some(node.clone());
         if let Some(peer) = peer {
@@ -1915,6 +1973,8 @@ impl Reactor {
                     seed = seed.as_deref().unwrap_or("none"); "dialling");
                 if let Err(why) = self.parts.endpoint.dial(connection, node.as_ref(), addr) {
                     log::debug!(target: "mesh", addr:%, error = why.as_str(); "cannot dial");
+                    let reason = CloseReason::Io(why.clone());
+                    self.count_down(Side::Dialed, false, &reason);
                     self.parts
                         .cluster
                         .handle_down(now, connection, &CloseReason::Io(why));
@@ -2074,6 +2134,7 @@ impl Reactor {
             remembered: self.parts.cluster.roster().dropped(),
             ..LostCounts::default()
         });
+        self.parts.snapshot.publish_gossip(*counters);
         let queries = &self.parts.queries.counters;
         self.parts.snapshot.publish_events(EventCounts {
             emitted: counters.events_emitted,

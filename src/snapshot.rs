@@ -4,7 +4,7 @@
 //! wait. Whoever waits for the node to become ready sleeps here.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -13,9 +13,14 @@ use parking_lot::{Condvar, Mutex, RwLock};
 
 use crate::{
     error::NotReady,
+    figures::PeerFigures,
     node_id::{ConnectionId, NodeId},
-    stats::{ConnectionInfo, EventCounts, LostCounts, MemberInfo, MemberStatus, RefusedCounts},
-    transport::Connection,
+    stats::{
+        ClosedConnection, ConnectionInfo, EventCounts, LostCounts, MemberInfo, MemberStatus,
+        RefusedCounts, Side,
+    },
+    swim,
+    transport::{Connection, Counted},
 };
 
 /// What to wait for with [`Node::wait_ready`](crate::Node::wait_ready).
@@ -65,6 +70,33 @@ pub(crate) struct DialRow {
     pub(crate) next_dial: Option<Instant>,
 }
 
+/// Peers whose figures are kept apart. In larger clusters the others are counted together, so that a
+/// scrape stays a matter of milliseconds.
+const MAX_PEERS_COUNTED: usize = 1_000;
+
+/// Ended connections that are remembered; the oldest make room.
+const MAX_CLOSED: usize = 64;
+
+/// What ended connections have carried.
+#[derive(Debug, Default)]
+struct Totals {
+    named: BTreeMap<NodeId, PeerFigures>,
+    others: PeerFigures,
+}
+
+impl Totals {
+    fn add(&mut self, counted: Counted, connection: &Connection) {
+        let info = connection.info();
+        let of_peer = match counted {
+            Counted::Folded => return,
+            Counted::Others => None,
+            Counted::Peer | Counted::Not => info.peer.as_ref(),
+        };
+        let named = of_peer.and_then(|peer| self.named.get_mut(peer));
+        named.unwrap_or(&mut self.others).add(&info);
+    }
+}
+
 /// The published state.
 pub(crate) struct Snapshot {
     readiness: Mutex<Readiness>,
@@ -78,6 +110,9 @@ pub(crate) struct Snapshot {
     refused: Mutex<RefusedCounts>,
     events: Mutex<EventCounts>,
     lost: Mutex<LostCounts>,
+    gossip: Mutex<swim::Counters>,
+    totals: Mutex<Totals>,
+    closed: Mutex<VecDeque<ClosedConnection>>,
 }
 
 impl Snapshot {
@@ -98,6 +133,9 @@ impl Snapshot {
             refused: Mutex::default(),
             events: Mutex::default(),
             lost: Mutex::default(),
+            gossip: Mutex::default(),
+            totals: Mutex::default(),
+            closed: Mutex::default(),
         }
     }
 
@@ -129,6 +167,71 @@ impl Snapshot {
     /// What the cores and the verifier lost.
     pub(crate) fn publish_lost(&self, lost: LostCounts) {
         *self.lost.lock() = lost;
+    }
+
+    /// What membership has done.
+    pub(crate) fn publish_gossip(&self, gossip: swim::Counters) {
+        *self.gossip.lock() = gossip;
+    }
+
+    /// A connection is up: its figures count with its peer's, or with the others' when too many peers
+    /// are kept apart.
+    pub(crate) fn count(&self, connection: &Connection, peer: &NodeId) {
+        let named = &mut self.totals.lock().named;
+        let has_room = named.len() < MAX_PEERS_COUNTED;
+        *connection.counted.lock() = if named.contains_key(peer) {
+            Counted::Peer
+        } else if has_room {
+            named.insert(peer.clone(), PeerFigures::default());
+            Counted::Peer
+        } else {
+            Counted::Others
+        };
+    }
+
+    /// The figures of a forgotten peer are not kept apart any more, unless it has a connection still.
+    pub(crate) fn dismiss(&self, peer: &NodeId) {
+        let totals = &mut *self.totals.lock();
+        let is_counted = |link: &Arc<Connection>| {
+            *link.counted.lock() == Counted::Peer && link.peer() == Some(peer)
+        };
+        if !self.links.read().iter().any(is_counted)
+            && let Some(figures) = totals.named.remove(peer)
+        {
+            totals.others.merge(&figures);
+        }
+    }
+
+    /// A connection has ended: what it carried stays counted.
+    pub(crate) fn fold(&self, connection: &Connection) {
+        let totals = &mut *self.totals.lock();
+        let before = std::mem::replace(&mut *connection.counted.lock(), Counted::Folded);
+        totals.add(before, connection);
+    }
+
+    /// Remembers how a connection or a handshake ended.
+    pub(crate) fn note_closed(&self, mut closed: ClosedConnection) {
+        let mut kept = self.closed.lock();
+        // A peer that is away is dialled again and again; that is one fact, not many.
+        if closed.up.is_none() {
+            let host = |c: &ClosedConnection| match c.side {
+                Side::Dialed => (c.addr.ip(), c.addr.port()),
+                Side::Accepted => (c.addr.ip(), 0),
+            };
+            let same = kept.iter().position(|other| {
+                other.up.is_none()
+                    && (&other.peer, other.kind, other.side)
+                        == (&closed.peer, closed.kind, closed.side)
+                    && host(other) == host(&closed)
+            });
+            if let Some(before) = same.and_then(|index| kept.remove(index)) {
+                closed.count += before.count;
+            }
+        }
+        if kept.len() == MAX_CLOSED {
+            kept.pop_front();
+        }
+        kept.push_back(closed);
     }
 
     /// What became of events and queries.
@@ -221,6 +324,33 @@ impl Snapshot {
         *self.events.lock()
     }
 
+    pub(crate) fn gossip(&self) -> swim::Counters {
+        *self.gossip.lock()
+    }
+
+    /// The last connections that ended, the oldest first.
+    pub(crate) fn closed(&self) -> Vec<ClosedConnection> {
+        self.closed.lock().iter().cloned().collect()
+    }
+
+    /// What was sent to and received from each peer, and from all others together. Takes no lock that a
+    /// connection holds while it works.
+    pub(crate) fn peer_figures(&self) -> (BTreeMap<NodeId, PeerFigures>, PeerFigures) {
+        let totals = self.totals.lock();
+        let mut sum = Totals {
+            named: totals.named.clone(),
+            others: totals.others,
+        };
+        for link in self.links.read().iter() {
+            let counted = *link.counted.lock();
+            if counted != Counted::Not {
+                sum.add(counted, link);
+            }
+        }
+        drop(totals);
+        (sum.named, sum.others)
+    }
+
     pub(crate) fn refused(&self) -> RefusedCounts {
         *self.refused.lock()
     }
@@ -258,7 +388,7 @@ impl Snapshot {
         let mut rows: Vec<ConnectionInfo> = self
             .links()
             .iter()
-            .map(|connection| connection.info())
+            .map(|connection| (*connection.info()).clone())
             .filter(|info| info.state != crate::stats::ConnectionState::Down)
             .collect();
         for member in self.members.read().iter() {

@@ -1,6 +1,10 @@
 //! Read-only views of a node: members, connections, status. Plain data, copied when asked for.
 
-use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    time::{Duration, SystemTime},
+};
 
 use crate::node_id::{BootId, ClusterName, KeyId, NodeId};
 
@@ -138,6 +142,8 @@ pub struct ConnectionInfo {
     pub received_packets: u64,
     /// QUIC packets declared lost.
     pub lost_packets: u64,
+    /// Bytes of those.
+    pub lost_bytes: u64,
     /// Open streams, both directions.
     pub streams: u64,
     /// Time since the last datagram from the peer.
@@ -148,6 +154,8 @@ pub struct ConnectionInfo {
     pub last_ping: Option<Duration>,
     /// Health pings without an answer, since the last answer.
     pub ping_failures: u64,
+    /// Health pings without an answer, since the connection is up.
+    pub ping_failures_total: u64,
     /// Dials to this member since it was last connected for a while.
     pub dials: u64,
     /// Why the last connection or dial ended.
@@ -173,16 +181,46 @@ impl ConnectionInfo {
             sent_packets: 0,
             received_packets: 0,
             lost_packets: 0,
+            lost_bytes: 0,
             streams: 0,
             idle: None,
             up: None,
             last_ping: None,
             ping_failures: 0,
+            ping_failures_total: 0,
             dials: 0,
             last_error: None,
             next_dial: None,
         }
     }
+}
+
+/// A connection that has ended, or a handshake that failed.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct ClosedConnection {
+    /// The peer; `None` when it had not proven who it is.
+    pub peer: Option<NodeId>,
+    /// The remote address.
+    pub addr: SocketAddr,
+    /// Which end opened it.
+    pub side: Side,
+    /// When it ended; of repeated handshakes, the last one.
+    pub at: SystemTime,
+    /// One word for why, as in the metrics.
+    pub kind: &'static str,
+    /// Why.
+    pub reason: String,
+    /// How long it was up; `None` when its handshake failed.
+    pub up: Option<Duration>,
+    /// UDP payload bytes sent.
+    pub sent_bytes: u64,
+    /// UDP payload bytes received.
+    pub received_bytes: u64,
+    /// Messages that the peer had not acknowledged.
+    pub unacknowledged: u64,
+    /// How often in a row: handshakes with one peer that fail for one reason are told once.
+    pub count: u64,
 }
 
 /// A peer with an authenticated connection.
@@ -341,6 +379,8 @@ pub struct Status {
     pub cluster: ClusterName,
     /// The software version.
     pub version: &'static str,
+    /// The version of quiche that it is linked with.
+    pub quiche: &'static str,
     /// Time since the start.
     pub uptime: Duration,
     /// Whether the first join round is over and the node is not leaving.
@@ -365,6 +405,12 @@ pub struct Status {
     pub roster_saves: u64,
     /// How often that failed; the roster written before is intact then.
     pub roster_failures: u64,
+    /// Where the page and the metrics are served, if they are.
+    pub http_addr: Option<SocketAddr>,
+    /// From when this node's certificate is valid.
+    pub certificate_begins: SystemTime,
+    /// When this node's certificate ends.
+    pub certificate_ends: SystemTime,
 }
 
 /// The gossip keys that a node holds, and how far each has got.

@@ -151,6 +151,18 @@ pub(crate) struct Run {
     /// Directory with ca.pem, node.pem and node.key
     #[arg(long, value_name = "DIR", env = "NODOSUM_TLS_DIR", hide_env = true)]
     pub(crate) tls_dir: Option<PathBuf>,
+    /// The page /debug/quic, /metrics and health checks over plain HTTP; off unless given
+    #[arg(long, value_name = "IP:PORT", env = "NODOSUM_HTTP", hide_env = true)]
+    pub(crate) http: Option<SocketAddr>,
+    /// Name under which clients may address --http, beside its address; may be repeated
+    #[arg(
+        long = "http-name",
+        value_name = "NAME",
+        env = "NODOSUM_HTTP_NAME",
+        hide_env = true,
+        value_delimiter = ','
+    )]
+    pub(crate) http_names: Vec<String>,
     #[command(flatten)]
     pub(crate) admin: Admin,
     /// Write the bound addresses to this file, as JSON

@@ -482,8 +482,9 @@ impl Demo {
 
     /// Requests in rounds until the time is over, or until somebody interrupts it.
     fn serve(&mut self, until: Option<Deadline>) -> Result<(), Stop> {
+        let page = self.running().find_map(|running| running.node.http_addr());
         if let Some(server) = &self.server {
-            self.stage.look_around(server.path())?;
+            self.stage.look_around(server.path(), page)?;
         }
         let begun = clock::now();
         let (mut round, mut requests, mut first_failure) = (0, 0, None);
@@ -617,13 +618,15 @@ impl Member {
     fn start(&mut self, seeds: Vec<String>) -> Result<(), Stop> {
         let failed =
             |error: StartError| Stop::Failed(format!("{} did not start: {error}", self.id));
-        let node = Node::builder(self.identity.clone())
+        let mut builder = Node::builder(self.identity.clone())
             .bind(self.quic)
             .gossip_bind(self.gossip)
-            .profile(Profile::Local)
-            .seeds(seeds)
-            .start()
-            .map_err(failed)?;
+            .profile(Profile::Local);
+        if seeds.is_empty() {
+            // The first node, which stays: its page shows the others come and go.
+            builder = builder.http(SocketAddr::from(([127, 0, 0, 1], 0)));
+        }
+        let node = builder.seeds(seeds).start().map_err(failed)?;
         let echo = register_echo(&node)?;
         (self.quic, self.gossip) = (node.quic_addr(), node.gossip_addr());
         self.running = Some(Running { node, echo });
@@ -774,12 +777,16 @@ impl Stage {
         self.event(step, &format!("{mark} {text}"), detail)
     }
 
-    fn look_around(&self, socket: &Path) -> Result<(), Stop> {
+    fn look_around(&self, socket: &Path, page: Option<SocketAddr>) -> Result<(), Stop> {
         let command = format!("nodosum members --admin {}", socket.display());
         self.text(&format!(
             "\nserving; look around with: {}\n",
             self.paint.bold(&command)
         ))?;
+        if let Some(page) = page {
+            let page = format!("http://{page}/debug/quic");
+            self.text(&format!("and with a browser: {}\n", self.paint.bold(&page)))?;
+        }
         if is_terminal() {
             self.text("Ctrl-C ends the demo\n")
         } else {

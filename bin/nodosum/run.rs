@@ -191,6 +191,12 @@ fn configure(builder: Builder, args: &Run) -> Result<Builder, Failure> {
             Profile::Wan => nodosum::Profile::Wan,
             Profile::Local => nodosum::Profile::Local,
         });
+    if let Some(addr) = args.http {
+        builder = builder.http(addr);
+    }
+    for name in &args.http_names {
+        builder = builder.http_name(name);
+    }
     if let Some(dir) = &args.state_dir {
         builder = builder.state_dir(dir);
     }
@@ -328,7 +334,7 @@ pub(crate) fn write_ports_file(
         pid: std::process::id(),
         quic: node.quic_addr().to_string(),
         gossip: node.gossip_addr().to_string(),
-        http: None,
+        http: node.http_addr().map(|addr| addr.to_string()),
         admin: admin.map(|admin| admin.display().to_string()),
     };
     let json = crate::output::json_line(&ports)?;

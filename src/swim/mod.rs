@@ -84,6 +84,7 @@ use std::{
 };
 
 use crate::{
+    figures::Durations,
     node_id::{BootId, NodeId},
     outputs,
     record::{MAX_TAG_BYTES, Record, VerifiedRecord, tag_bytes},
@@ -324,6 +325,8 @@ pub struct Counters {
     pub probes_by_evidence: u64,
     /// Probes that nothing answered.
     pub probes_failed: u64,
+    /// How long probes took that the target, a helper or the connection answered.
+    pub probe_times: Durations,
     /// Probes that ended without a verdict, because this process stood still or the target left.
     pub probes_abandoned: u64,
     /// Doubts that connections raised about live members.
@@ -682,6 +685,7 @@ impl Swim {
         self.heard = Some(now);
         if self.probes.way(seq, node) == Some(Way::Direct) {
             self.counters.probes_connection += 1;
+            self.time_probe(now, seq);
             self.on_answered(now, seq);
         } else {
             self.counters.stray_answers += 1;

@@ -123,11 +123,13 @@ impl Swim {
         match self.probes.way(seq, from) {
             Some(Way::Direct) => {
                 self.counters.probes_direct += 1;
+                self.time_probe(now, seq);
                 self.on_answered(now, seq);
                 return;
             }
             Some(Way::Indirect) => {
                 self.counters.probes_indirect += 1;
+                self.time_probe(now, seq);
                 self.on_answered(now, seq);
                 return;
             }
@@ -318,6 +320,14 @@ impl Swim {
         if self.config.rules.connection_pings {
             self.actions
                 .push_back(Action::PingOverConnection { node: target, seq });
+        }
+    }
+
+    /// Notes how long a probe took that is answered.
+    pub(super) fn time_probe(&mut self, now: Instant, seq: u32) {
+        if let Some(probe) = self.probes.own.get(&seq) {
+            let took = now.saturating_duration_since(probe.started);
+            self.counters.probe_times.add(took);
         }
     }
 

@@ -44,6 +44,7 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 use crate::{
     control::Control,
     error::{DatagramError, RequestError, SendErrorKind},
+    figures::{DropReason, Flight, RequestEnd},
     inbox::{Answer, Replier},
     node_id::{ConnectionId, NodeId},
     stats::{ConnectionInfo, ConnectionState, Side},
@@ -57,7 +58,7 @@ use crate::{
         incoming::{Incoming, MAX_RAW_STREAMS},
         outbox::{Gate, Outbox, Outcome, Unit},
         raw::RawPipe,
-        reply::{Then, Waiter},
+        reply::{Awaited, Then, Waiter},
         slot::Slot,
         tls::Quic,
         udp,
@@ -120,6 +121,20 @@ impl Path {
     }
 }
 
+/// Where the figures of a connection are counted; it only moves on, so that no sum runs backwards.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum Counted {
+    /// Nowhere: it is not up.
+    #[default]
+    Not,
+    /// With its peer's.
+    Peer,
+    /// With those of all peers that are not kept apart.
+    Others,
+    /// It has ended and is part of what is kept.
+    Folded,
+}
+
 /// One connection.
 pub(crate) struct Connection {
     pub(crate) id: ConnectionId,
@@ -144,7 +159,11 @@ pub(crate) struct Connection {
     next_request: AtomicU64,
     /// The largest QUIC datagram that can be sent now.
     pub(super) max_datagram: AtomicUsize,
-    pub(super) info: Mutex<ConnectionInfo>,
+    /// The figures for onlookers: a copy, replaced as a whole, so that reading them waits for nothing
+    /// and holds nobody up.
+    info: Mutex<Arc<ConnectionInfo>>,
+    /// Where its figures are counted. The snapshot writes and reads it under a lock of its own.
+    pub(crate) counted: Mutex<Counted>,
     /// The connection this one replaces: its messages come first.
     replaced: Mutex<Option<Replaced>>,
     /// There is one, and something of it may be under way.
@@ -250,7 +269,8 @@ pub(super) fn new(
         is_full: AtomicBool::new(false),
         next_request: AtomicU64::new(1),
         max_datagram: AtomicUsize::new(0),
-        info: Mutex::new(info),
+        info: Mutex::new(Arc::new(info)),
+        counted: Mutex::default(),
         replaced: Mutex::new(None),
         has_predecessor: AtomicBool::new(false),
         lost: Arc::default(),
@@ -294,8 +314,19 @@ impl Connection {
     }
 
     /// The figures for onlookers, at most a ping interval old.
-    pub(crate) fn info(&self) -> ConnectionInfo {
-        self.info.lock().clone()
+    pub(crate) fn info(&self) -> Arc<ConnectionInfo> {
+        Arc::clone(&self.info.lock())
+    }
+
+    /// Holds every lock that is held while the connection works.
+    #[cfg(test)]
+    pub(crate) fn hold(&self) -> impl Sized + '_ {
+        (self.driver.lock(), self.outbox.lock())
+    }
+
+    pub(super) fn set_info(&self, info: ConnectionInfo) {
+        let before = std::mem::replace(&mut *self.info.lock(), Arc::new(info));
+        drop(before);
     }
 
     /// Notes the connection that this one replaces.
@@ -416,6 +447,7 @@ impl Connection {
     /// Puts a request into the outbox, waiting for room until `deadline`. `timeout` is told to the
     /// peer, so that it does not work for nobody. `in_line`: what to do with the outbox in the moment
     /// in which the request is in it.
+    #[expect(clippy::too_many_arguments, reason = "what a request is made of")]
     fn submit<T>(
         &self,
         app: &Arc<str>,
@@ -423,6 +455,7 @@ impl Connection {
         deadline: Instant,
         timeout: Duration,
         waiter: impl FnOnce() -> Waiter,
+        flight: impl FnOnce() -> Option<Flight>,
         in_line: impl FnOnce(&mut Outbox) -> T,
     ) -> Result<(u64, T), Untaken<RequestError>> {
         let max = self.context.config.max_message_bytes;
@@ -461,7 +494,8 @@ impl Connection {
         if let Some(at) = waiter.expires_at() {
             outbox.next_expiry = Some(outbox.next_expiry.map_or(at, |next| next.min(at)));
         }
-        outbox.requests.insert(id, waiter);
+        let flight = flight();
+        outbox.requests.insert(id, Awaited { waiter, flight });
         outbox.push_request(app, id, unit);
         Ok((id, in_line(&mut outbox)))
     }
@@ -473,17 +507,18 @@ impl Connection {
         payload: &[u8],
         deadline: Instant,
         timeout: Duration,
+        flight: impl FnOnce() -> Option<Flight>,
     ) -> Result<Outcome, Untaken<RequestError>> {
         if is_turning() {
             return Err(RequestError::WouldDeadlock(self.peer_name()).into());
         }
         let slot = Arc::new(Slot::default());
         let waiter = || Waiter::Slot(Arc::clone(&slot));
-        let (id, leads) = self.submit(app, payload, deadline, timeout, waiter, |outbox| {
-            self.begin_waiting(outbox)
-        })?;
+        let in_line = |outbox: &mut Outbox| self.begin_waiting(outbox);
+        let submitted = self.submit(app, payload, deadline, timeout, waiter, flight, in_line);
+        let (id, leads) = submitted?;
         self.nudge_and_wait(leads, &slot, deadline);
-        self.give_up(id);
+        self.give_up(id, deadline);
         Ok(slot.take().unwrap_or_else(|| {
             let peer = self.peer_name();
             Err(RequestError::Timeout { peer, timeout })
@@ -491,13 +526,19 @@ impl Connection {
     }
 
     /// Nobody waits for the reply to a request any more, whether it has come or not.
-    fn give_up(&self, request: u64) {
+    fn give_up(&self, request: u64, deadline: Instant) {
         let withdrawn = self.outbox.lock().withdraw(request);
         self.changed.notify_all();
-        if let Some((_, withdrawal)) = withdrawn {
-            self.context.counters.note_given_up(withdrawal);
-            // There may be a control frame or a reset to send.
-            self.nudge();
+        let Some((awaited, withdrawal)) = withdrawn else {
+            return;
+        };
+        self.context.counters.note_given_up(withdrawal);
+        // There may be a control frame or a reset to send.
+        self.nudge();
+        // Whoever leaves before the end has given it up; that is no outcome.
+        let now = awaited.flight.as_ref().map(|_| clock());
+        if let (Some(flight), Some(now)) = (awaited.flight, now.filter(|now| *now >= deadline)) {
+            flight.end(RequestEnd::Timeout, now);
         }
     }
 
@@ -508,10 +549,12 @@ impl Connection {
         payload: &[u8],
         deadline: Instant,
         timeout: Duration,
+        flight: impl FnOnce() -> Option<Flight>,
     ) -> Result<PendingReply, Untaken<RequestError>> {
         let slot = Arc::new(Slot::default());
         let waiter = || Waiter::Slot(Arc::clone(&slot));
-        let (id, ()) = self.submit(app, payload, deadline, timeout, waiter, |_| ())?;
+        let submitted = self.submit(app, payload, deadline, timeout, waiter, flight, |_| ());
+        let (id, ()) = submitted?;
         self.nudge();
         Ok(PendingReply {
             connection: Arc::clone(self),
@@ -530,6 +573,7 @@ impl Connection {
         payload: &[u8],
         deadline: Instant,
         timeout: Duration,
+        flight: impl FnOnce() -> Option<Flight>,
         then: &mut Option<Then>,
     ) -> Result<(), Untaken<RequestError>> {
         let waiter = || Waiter::Then {
@@ -537,7 +581,7 @@ impl Connection {
             expires_at: deadline,
             timeout,
         };
-        self.submit(app, payload, deadline, timeout, waiter, |_| ())?;
+        self.submit(app, payload, deadline, timeout, waiter, flight, |_| ())?;
         self.nudge();
         Ok(())
     }
@@ -811,7 +855,7 @@ impl Connection {
 
     fn run_effect(&self, effect: Effect, now: Instant) {
         match effect {
-            Effect::Answer { waiter, outcome } => match waiter {
+            Effect::Answer { awaited, outcome } => match awaited.over(&outcome, now) {
                 Waiter::Slot(slot) => self.fill(&slot, outcome),
                 Waiter::Then { then, .. } => then(outcome),
             },
@@ -980,6 +1024,8 @@ impl Connection {
             Answer::Error(message) => (ReplyStatus::Error, message.into_bytes()),
             Answer::Expired => {
                 self.context.counters.requests_expired.fetch_add(1, Relaxed);
+                let figures = self.context.registry.figures_of(app);
+                figures.drop_for(DropReason::Expired, 1);
                 (ReplyStatus::Expired, Vec::new())
             }
         };
@@ -1016,6 +1062,8 @@ impl Connection {
         }
         drop(outbox);
         self.context.counters.replies_dropped.fetch_add(1, Relaxed);
+        let figures = self.context.registry.figures_of(app);
+        figures.drop_for(DropReason::Reply, 1);
         log::debug!(target: "transport", peer:% = self.peer_name(), app:%; "reply not delivered");
     }
 }
@@ -1057,7 +1105,7 @@ impl PendingReply {
 
 impl Drop for PendingReply {
     fn drop(&mut self) {
-        self.connection.give_up(self.id);
+        self.connection.give_up(self.id, self.deadline);
     }
 }
 

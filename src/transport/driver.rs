@@ -27,10 +27,11 @@ use crate::{
     close::{CloseCode, CloseReason},
     control::{Control, Hello, MAX_CONTROL_BYTES, SyncFrame},
     error::RequestError,
+    figures::DropReason,
     inbox::{Inbox, InlineMessages, InlineRequests, Message, PendingRequest, Replier, Request},
     node_id::{BootId, ConnectionId, NodeId},
     record::PROTOCOL_VERSIONS,
-    stats::{ConnectionState, Side},
+    stats::{ConnectionInfo, ConnectionState, Side},
     stream::Stream,
     transport::{
         Command, Datagram, Notice, Sign, buffers,
@@ -39,7 +40,7 @@ use crate::{
         incoming::{Incoming, Inflow, MAX_RAW_STREAMS},
         outbox::{CONTROL, Gate, Outcome, Unit},
         raw::RawPipe,
-        reply::Waiter,
+        reply::{Awaited, Waiter},
         slot::Slot,
         tls::{DATAGRAM_QUEUE, Quic},
         token::ID_BYTES,
@@ -137,7 +138,7 @@ pub(super) enum Phase {
 /// What has to be done when the lock is released.
 pub(super) enum Effect {
     /// Somebody has an answer.
-    Answer { waiter: Waiter, outcome: Outcome },
+    Answer { awaited: Awaited, outcome: Outcome },
     /// A handler that promised not to block has a request.
     Request {
         handler: Arc<InlineRequests>,
@@ -200,6 +201,7 @@ pub(super) struct Driver {
     info_at: Instant,
     last_ping: Option<Duration>,
     missed_pings: u64,
+    missed_pings_total: u64,
     /// How many packets had come and how many probe time-outs there had been when a packet was
     /// last seen, and whether the silence since was told.
     silence: Silence,
@@ -280,6 +282,7 @@ impl Driver {
             info_at: now,
             last_ping: None,
             missed_pings: 0,
+            missed_pings_total: 0,
             silence: Silence::default(),
             greeted: None,
             effects: VecDeque::new(),
@@ -998,7 +1001,7 @@ impl Driver {
         let message = Message::new(connection.peer_name(), unit, permit);
         match inbox.inline_messages() {
             Some(handler) => {
-                inbox.received.fetch_add(1, Relaxed);
+                inbox.figures.received.fetch_add(1, Relaxed);
                 self.effects.push_back(Effect::Message { handler, message });
             }
             None => inbox.deliver(message),
@@ -1045,7 +1048,7 @@ impl Driver {
             outbox.answering += 1;
             drop(outbox);
             let (id, timeout_ms, payload) = framing::split_request(unit).map_err(protocol)?;
-            inbox.received.fetch_add(1, Relaxed);
+            inbox.figures.requests_received.fetch_add(1, Relaxed);
             self.effects.push_back(Effect::Request {
                 handler,
                 app: Arc::clone(&inbox.name),
@@ -1079,7 +1082,7 @@ impl Driver {
         status: ReplyStatus,
         payload: Vec<u8>,
     ) {
-        let Some(waiter) = connection.outbox.lock().answered(id) else {
+        let Some(awaited) = connection.outbox.lock().answered(id) else {
             // It gave up before the reply came.
             let counters = &connection.context.counters;
             counters.replies_late.fetch_add(1, Relaxed);
@@ -1100,7 +1103,7 @@ impl Driver {
                 message: "the request expired before it was handled".to_owned(),
             }),
         };
-        self.effects.push_back(Effect::Answer { waiter, outcome });
+        self.effects.push_back(Effect::Answer { awaited, outcome });
     }
 
     fn handle_control(
@@ -1115,7 +1118,10 @@ impl Driver {
             (Phase::Hello, Control::Hello(hello)) => {
                 greet(connection, &hello)?;
                 incoming.decoder.set_max_unit_bytes(MAX_CONTROL_BYTES);
-                connection.info.lock().peer = Some(hello.node.clone());
+                connection.set_info(ConnectionInfo {
+                    peer: Some(hello.node.clone()),
+                    ..(*connection.info()).clone()
+                });
                 match connection.side {
                     Side::Dialed => {
                         connection.push_control(Control::Ready);
@@ -1229,6 +1235,7 @@ impl Driver {
         };
         let took = now.saturating_duration_since(sent_at);
         self.last_ping = Some(took);
+        connection.context.counters.pings.add(took);
         self.missed_pings = 0;
         // It was alive so long before some instant that is not before the question.
         let age = Duration::from_millis(reactor_age_ms);
@@ -1250,6 +1257,9 @@ impl Driver {
     ) {
         self.phase = Phase::Up;
         self.up_at = Some(now);
+        let patience = connection.context.config.dial_timeout;
+        let took = patience.saturating_sub(self.deadline.saturating_duration_since(now));
+        connection.context.counters.handshakes.add(took);
         self.next_ping_at = Some(now + ping_interval(connection));
         let certificate = self.quic.peer_cert();
         self.notices.push_back(Notice::Up {
@@ -1295,6 +1305,7 @@ impl Driver {
         if self.next_ping_at.is_some_and(|at| now >= at) {
             if self.pings.values().any(|(_, waiter)| waiter.is_none()) {
                 self.missed_pings += 1;
+                self.missed_pings_total += 1;
                 if self.missed_pings == PINGS_MISSED {
                     log::debug!(target: "transport", peer:% = connection.peer_name();
                         "{PINGS_MISSED} health pings without an answer");
@@ -1311,14 +1322,14 @@ impl Driver {
         if outbox.control_overflow || connection.is_stuck.load(Relaxed) {
             self.close(CloseCode::Overloaded);
         }
-        for (waiter, withdrawal) in outbox.expire(now) {
+        for (awaited, withdrawal) in outbox.expire(now) {
             connection.context.counters.note_given_up(withdrawal);
-            if let Waiter::Then { timeout, .. } = &waiter {
+            if let Waiter::Then { timeout, .. } = &awaited.waiter {
                 let outcome = Err(RequestError::Timeout {
                     peer: connection.peer_name(),
                     timeout: *timeout,
                 });
-                self.effects.push_back(Effect::Answer { waiter, outcome });
+                self.effects.push_back(Effect::Answer { awaited, outcome });
             }
         }
     }
@@ -1732,6 +1743,7 @@ impl Driver {
         counters
             .messages_unacknowledged
             .fetch_add(unacknowledged, Relaxed);
+        let of_apps = outbox.unacknowledged_by_app();
         self.closed = Some(reason.clone());
         let is_replaced = matches!(
             reason,
@@ -1739,11 +1751,15 @@ impl Driver {
         );
         let waiters = outbox.close(reason.to_string(), is_replaced);
         drop(outbox);
+        for (app, count) in of_apps {
+            let figures = connection.context.registry.figures_of(&app);
+            figures.drop_for(DropReason::Unacknowledged, count);
+        }
         let peer = connection.peer_name();
-        for waiter in waiters.into_values() {
+        for awaited in waiters.into_values() {
             let (peer, reason) = (peer.clone(), reason.to_string());
             let outcome = Err(RequestError::Disconnected { peer, reason });
-            self.effects.push_back(Effect::Answer { waiter, outcome });
+            self.effects.push_back(Effect::Answer { awaited, outcome });
         }
         for incoming in std::mem::take(&mut self.inflow).streams.into_values() {
             for reader in incoming.readers {
@@ -1752,9 +1768,14 @@ impl Driver {
         }
         self.pings.clear();
         connection.changed.notify_all();
-        let mut info = connection.info.lock();
-        info.state = ConnectionState::Down;
-        info.last_error = Some(reason.to_string());
+        connection.set_info(ConnectionInfo {
+            last_error: Some(reason.to_string()),
+            ..self.figures(
+                connection,
+                super::connection::clock(),
+                ConnectionState::Down,
+            )
+        });
         Notice::Down {
             connection: connection.id,
             reason,
@@ -1770,36 +1791,48 @@ impl Driver {
             Phase::InUse => ConnectionState::Established,
             Phase::Draining => ConnectionState::Draining,
         };
-        let mut info = connection.info.lock();
-        if info.state == shown && now < self.info_at + INFO_INTERVAL {
+        if connection.info().state == shown && now < self.info_at + INFO_INTERVAL {
             return;
         }
         self.info_at = now;
-        info.state = shown;
-        info.peer = connection
-            .peer
-            .get()
-            .cloned()
-            .or_else(|| self.expected.clone());
+        connection.set_info(self.figures(connection, now, shown));
+    }
+
+    /// The figures as they stand.
+    fn figures(
+        &self,
+        connection: &Connection,
+        now: Instant,
+        state: ConnectionState,
+    ) -> ConnectionInfo {
+        let peer = connection.peer.get().cloned();
         let stats = self.quic.stats();
-        info.sent_bytes = stats.sent_bytes;
-        info.received_bytes = stats.recv_bytes;
-        info.sent_packets = stats.sent as u64;
-        info.received_packets = stats.recv as u64;
-        info.lost_packets = stats.lost as u64;
         let mut streams = connection.outbox.lock().ids();
         streams.extend(self.inflow.streams.keys());
-        info.streams = streams.len() as u64;
-        info.idle = Some(now.saturating_duration_since(self.heard_at));
-        info.up = self.up_at.map(|at| now.saturating_duration_since(at));
-        info.last_ping = self.last_ping;
-        info.ping_failures = self.missed_pings;
+        let mut info = ConnectionInfo {
+            peer: peer.or_else(|| self.expected.clone()),
+            side: Some(connection.side),
+            sent_bytes: stats.sent_bytes,
+            received_bytes: stats.recv_bytes,
+            lost_bytes: stats.lost_bytes,
+            sent_packets: stats.sent as u64,
+            received_packets: stats.recv as u64,
+            lost_packets: stats.lost as u64,
+            streams: streams.len() as u64,
+            idle: Some(now.saturating_duration_since(self.heard_at)),
+            up: self.up_at.map(|at| now.saturating_duration_since(at)),
+            last_ping: self.last_ping,
+            ping_failures: self.missed_pings,
+            ping_failures_total: self.missed_pings_total,
+            ..ConnectionInfo::empty(connection.addr, state)
+        };
         if let Some(path) = self.quic.path_stats().next() {
             info.rtt = Some(path.rtt);
             info.min_rtt = path.min_rtt;
             info.cwnd_bytes = path.cwnd as u64;
             info.mtu_bytes = path.pmtu as u64;
         }
+        info
     }
 }
 
@@ -1916,6 +1949,8 @@ fn refuse(connection: &Connection, id: u64, incoming: &mut Incoming) {
 fn note_nobody(connection: &Connection, app: &str) {
     let counters = &connection.context.counters;
     counters.messages_for_nobody.fetch_add(1, Relaxed);
+    let figures = connection.context.registry.figures_of(app);
+    figures.drop_for(DropReason::NoApplication, 1);
     log::debug!(target: "transport", peer:% = connection.peer_name(), app:%;
         "no such application here; what is for it is refused");
 }

@@ -51,16 +51,18 @@ use std::{
 use crossbeam_channel::Sender;
 use parking_lot::Mutex;
 
-pub(crate) use connection::{Connection, PendingReply, Untaken};
+pub(crate) use connection::{Connection, Counted, PendingReply, Untaken};
 pub(crate) use endpoint::Endpoint;
+pub(crate) use outbox::process_queued;
 pub(crate) use reply::Then;
-pub(crate) use tls::quic_config;
+pub(crate) use tls::{QUICHE_VERSION, quic_config};
 pub use udp::Offload;
 use withdrawal::Withdrawal;
 
 use crate::{
     close::{CloseCode, CloseReason},
     control::{Control, SyncFrame},
+    figures::SharedDurations,
     inbox::Registry,
     node_id::{BootId, ClusterName, ConnectionId, NodeId},
     stats::{Side, TransportCounts},
@@ -183,6 +185,10 @@ pub(crate) struct Counters {
     pub(crate) worker_panics: AtomicU64,
     /// Connections closed because the peer had too many syncs under way.
     pub(crate) sync_floods: AtomicU64,
+    /// From the first datagram to the end of the exchange of HELLO, of connections that came up.
+    pub(crate) handshakes: SharedDurations,
+    /// Health pings that were answered.
+    pub(crate) pings: SharedDurations,
 }
 
 impl Counters {
@@ -190,7 +196,7 @@ impl Counters {
     pub(crate) fn counts(&self) -> TransportCounts {
         let of = |counter: &AtomicU64| counter.load(Relaxed);
         TransportCounts {
-            buffered_bytes: outbox::process_queued_bytes() as u64,
+            buffered_bytes: process_queued().0 as u64,
             requests_unsent: of(&self.requests_unsent),
             requests_given_up: of(&self.requests_given_up),
             requests_withdrawn: of(&self.requests_withdrawn),

@@ -28,7 +28,7 @@ use crate::{
     transport::{
         framing::{self, Preamble, StreamKind},
         incoming::MAX_RAW_STREAMS,
-        reply::Waiter,
+        reply::Awaited,
         seats::Seats,
         tls::{DATAGRAM_QUEUE, Quic},
         withdrawal::{Line, WITHDRAWN, Withdrawal},
@@ -58,8 +58,8 @@ const MAX_PROCESS_QUEUED_BYTES: usize = 256 << 20;
 pub(super) const MAX_CONTROL_QUEUED_BYTES: usize = 256 << 10;
 
 /// Application streams of one direction: messages, requests and replies of each application of
-/// either node, and requests and replies of queries.
-pub(super) const MAX_APP_STREAMS: usize = 3 * MAX_APPS + 2;
+/// either node, and requests and replies of queries and of round-trip times.
+pub(super) const MAX_APP_STREAMS: usize = 3 * MAX_APPS + 4;
 
 /// Requests and replies of larger payload than this are large: more than one frame.
 const MAX_IN_LINE_BYTES: usize = framing::MAX_FRAME_BYTES;
@@ -306,7 +306,7 @@ pub(super) struct Outbox {
     /// The peer lets control frames pile up.
     pub(super) control_overflow: bool,
     /// Requests that wait for a reply.
-    pub(super) requests: BTreeMap<u64, Waiter>,
+    pub(super) requests: BTreeMap<u64, Awaited>,
     /// When the first request that nobody watches over expires, or an earlier time.
     pub(super) next_expiry: Option<Instant>,
     /// Requests of the peer that inline handlers are answering here.
@@ -574,7 +574,7 @@ impl Outbox {
     }
 
     /// Takes the one who waits for the reply to a request, which has come.
-    pub(super) fn answered(&mut self, request: u64) -> Option<Waiter> {
+    pub(super) fn answered(&mut self, request: u64) -> Option<Awaited> {
         if !self.large.is_empty() {
             self.large.remove(&request);
         }
@@ -582,8 +582,8 @@ impl Outbox {
     }
 
     /// Gives a request up, unless its reply has come. See [`withdrawal`](super::withdrawal).
-    pub(super) fn withdraw(&mut self, request: u64) -> Option<(Waiter, Withdrawal)> {
-        let waiter = self.requests.remove(&request)?;
+    pub(super) fn withdraw(&mut self, request: u64) -> Option<(Awaited, Withdrawal)> {
+        let awaited = self.requests.remove(&request)?;
         if let Some((id, _)) = self.large.remove(&request) {
             let stream = self.streams.get(&id);
             let is_begun = stream.is_none_or(|stream| stream.opened);
@@ -594,16 +594,16 @@ impl Outbox {
                 } else {
                     Withdrawal::Unsent
                 };
-                return Some((waiter, withdrawal));
+                return Some((awaited, withdrawal));
             }
         } else if self.streams.values_mut().any(|s| s.withdraw(request)) {
-            return Some((waiter, Withdrawal::Unsent));
+            return Some((awaited, Withdrawal::Unsent));
         }
         let control = self.streams.get(&CONTROL);
         if control.is_some_and(|control| control.queued_bytes <= MAX_COURTESY_BYTES) {
             self.push_control(&Control::Withdrawn { request }.encode());
         }
-        Some((waiter, Withdrawal::UnderWay))
+        Some((awaited, Withdrawal::UnderWay))
     }
 
     /// Opens a sync and puts all its frames on their way. Returns its stream.
@@ -916,13 +916,26 @@ impl Outbox {
         self.refused + waiting.sum::<u64>()
     }
 
+    /// The same by application, for those that have some.
+    pub(super) fn unacknowledged_by_app(&self) -> Vec<(Arc<str>, u64)> {
+        let messages = self
+            .by_app
+            .iter()
+            .filter(|((kind, _), _)| *kind == StreamKind::Messages);
+        let waiting = messages.filter_map(|((_, app), id)| {
+            let count = self.streams.get(id)?.unacknowledged();
+            (count > 0).then(|| (Arc::clone(app), count))
+        });
+        waiting.collect()
+    }
+
     /// The ids of the streams that are open in this direction.
     pub(super) fn ids(&self) -> BTreeSet<u64> {
         self.streams.keys().copied().collect()
     }
 
     /// Nothing is sent any more. Returns those who wait for a reply.
-    pub(super) fn close(&mut self, reason: String, is_replaced: bool) -> BTreeMap<u64, Waiter> {
+    pub(super) fn close(&mut self, reason: String, is_replaced: bool) -> BTreeMap<u64, Awaited> {
         self.gate = Gate::Closed {
             is_replaced,
             reason,
@@ -940,19 +953,19 @@ impl Outbox {
     }
 
     /// Withdraws the requests whose time is over and that nobody else watches over.
-    pub(super) fn expire(&mut self, now: Instant) -> Vec<(Waiter, Withdrawal)> {
+    pub(super) fn expire(&mut self, now: Instant) -> Vec<(Awaited, Withdrawal)> {
         if self.next_expiry.is_none_or(|at| now < at) {
             return Vec::new();
         }
-        let due = |waiter: &Waiter| waiter.expires_at().is_some_and(|at| at <= now);
+        let expiry = |awaited: &Awaited| awaited.waiter.expires_at();
         let ids: Vec<u64> = self
             .requests
             .iter()
-            .filter(|(_, waiter)| due(waiter))
+            .filter(|(_, awaited)| expiry(awaited).is_some_and(|at| at <= now))
             .map(|(id, _)| *id)
             .collect();
         let expired = ids.iter().filter_map(|id| self.withdraw(*id)).collect();
-        self.next_expiry = self.requests.values().filter_map(Waiter::expires_at).min();
+        self.next_expiry = self.requests.values().filter_map(expiry).min();
         expired
     }
 }
@@ -1006,9 +1019,9 @@ pub(super) struct Written {
 /// What a reply is for whoever waits for it.
 pub(super) type Outcome = Result<Vec<u8>, RequestError>;
 
-/// What waits on the outgoing streams of all connections of the process, in bytes.
-pub(crate) fn process_queued_bytes() -> usize {
-    PROCESS_QUEUED.load(Relaxed)
+/// Bytes that wait on all connections of this process, and the most that may.
+pub(crate) fn process_queued() -> (usize, usize) {
+    (PROCESS_QUEUED.load(Relaxed), MAX_PROCESS_QUEUED_BYTES)
 }
 
 fn fits_process(bytes: usize) -> bool {

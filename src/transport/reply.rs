@@ -9,6 +9,11 @@ use std::{
     time::{Duration, Instant},
 };
 
+use crate::{
+    error::RequestError,
+    figures::{Flight, RequestEnd},
+};
+
 use super::{outbox::Outcome, slot::Slot};
 
 /// What is called with the outcome.
@@ -40,6 +45,42 @@ impl Waiter {
             Self::Slot(_) => None,
             Self::Then { expires_at, .. } => Some(*expires_at),
         }
+    }
+}
+
+/// A request that waits for its reply.
+#[derive(Debug)]
+pub(super) struct Awaited {
+    pub(super) waiter: Waiter,
+    /// Its part of the figures, when requests are timed.
+    pub(super) flight: Option<Flight>,
+}
+
+impl Awaited {
+    /// Notes how it ended, and gives back who waits.
+    pub(super) fn over(self, outcome: &Outcome, now: Instant) -> Waiter {
+        if let Some(flight) = self.flight {
+            flight.end(end_of(outcome), now);
+        }
+        self.waiter
+    }
+}
+
+fn end_of(outcome: &Outcome) -> RequestEnd {
+    match outcome {
+        Ok(_) => RequestEnd::Ok,
+        Err(RequestError::Timeout { .. }) => RequestEnd::Timeout,
+        Err(RequestError::Disconnected { .. } | RequestError::NotConnected(_)) => {
+            RequestEnd::Disconnected
+        }
+        Err(
+            RequestError::Remote { .. }
+            | RequestError::NoHandler { .. }
+            | RequestError::TooLarge { .. }
+            | RequestError::WouldDeadlock(_)
+            | RequestError::Busy(_)
+            | RequestError::Stopped,
+        ) => RequestEnd::Error,
     }
 }
 
