@@ -85,15 +85,31 @@ struct Totals {
 }
 
 impl Totals {
-    fn add(&mut self, counted: Counted, connection: &Connection) {
-        let info = connection.info();
+    /// Where the figures of a connection to `peer` count that comes up.
+    fn admit(&mut self, peer: &NodeId) -> Counted {
+        let has_room = self.named.len() < MAX_PEERS_COUNTED;
+        if !has_room && !self.named.contains_key(peer) {
+            return Counted::Others;
+        }
+        self.named.entry(peer.clone()).or_default();
+        Counted::Peer
+    }
+
+    /// The figures of a peer become a part of the others'.
+    fn dismiss(&mut self, peer: &NodeId) {
+        if let Some(figures) = self.named.remove(peer) {
+            self.others.merge(&figures);
+        }
+    }
+
+    fn add(&mut self, counted: Counted, info: &ConnectionInfo) {
         let of_peer = match counted {
             Counted::Folded => return,
             Counted::Others => None,
             Counted::Peer | Counted::Not => info.peer.as_ref(),
         };
         let named = of_peer.and_then(|peer| self.named.get_mut(peer));
-        named.unwrap_or(&mut self.others).add(&info);
+        named.unwrap_or(&mut self.others).add(info);
     }
 }
 
@@ -177,16 +193,8 @@ impl Snapshot {
     /// A connection is up: its figures count with its peer's, or with the others' when too many peers
     /// are kept apart.
     pub(crate) fn count(&self, connection: &Connection, peer: &NodeId) {
-        let named = &mut self.totals.lock().named;
-        let has_room = named.len() < MAX_PEERS_COUNTED;
-        *connection.counted.lock() = if named.contains_key(peer) {
-            Counted::Peer
-        } else if has_room {
-            named.insert(peer.clone(), PeerFigures::default());
-            Counted::Peer
-        } else {
-            Counted::Others
-        };
+        let mut totals = self.totals.lock();
+        *connection.counted.lock() = totals.admit(peer);
     }
 
     /// The figures of a forgotten peer are not kept apart any more, unless it has a connection still.
@@ -195,10 +203,8 @@ impl Snapshot {
         let is_counted = |link: &Arc<Connection>| {
             *link.counted.lock() == Counted::Peer && link.peer() == Some(peer)
         };
-        if !self.links.read().iter().any(is_counted)
-            && let Some(figures) = totals.named.remove(peer)
-        {
-            totals.others.merge(&figures);
+        if !self.links.read().iter().any(is_counted) {
+            totals.dismiss(peer);
         }
     }
 
@@ -206,7 +212,7 @@ impl Snapshot {
     pub(crate) fn fold(&self, connection: &Connection) {
         let totals = &mut *self.totals.lock();
         let before = std::mem::replace(&mut *connection.counted.lock(), Counted::Folded);
-        totals.add(before, connection);
+        totals.add(before, &connection.info());
     }
 
     /// Remembers how a connection or a handshake ended.
@@ -344,7 +350,7 @@ impl Snapshot {
         for link in self.links.read().iter() {
             let counted = *link.counted.lock();
             if counted != Counted::Not {
-                sum.add(counted, link);
+                sum.add(counted, &link.info());
             }
         }
         drop(totals);
@@ -480,5 +486,83 @@ impl Readiness {
                 .chain(self.missing.iter().cloned())
                 .collect(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::stats::ConnectionState;
+
+    fn id(i: usize) -> NodeId {
+        NodeId::new(&format!("n{i}")).unwrap()
+    }
+
+    fn carried(i: usize, bytes: u64) -> ConnectionInfo {
+        ConnectionInfo {
+            peer: Some(id(i)),
+            sent_bytes: bytes,
+            ..ConnectionInfo::empty("127.0.0.1:1".parse().unwrap(), ConnectionState::Down)
+        }
+    }
+
+    #[test]
+    fn peers_beyond_the_bound_are_counted_together_and_nothing_is_lost() {
+        let mut totals = Totals::default();
+        for i in 0..MAX_PEERS_COUNTED + 5 {
+            let counted = totals.admit(&id(i));
+            totals.add(counted, &carried(i, 10));
+        }
+        assert_eq!(totals.named.len(), MAX_PEERS_COUNTED);
+        assert_eq!(totals.others.sent_bytes, 50);
+        // A handshake that failed, of somebody known and of somebody else; one that is counted already.
+        totals.add(Counted::Not, &carried(0, 1));
+        totals.add(Counted::Not, &carried(99_999, 1));
+        totals.add(Counted::Folded, &carried(0, 1_000));
+        assert_eq!(totals.named[&id(0)].sent_bytes, 11);
+        totals.dismiss(&id(0));
+        totals.dismiss(&id(0));
+        assert_eq!(totals.others.sent_bytes, 62);
+        // There is room again, but what counted with the others stays there.
+        assert_eq!(totals.admit(&id(MAX_PEERS_COUNTED)), Counted::Peer);
+        assert_eq!(totals.admit(&id(MAX_PEERS_COUNTED + 1)), Counted::Others);
+    }
+
+    #[test]
+    fn handshakes_that_fail_for_one_reason_are_one_row_and_rows_are_bounded() {
+        let snapshot = Snapshot::new();
+        let closed = |i: usize, up: Option<u64>| ClosedConnection {
+            peer: Some(id(i)),
+            addr: "127.0.0.1:1".parse().unwrap(),
+            side: Side::Dialed,
+            at: std::time::SystemTime::UNIX_EPOCH,
+            kind: "refused",
+            reason: "refused".to_owned(),
+            up: up.map(Duration::from_secs),
+            sent_bytes: 0,
+            received_bytes: 0,
+            unacknowledged: 0,
+            count: 1,
+        };
+        snapshot.note_closed(closed(1, Some(5)));
+        for _ in 0..1_000 {
+            snapshot.note_closed(closed(2, None));
+        }
+        snapshot.note_closed(closed(1, Some(6)));
+        let rows: Vec<_> = snapshot
+            .closed()
+            .into_iter()
+            .map(|c| (c.peer, c.count))
+            .collect();
+        assert_eq!(
+            rows,
+            [(Some(id(1)), 1), (Some(id(2)), 1_000), (Some(id(1)), 1)]
+        );
+        for i in 0..2 * MAX_CLOSED {
+            snapshot.note_closed(closed(i, Some(1)));
+        }
+        let rows = snapshot.closed();
+        assert_eq!(rows.len(), MAX_CLOSED);
+        assert_eq!(rows[0].peer, Some(id(MAX_CLOSED)));
     }
 }

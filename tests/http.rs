@@ -6,6 +6,7 @@
 
 mod support {
     pub mod cluster;
+    pub mod process;
     pub mod web;
 }
 
@@ -375,6 +376,111 @@ fn what_peers_say_is_shown_as_text() {
     let metrics = get(http, "/metrics");
     assert!(!metrics.body.contains("<script>"));
     stop(nodes);
+}
+
+#[test]
+fn whatever_is_sent_the_server_goes_on() {
+    let _turn = together();
+    let lab = Lab::new("garbage");
+    let (nodes, http) = cluster(&lab, 1);
+    let whole = format!("GET /debug/quic?part HTTP/1.1\r\nHost: {http}\r\nAccept: */*\r\n\r\n");
+    let mut rng = nodosum::unversioned::rng::Rng::new(0x6874_7470);
+    let mut statuses = BTreeSet::new();
+    for _ in 0..300 {
+        let mut bytes = whole.repeat(1 + rng.index(3)).into_bytes();
+        for _ in 0..rng.below(8) {
+            let at = rng.index(bytes.len());
+            bytes[at] = rng.u64().to_le_bytes()[0];
+        }
+        bytes.truncate(1 + rng.index(bytes.len() * 2));
+        let mut stream = connect(http);
+        let _ = stream.write_all(&bytes);
+        let _ = stream.shutdown(std::net::Shutdown::Write);
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer);
+        let answer = String::from_utf8_lossy(&answer);
+        statuses.insert(answer.get(9..12).unwrap_or("none").to_owned());
+    }
+    assert!(
+        statuses.contains("200") && statuses.contains("400"),
+        "{statuses:?}"
+    );
+    assert!(!statuses.contains("500"), "{statuses:?}");
+    assert_eq!(get(http, "/livez").status, 200);
+    stop(nodes);
+}
+
+/// The names and kinds of everything in an object; of a list, those of its first item.
+fn shape(value: &serde_json::Value) -> String {
+    use serde_json::Value;
+    match value {
+        Value::Object(fields) => {
+            let fields: Vec<String> = fields
+                .iter()
+                .map(|(key, value)| format!("{key}:{}", shape(value)))
+                .collect();
+            format!("{{{}}}", fields.join(","))
+        }
+        Value::Array(items) => format!("[{}]", items.first().map(shape).unwrap_or_default()),
+        Value::String(_) => "text".to_owned(),
+        // What is unknown now may be a number later.
+        Value::Number(_) | Value::Null => "number".to_owned(),
+        Value::Bool(_) => "flag".to_owned(),
+    }
+}
+
+#[test]
+fn the_program_serves_the_objects_that_its_commands_print() {
+    let _turn = together();
+    let lab = support::process::Lab::new("objects");
+    let flags = [
+        "--http",
+        ANY,
+        "--http-name",
+        "node.internal",
+        "--profile",
+        "local",
+    ];
+    let mut first = lab.node("n1").flags(&flags);
+    first.start();
+    let seed = first.quic.clone();
+    let mut second = lab
+        .node("n2")
+        .flags(&["--seed", &seed, "--profile", "local"]);
+    second.start();
+    first.wait(2, 1, PATIENCE);
+    let ports = fs::read_to_string(lab.path("n1.ports")).unwrap();
+    let ports: serde_json::Value = serde_json::from_str(&ports).unwrap();
+    let http: SocketAddr = ports["http"].as_str().unwrap().parse().unwrap();
+    for (path, command) in [
+        ("/debug/members", "members"),
+        ("/debug/quic?format=json", "conns"),
+        ("/debug/status", "status"),
+    ] {
+        let mut served = get(http, path).json();
+        if let Some(object) = served.as_object_mut() {
+            object.remove("closed");
+        }
+        let printed = first.json(&[command]);
+        assert_eq!(
+            shape(&served),
+            shape(&printed),
+            "{path} and nodosum {command}"
+        );
+        assert_eq!(served["node"], printed["node"]);
+    }
+    let events = get(http, "/debug/events").json();
+    let served = events["events"].as_array().unwrap();
+    let printed = first.events();
+    assert_eq!(shape(&served[0]), shape(&printed[0]));
+    let named = "GET /livez HTTP/1.0\r\nHost: node.internal:80\r\n\r\n";
+    assert_eq!(say(http, named).status, 200);
+    first.signal(rustix::process::Signal::TERM);
+    assert!(first.ended(PATIENCE).success());
+    assert!(
+        TcpStream::connect(http).is_err(),
+        "the server outlived the node"
+    );
 }
 
 // ---- metrics

@@ -376,8 +376,8 @@ fn pictures_for_the_documents() {
     for (name, width, height, scheme) in [
         ("page-light", 1280, 1900, 1),
         ("page-dark", 1280, 1900, 0),
-        ("page-phone-light", 390, 2400, 1),
-        ("page-phone-dark", 390, 2400, 0),
+        ("page-phone-light", 390, 1500, 1),
+        ("page-phone-dark", 390, 1500, 0),
     ] {
         let args = [
             format!("--blink-settings=preferredColorScheme={scheme}"),

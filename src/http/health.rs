@@ -328,3 +328,209 @@ pub(crate) fn reasons(explained: &Explanation) -> String {
         format!(" ({})", parts.join("; "))
     }
 }
+
+#[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "only differences matter")]
+mod tests {
+    use std::net::SocketAddr;
+
+    use super::*;
+    use crate::{
+        figures::{AppFigures, InboxFigures},
+        node_id::BootId,
+        stats::{ConnectionCounts, EventCounts, LostCounts, MemberCounts, RefusedCounts},
+    };
+
+    const DAY: Duration = Duration::from_secs(86_400);
+
+    fn id(name: &str) -> NodeId {
+        NodeId::new(name).unwrap()
+    }
+
+    fn addr() -> SocketAddr {
+        SocketAddr::from(([127, 0, 0, 1], 1))
+    }
+
+    fn member(name: &str, status: MemberStatus) -> MemberInfo {
+        MemberInfo {
+            node: id(name),
+            status,
+            quic_addr: addr(),
+            gossip_addr: addr(),
+            incarnation: 1,
+            boot: BootId([1; 16]),
+            tags: BTreeMap::new(),
+            version: String::new(),
+            is_self: name == "n1",
+            connected: false,
+            rtt: None,
+        }
+    }
+
+    fn row(name: &str, state: ConnectionState) -> ConnectionInfo {
+        ConnectionInfo {
+            peer: Some(id(name)),
+            ..ConnectionInfo::empty(addr(), state)
+        }
+    }
+
+    /// A node whose certificate lives for a year and has ten months left.
+    struct Scene {
+        now: Instant,
+        wall: SystemTime,
+        stage: Stage,
+        status: Status,
+        members: Vec<MemberInfo>,
+        connections: Vec<ConnectionInfo>,
+        trails: BTreeMap<NodeId, Trail>,
+        figures: Figures,
+    }
+
+    impl Scene {
+        fn new() -> Self {
+            let wall = SystemTime::UNIX_EPOCH + 20_000 * DAY;
+            Self {
+                now: Instant::now() + DAY,
+                wall,
+                stage: Stage::Started,
+                status: Status {
+                    node: id("n1"),
+                    cluster: "test".parse().unwrap(),
+                    version: "0",
+                    quiche: "0",
+                    uptime: DAY,
+                    ready: true,
+                    members: MemberCounts::default(),
+                    connections: ConnectionCounts::default(),
+                    events: EventCounts::default(),
+                    health_score: 0,
+                    threads: 1,
+                    refused: RefusedCounts::default(),
+                    lost: LostCounts::default(),
+                    roster_saves: 0,
+                    roster_failures: 0,
+                    http_addr: None,
+                    certificate_begins: wall - 65 * DAY,
+                    certificate_ends: wall + 300 * DAY,
+                },
+                members: vec![member("n1", MemberStatus::Alive)],
+                connections: Vec::new(),
+                trails: BTreeMap::new(),
+                figures: Figures::default(),
+            }
+        }
+
+        fn said(&self) -> Vec<String> {
+            let facts = Facts {
+                now: self.now,
+                wall: self.wall,
+                stage: &self.stage,
+                status: &self.status,
+                members: &self.members,
+                connections: &self.connections,
+                trails: &self.trails,
+                explained: &[],
+                figures: &self.figures,
+            };
+            let sentences = facts.sentences().into_iter();
+            sentences
+                .map(|s| format!("{:?}: {}", s.level, s.text))
+                .collect()
+        }
+    }
+
+    #[test]
+    fn a_peer_without_a_connection_is_told_with_since_why_and_what_next() {
+        let mut scene = Scene::new();
+        scene.members.push(member("n4", MemberStatus::Alive));
+        let mut down = row("n4", ConnectionState::Down);
+        down.dials = 7;
+        down.next_dial = Some(Duration::from_secs(6));
+        down.last_error = Some("TLS: certificate expired (peer refused us)".to_owned());
+        scene.connections.push(down);
+        let mut trail = Trail::default();
+        trail.down_since = Some(scene.now - Duration::from_secs(12));
+        scene.trails.insert(id("n4"), trail);
+        assert_eq!(
+            scene.said(),
+            [
+                "Bad: n4: QUIC down for 12 s: TLS: certificate expired (peer refused us); 7 dials, \
+              next in 6.0 s."
+            ]
+        );
+        scene.connections[0] = row("n4", ConnectionState::Established);
+        scene.status.members.alive = 2;
+        scene.status.connections.established = 1;
+        assert_eq!(
+            scene.said(),
+            ["Good: All is well: 1 peer alive, 1 connected."]
+        );
+        scene.connections[0].ping_failures = 4;
+        assert_eq!(
+            scene.said(),
+            ["Doubtful: n4: 4 health pings without an answer."]
+        );
+    }
+
+    #[test]
+    fn this_node_its_certificate_and_its_applications_are_looked_at() {
+        let mut scene = Scene::new();
+        assert_eq!(
+            scene.said(),
+            ["Good: This node is alone and well: no other member is known."]
+        );
+        scene.status.certificate_ends = scene.wall + 29 * DAY;
+        assert!(
+            scene.said()[0].contains("ends in 29d 0h"),
+            "{:?}",
+            scene.said()
+        );
+        // One that lives for three days is young after one.
+        scene.status.certificate_begins = scene.wall - DAY;
+        scene.status.certificate_ends = scene.wall + 2 * DAY;
+        assert_eq!(scene.said().len(), 1);
+        assert!(scene.said()[0].starts_with("Good"));
+        scene.status.certificate_ends = scene.wall - DAY;
+        scene.status.health_score = 2;
+        scene.stage = Stage::Joining(vec!["seed a:1: no answer yet".to_owned()]);
+        let full = AppFigures {
+            inbox: Some(InboxFigures {
+                message_bytes: 90,
+                capacity_bytes: 100,
+                ..InboxFigures::default()
+            }),
+            ..AppFigures::default()
+        };
+        scene.figures.apps.insert("chat".to_owned(), full);
+        let said = scene.said();
+        assert!(
+            said[0].starts_with("Bad: The certificate of this node has ended"),
+            "{said:?}"
+        );
+        let all = said.join("\n");
+        for words in [
+            "Not ready: seed a:1: no answer yet.",
+            "health score 2 of 7",
+            "Application chat",
+        ] {
+            assert!(all.contains(words), "{words} is not in {all}");
+        }
+    }
+
+    #[test]
+    fn of_a_hundred_faults_a_few_are_told_and_the_rest_counted() {
+        let mut scene = Scene::new();
+        for i in 2..102 {
+            scene
+                .members
+                .push(member(&format!("n{i}"), MemberStatus::Alive));
+        }
+        let said = scene.said();
+        assert_eq!(said.len(), MAX_SENTENCES + 1);
+        assert_eq!(
+            said[MAX_SENTENCES],
+            "Doubtful: and 88 more; the tables below have all of it"
+        );
+        assert_eq!(said[0], "Bad: n2: QUIC down.");
+    }
+}

@@ -258,6 +258,8 @@ struct Client {
     local: SocketAddr,
     state: State,
     input: Vec<u8>,
+    /// It sends nothing more, and may still read.
+    has_ended: bool,
     output: Vec<u8>,
     written: usize,
     /// When it has been too slow.
@@ -409,6 +411,7 @@ impl Sockets {
             local,
             state: State::Reading,
             input: Vec::new(),
+            has_ended: false,
             output: Vec::new(),
             written: 0,
             deadline: now + PATIENCE,
@@ -423,10 +426,9 @@ impl Sockets {
             return;
         };
         let fate = match client.state {
-            State::Reading => client.read().map(|fate| match fate {
-                Fate::Lives => next_request(client, id, &self.hosts, &self.jobs, now),
-                Fate::Ends => Fate::Ends,
-            }),
+            State::Reading => client
+                .read()
+                .map(|()| next_request(client, id, &self.hosts, &self.jobs, now)),
             // It went away before its answer was made.
             State::Answering => Ok(Fate::Ends),
             State::Writing { .. } => advance(client, id, &self.hosts, &self.jobs, now),
@@ -459,6 +461,7 @@ fn next_request(
     now: Instant,
 ) -> Fate {
     match parse(&client.input, hosts, client.local) {
+        Parsed::Partial if client.has_ended => Fate::Ends,
         Parsed::Partial => Fate::Lives,
         Parsed::Whole(head, length) => {
             client.input.drain(..length);
@@ -500,19 +503,22 @@ fn advance(
 
 impl Client {
     /// Reads what has come of a head, and no more than a head may have.
-    fn read(&mut self) -> io::Result<Fate> {
+    fn read(&mut self) -> io::Result<()> {
         let mut buffer = [0; 2_048];
         while self.input.len() <= MAX_HEAD_BYTES {
             let room = (MAX_HEAD_BYTES + 1 - self.input.len()).min(buffer.len());
             match self.stream.read(&mut buffer[..room]) {
-                Ok(0) => return Ok(Fate::Ends),
+                Ok(0) => {
+                    self.has_ended = true;
+                    break;
+                }
                 Ok(length) => self.input.extend_from_slice(&buffer[..length]),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
             }
         }
-        Ok(Fate::Lives)
+        Ok(())
     }
 
     fn answer(&mut self, bytes: Vec<u8>, keep_alive: bool, now: Instant) {
