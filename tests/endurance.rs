@@ -294,21 +294,20 @@ fn the_connection(node: &Node) -> Option<nodosum::Side> {
 }
 
 /// Asks until told to stop. From the first answer on, every request is answered.
-fn keep_asking(app: &App, to: &NodeId, is_over: &AtomicBool) -> u64 {
-    let mut answered = 0;
+fn keep_asking(app: &App, to: &NodeId, answered: &AtomicU64, is_over: &AtomicBool) {
     while !is_over.load(Relaxed) {
+        let is_first = answered.load(Relaxed) == 0;
         match app.request(to, "?", PATIENCE) {
-            Ok(_) => answered += 1,
+            Ok(_) => {
+                answered.fetch_add(1, Relaxed);
+            }
             // Not connected yet, or the other end has not registered yet.
-            Err(RequestError::NotConnected(_) | RequestError::NoHandler { .. })
-                if answered == 0 =>
-            {
+            Err(RequestError::NotConnected(_) | RequestError::NoHandler { .. }) if is_first => {
                 thread::park_timeout(Duration::from_millis(1));
             }
-            Err(error) => panic!("after {answered} answers: {error}"),
+            Err(error) => panic!("after {} answers: {error}", answered.load(Relaxed)),
         }
     }
-    answered
 }
 
 /// The events about others, up to now.
@@ -355,10 +354,12 @@ fn dial_each_other(lab: &Lab, delays: [Duration; 2]) {
     });
     let (nodes, apps): (Vec<Node>, Vec<App>) = started.into_iter().unzip();
     let is_over = AtomicBool::new(false);
-    let answered: Vec<u64> = thread::scope(|scope| {
+    let answered = [AtomicU64::new(0), AtomicU64::new(0)];
+    thread::scope(|scope| {
         let asking = [0, 1].map(|index: usize| {
-            let (app, to, is_over) = (&apps[index], nodes[1 - index].id(), &is_over);
-            scope.spawn(move || keep_asking(app, to, is_over))
+            let (app, to) = (&apps[index], nodes[1 - index].id());
+            let (answered, is_over) = (&answered[index], &is_over);
+            scope.spawn(move || keep_asking(app, to, answered, is_over))
         });
         full_mesh(&nodes, PATIENCE);
         eventually("both have one connection, and it is the same", || {
@@ -373,13 +374,14 @@ fn dial_each_other(lab: &Lab, delays: [Duration; 2]) {
                 app.request(to, "!", PATIENCE).unwrap();
             }
         }
+        eventually("both have asked all the while", || {
+            answered.iter().all(|count| count.load(Relaxed) > 0)
+        });
         is_over.store(true, Relaxed);
-        asking
-            .into_iter()
-            .map(|thread| thread.join().unwrap())
-            .collect()
+        for thread in asking {
+            thread.join().unwrap();
+        }
     });
-    assert!(answered.iter().all(|count| *count > 0), "{answered:?}");
     for (events, node) in events.iter().zip(&nodes) {
         let seen = about_others(events);
         let ups = seen

@@ -50,7 +50,7 @@ use crate::{
     stats::{ConnectionInfo, ConnectionState, Side},
     thread::panic_message,
     transport::{
-        Command, Context, Datagram,
+        Command, Context, Datagram, MIN_DATAGRAM_BYTES,
         driver::{Beginning, Driver, Effect},
         due::Due,
         framing::{self, ReplyStatus, StreamKind},
@@ -227,6 +227,10 @@ pub(super) fn new(
     if let Some(socket) = start.path.own() {
         let max = context.config.max_datagram_bytes;
         gso = offload.gso && udp::segment_to(socket, max).is_ok();
+        if max > MIN_DATAGRAM_BYTES {
+            // Refused, they are cut on the way, and arrive all the same.
+            let _ = udp::forbid_fragments(socket);
+        }
         if offload.gro {
             // Without, each receive brings one datagram.
             let _ = udp::gather(socket);
@@ -247,6 +251,7 @@ pub(super) fn new(
         expected: start.expected,
         first: start.first,
         deadline: now + context.config.dial_timeout,
+        max_datagram_bytes: context.config.max_datagram_bytes,
         now,
     });
     let connection = Arc::new_cyclic(|me| Connection {

@@ -34,11 +34,12 @@ use crate::{
     stats::{ConnectionInfo, ConnectionState, Side},
     stream::Stream,
     transport::{
-        Command, Datagram, Notice, Sign, buffers,
+        Command, Datagram, MIN_DATAGRAM_BYTES, Notice, Sign, buffers,
         connection::Connection,
         framing::{self, Decoder, FramingError, Preamble, ReplyStatus, StreamKind},
         incoming::{Incoming, Inflow, MAX_RAW_STREAMS},
         outbox::{CONTROL, Gate, Outcome, Unit},
+        path_size::{Change, Counts, PathSize},
         raw::RawPipe,
         reply::{Awaited, Waiter},
         slot::Slot,
@@ -173,6 +174,10 @@ pub(super) struct Driver {
     /// Datagrams that the socket did not take yet, and their size.
     unsent: Vec<u8>,
     unsent_segment: usize,
+    /// The size that the system cuts batches to.
+    segment: usize,
+    /// How large datagrams may be.
+    size: PathSize,
     /// Whether several datagrams go in one send.
     gso: bool,
     /// The datagram with our CONNECTION_CLOSE.
@@ -246,6 +251,8 @@ pub(super) struct Beginning {
     pub(super) expected: Option<NodeId>,
     pub(super) first: Option<Datagram>,
     pub(super) deadline: Instant,
+    /// Also what batches are cut to at first.
+    pub(super) max_datagram_bytes: usize,
     pub(super) now: Instant,
 }
 
@@ -261,6 +268,8 @@ impl Driver {
             closing: None,
             unsent: Vec::new(),
             unsent_segment: 0,
+            segment: beginning.max_datagram_bytes,
+            size: PathSize::new(beginning.max_datagram_bytes, now),
             gso: beginning.gso,
             farewell: Vec::new(),
             armed: None,
@@ -550,7 +559,7 @@ impl Driver {
             Err((code, reason)) => {
                 // The end of our handshake goes first: without it an acceptor has no keys to read
                 // the close with, and would wait for its deadline.
-                self.send_datagrams(connection);
+                self.send_datagrams(connection, now);
                 self.closing = Some(reason);
                 self.close(code);
             }
@@ -698,6 +707,12 @@ impl Driver {
         }
         if incoming.refused {
             return Ok(self.discard(id));
+        }
+        if incoming
+            .waits_as
+            .is_some_and(|kind| !self.inflow.may_read_single(kind))
+        {
+            return Ok(Reading::Stalled);
         }
         let leftover = std::mem::take(&mut incoming.leftover);
         if let Some(end) = self.decode(connection, id, incoming, &leftover, now)? {
@@ -858,6 +873,7 @@ impl Driver {
         }
         if preamble.kind.is_single() {
             if !self.inflow.may_read_single(preamble.kind) {
+                incoming.waits_as = Some(preamble.kind);
                 return Ok(Opened::Early(preamble));
             }
         } else if !may_open {
@@ -1364,6 +1380,59 @@ impl Driver {
         connection.push_control(Control::Ping { id });
     }
 
+    /// What QUIC has counted on the path.
+    fn counts(&self) -> Counts {
+        let Some(path) = self.quic.path_stats().next() else {
+            return Counts::default();
+        };
+        Counts {
+            received: path.recv as u64,
+            lost: path.lost as u64,
+            lost_bytes: path.lost_bytes,
+            timeouts: path.total_pto_count as u64,
+        }
+    }
+
+    /// Concludes from what was lost how large datagrams may be.
+    fn look_at_size(&mut self, connection: &Connection, now: Instant) {
+        if self.size.can_change() {
+            let change = self.size.look(now, self.counts());
+            self.resize(connection, change);
+        }
+    }
+
+    fn resize(&mut self, connection: &Connection, change: Change) {
+        let limit = self.size.limit();
+        match change {
+            Change::None => return,
+            Change::Fell => {
+                log::debug!(target: "transport", addr:% = connection.addr, bytes = limit;
+                    "the path does not carry larger datagrams");
+                // QUIC would keep those of applications that fit no packet any more, and all behind.
+                let max = self.max_datagram();
+                let before = self.quic.dgram_send_queue_len();
+                self.quic
+                    .dgram_purge_outgoing(|datagram| datagram.len() > max);
+                let lost = before.saturating_sub(self.quic.dgram_send_queue_len()) as u64;
+                let counters = &connection.context.counters;
+                counters.datagrams_dropped.fetch_add(lost, Relaxed);
+            }
+            Change::Rose => {
+                log::debug!(target: "transport", addr:% = connection.addr, bytes = limit;
+                    "the path carries larger datagrams again");
+            }
+        }
+        self.must_send = true;
+    }
+
+    /// The largest datagram of an application that fits one of the path.
+    fn max_datagram(&self) -> usize {
+        let largest = self.quic.max_send_udp_payload_size();
+        let missing = largest.saturating_sub(self.size.limit());
+        let room = self.quic.dgram_max_writable_len().unwrap_or(0);
+        room.saturating_sub(missing)
+    }
+
     /// Looks whether a packet has come since the last look, after a timer of QUIC.
     fn note_silence(&mut self) {
         let Some(path) = self.quic.path_stats().next() else {
@@ -1527,6 +1596,7 @@ impl Driver {
         if self.closed.is_some() || self.is_broken {
             return;
         }
+        self.look_at_size(connection, now);
         let mut outbox = connection.outbox.lock();
         let has_work = outbox.has_work();
         if !self.wants_to_send(has_work, now) {
@@ -1536,7 +1606,8 @@ impl Driver {
             }
             return;
         }
-        let written = outbox.write(&mut self.quic);
+        let max_datagram = self.max_datagram();
+        let written = outbox.write(&mut self.quic, max_datagram);
         drop(outbox);
         if written.lost_datagrams > 0 {
             let counters = &connection.context.counters;
@@ -1553,11 +1624,8 @@ impl Driver {
         self.must_send = false;
         self.ack_owed_at = None;
         self.read_bytes = 0;
-        let max_datagram = self.quic.dgram_max_writable_len();
-        connection
-            .max_datagram
-            .store(max_datagram.unwrap_or(0), Relaxed);
-        let sent = self.send_datagrams(connection);
+        connection.max_datagram.store(max_datagram, Relaxed);
+        let sent = self.send_datagrams(connection, now);
         if sent.max(written.bytes) > MUCH_BYTES {
             self.wrote_much_at = Some(now);
         }
@@ -1565,7 +1633,7 @@ impl Driver {
 
     /// Puts QUIC's datagrams on the socket, until there are none or the socket is full. Returns how
     /// many bytes went.
-    fn send_datagrams(&mut self, connection: &Connection) -> usize {
+    fn send_datagrams(&mut self, connection: &Connection, now: Instant) -> usize {
         if self.quic.local_error().is_some() && self.farewell.is_empty() {
             // The closing datagram matters more than what the full socket did not take: it must be
             // made now, so that it can be repeated.
@@ -1574,24 +1642,37 @@ impl Driver {
         let mut sent = 0;
         if !self.unsent.is_empty() {
             let unsent = std::mem::take(&mut self.unsent);
-            if !self.put(connection, &unsent, self.unsent_segment) {
+            if !self.put(connection, &unsent, self.unsent_segment, now) {
                 return 0;
             }
         }
-        let max = connection.context.config.max_datagram_bytes;
         let mut buffer = buffers::take();
         loop {
+            // QUIC has a limit of its own, above all until the handshake is done.
+            let largest = self.quic.max_send_udp_payload_size();
+            let mut max = largest.min(self.size.limit());
+            let is_probe = self.size.wants_probe(now) && self.up_at.is_some();
+            if is_probe {
+                max = largest.min(connection.context.config.max_datagram_bytes);
+            }
+            let counts = is_probe.then(|| self.counts());
+            let together = self.gso && !is_probe;
             let quic = &mut self.quic;
             // An error other than `Done` is told better by the connection's state.
             let make = |room: &mut [u8]| quic.send(room).ok().map(|(bytes, _)| bytes);
-            let batch = gather(&mut buffer, max, self.gso, make);
+            let batch = gather(&mut buffer, max, together, make);
             if batch.bytes == 0 {
                 return sent;
+            }
+            self.size
+                .note_sent(batch.bytes.div_ceil(batch.segment), batch.segment);
+            if let Some(counts) = counts.filter(|_| batch.bytes > MIN_DATAGRAM_BYTES) {
+                self.size.probe_sent(now, counts);
             }
             if self.quic.local_error().is_some() {
                 self.farewell = buffer[..batch.bytes].to_vec();
             }
-            if !self.put(connection, &buffer[..batch.bytes], batch.segment) {
+            if !self.put(connection, &buffer[..batch.bytes], batch.segment, now) {
                 return sent;
             }
             sent += batch.bytes;
@@ -1603,7 +1684,14 @@ impl Driver {
 
     /// Puts datagrams of one size, the last of which may be shorter, on the socket. `false` when it is
     /// full: then they are kept.
-    fn put(&mut self, connection: &Connection, batch: &[u8], segment: usize) -> bool {
+    fn put(&mut self, connection: &Connection, batch: &[u8], segment: usize, now: Instant) -> bool {
+        let is_cut = batch.len() > segment && self.segment != segment;
+        if self.gso && (is_cut || batch.len() > self.segment) {
+            // The size of the path has changed. Where that is refused, they go one by one.
+            let own = connection.path.own();
+            self.gso = own.is_some_and(|socket| udp::segment_to(socket, segment).is_ok());
+            self.segment = segment;
+        }
         let mut rest = batch;
         while !rest.is_empty() {
             // In one piece, unless the system turned out not to cut it.
@@ -1624,6 +1712,12 @@ impl Driver {
                 Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
                     self.note_refused(super::connection::clock());
                     let _ = connection.path.send(&rest[..piece], connection.addr);
+                }
+                Err(error) if segment > MIN_DATAGRAM_BYTES && udp::is_about_size(&error) => {
+                    let change = self.size.refused(now, self.counts());
+                    self.resize(connection, change);
+                    // What is left of the batch is as large: QUIC repeats it in smaller ones.
+                    return true;
                 }
                 Err(error) if piece > segment && udp::is_about_batches(&error) => {
                     // A device without checksum offload, or a path that does not carry the size.

@@ -41,6 +41,8 @@ pub(super) struct Incoming {
     /// Frames of a sync that were read, or units of a stream that may carry one, for the limit.
     pub(super) frames: usize,
     pub(super) fin: bool,
+    /// It is one of those that carry a large unit, and is read when fewer of them are.
+    pub(super) waits_as: Option<StreamKind>,
     /// Who waits for bytes of an application's own stream: one for each thread that reads.
     pub(super) readers: Vec<Arc<Slot<()>>>,
 }
@@ -58,6 +60,7 @@ impl Incoming {
             refused: false,
             frames: 0,
             fin: false,
+            waits_as: None,
             readers: Vec::new(),
         }
     }

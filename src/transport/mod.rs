@@ -27,6 +27,7 @@ pub mod framing;
 mod handoff;
 mod incoming;
 mod outbox;
+mod path_size;
 mod raw;
 mod reply;
 mod seats;
@@ -85,8 +86,9 @@ pub struct Config {
     pub ping_interval: Duration,
     /// How long a replaced connection may take to finish what is under way. Default 1 s.
     pub drain_timeout: Duration,
-    /// UDP payload bytes of the datagrams we send, 1,200 to 65,507. Default 1,200, which every path
-    /// carries (RFC 9000 §14).
+    /// UDP payload bytes of the datagrams we send, 1,200 to 65,507; QUIC's library makes none larger than
+    /// 16,383. Default 1,200, which every path carries (RFC 9000 §14). On a path that turns out not to
+    /// carry more, 1,200 is the limit until it does.
     pub max_datagram_bytes: usize,
     /// Bytes a peer may send on a stream before the application reads. Default 512 KiB.
     pub stream_window: u64,

@@ -745,7 +745,8 @@ impl Outbox {
 
     /// Hands to QUIC what it takes: the urgent streams first, and streams of one urgency a frame
     /// each in turn, because QUIC's window is one for all.
-    pub(super) fn write(&mut self, quic: &mut Quic) -> Written {
+    /// `max_datagram`: the largest datagram of an application that the path carries.
+    pub(super) fn write(&mut self, quic: &mut Quic, max_datagram: usize) -> Written {
         let mut written = Written::default();
         self.resets.retain(|(id, code)| {
             // A stream that was never opened is opened first, or its id would stay open at the peer
@@ -764,7 +765,7 @@ impl Outbox {
                 break;
             }
             written.bytes += datagram.len();
-            if quic.dgram_send_buf(datagram).is_err() {
+            if datagram.len() > max_datagram || quic.dgram_send_buf(datagram).is_err() {
                 // The path has become too small for it.
                 written.lost_datagrams += 1;
             }

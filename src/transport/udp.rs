@@ -36,6 +36,24 @@ pub(super) const RECEIVE_BYTES: usize = 65_536;
 /// Datagrams in one send. Kernels before 6.10 stop at 64.
 pub(super) const MAX_SEGMENTS: usize = 64;
 
+/// Forbids that datagrams are cut on the way, so that those that are too large for the path are lost,
+/// or refused here: QUIC finds out what the path carries (RFC 9000 §14). What ICMP messages claim is not
+/// believed.
+#[cfg(target_os = "linux")]
+pub(super) fn forbid_fragments(socket: &UdpSocket) -> io::Result<()> {
+    if socket.local_addr()?.is_ipv6() {
+        let (option, value) = (libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_PROBE);
+        return set_option(socket, libc::IPPROTO_IPV6, option, value);
+    }
+    let (option, value) = (libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_PROBE);
+    set_option(socket, libc::IPPROTO_IP, option, value)
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(super) fn forbid_fragments(_: &UdpSocket) -> io::Result<()> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
 /// What of the system's help is used. Each is probed at start and left out where it is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
@@ -260,9 +278,19 @@ const UDP_GRO: libc::c_int = 0;
 const UDP_SEGMENT: libc::c_int = 0;
 
 #[cfg(target_os = "linux")]
-#[expect(unsafe_code, reason = "the options of UDP have no safe wrapper")]
 fn set_udp_option(
     socket: &impl AsRawFd,
+    option: libc::c_int,
+    value: libc::c_int,
+) -> io::Result<()> {
+    set_option(socket, libc::SOL_UDP, option, value)
+}
+
+#[cfg(target_os = "linux")]
+#[expect(unsafe_code, reason = "these options have no safe wrapper")]
+fn set_option(
+    socket: &impl AsRawFd,
+    level: libc::c_int,
     option: libc::c_int,
     value: libc::c_int,
 ) -> io::Result<()> {
@@ -270,7 +298,7 @@ fn set_udp_option(
     let result = unsafe {
         libc::setsockopt(
             socket.as_raw_fd(),
-            libc::SOL_UDP,
+            level,
             option,
             (&raw const value).cast(),
             size_of::<libc::c_int>() as libc::socklen_t,
@@ -295,6 +323,12 @@ pub(super) fn is_about_batches(error: &io::Error) -> bool {
     error
         .raw_os_error()
         .is_some_and(|code| batch_errors.contains(&code))
+}
+
+/// Whether a send failed because the path, or its first device, does not carry datagrams of this size.
+/// The system says the second for a batch of them.
+pub(super) fn is_about_size(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EMSGSIZE | libc::EINVAL))
 }
 
 /// What one receive brought.

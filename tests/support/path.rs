@@ -82,9 +82,9 @@ impl Path {
         self.rules.lost.load(SeqCst)
     }
 
-    /// The largest payload that was passed on so far.
-    pub fn largest(&self) -> usize {
-        self.rules.largest.load(SeqCst)
+    /// The largest payload that was passed on since the last call.
+    pub fn take_largest(&self) -> usize {
+        self.rules.largest.swap(0, SeqCst)
     }
 }
 

@@ -21,6 +21,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use shuttle::{
     Config, FailurePersistence, Runner,
     scheduler::{DfsScheduler, PctScheduler, RandomScheduler},
+    sync::mpsc,
+    thread,
 };
 
 mod sync;

@@ -1,16 +1,19 @@
 // The models: small programs of a few threads around the code under test. A lost wake-up or a stranded
 // waiter shows itself as a thread that sleeps for ever, which the scheduler reports as a deadlock; the
-// rest is asserted at the end. Included once for the code as it is and once for each planted bug.
+// rest is asserted at the end. Included once for the code as it is and once for each planted bug, and
+// once more for threads of the system (`src/bin/stress.rs`).
 
 use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use shuttle::{sync::mpsc, thread};
-
 use self::{due::Due, handoff::Handoff, seats::Seats, slot::Slot};
-use crate::sync::{Condvar, Mutex};
+use crate::{
+    mpsc,
+    sync::{Condvar, Mutex},
+    thread,
+};
 
 /// Never, as far as a model goes.
 fn far() -> Instant {
