@@ -338,7 +338,9 @@ mod tests {
     use crate::{
         figures::{AppFigures, InboxFigures},
         node_id::BootId,
-        stats::{ConnectionCounts, EventCounts, LostCounts, MemberCounts, RefusedCounts},
+        stats::{
+            ConnectionCounts, EventCounts, LostCounts, MemberCounts, RefusedCounts, TransportCounts,
+        },
     };
 
     const DAY: Duration = Duration::from_secs(86_400);
@@ -407,6 +409,7 @@ mod tests {
                     threads: 1,
                     refused: RefusedCounts::default(),
                     lost: LostCounts::default(),
+                    transport: TransportCounts::default(),
                     roster_saves: 0,
                     roster_failures: 0,
                     http_addr: None,

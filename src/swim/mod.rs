@@ -1049,6 +1049,8 @@ impl Swim {
                 self.config.gossip_nodes,
                 &mut self.rng,
                 |_, member| match member.standing {
+                    // Where ports refuse nobody listens, and no news would ever be told.
+                    _ if member.is_refused() => false,
                     Standing::Alive | Standing::Suspect(_) => true,
                     Standing::Dead { .. } => now.saturating_duration_since(member.since) < to_dead,
                     Standing::Left => false,
