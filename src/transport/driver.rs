@@ -136,6 +136,11 @@ pub(super) enum Phase {
     Draining,
 }
 
+/// A replaced connection is kept for so many times the time for which others wait for it. It is closed
+/// as soon as both ends have finished, so that this is for a peer that is starved of time and has not
+/// heard yet that it is replaced, or for a request that takes long.
+const DRAIN_PATIENCE: u32 = 10;
+
 /// What has to be done when the lock is released.
 pub(super) enum Effect {
     /// Somebody has an answer.
@@ -465,7 +470,8 @@ impl Driver {
             Command::Drain => {
                 if matches!(self.phase, Phase::Up | Phase::InUse) {
                     self.phase = Phase::Draining;
-                    self.drain_until = Some(now + connection.context.config.drain_timeout);
+                    let patience = connection.context.config.drain_timeout * DRAIN_PATIENCE;
+                    self.drain_until = Some(now + patience);
                     connection.outbox.lock().gate = Gate::Superseded;
                     connection.changed.notify_all();
                 }

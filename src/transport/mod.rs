@@ -84,7 +84,8 @@ pub struct Config {
     /// Time between health pings on a connection. Default 1 s; the reactor stretches it to 10 ms
     /// a peer, so that a node sends at most a hundred pings a second.
     pub ping_interval: Duration,
-    /// How long a replaced connection may take to finish what is under way. Default 1 s.
+    /// How long messages wait for those that are under way on the connection which theirs replaces. It may
+    /// take ten times as long to finish. Default 1 s.
     pub drain_timeout: Duration,
     /// UDP payload bytes of the datagrams we send, 1,200 to 65,507; QUIC's library makes none larger than
     /// 16,383. Default 1,200, which every path carries (RFC 9000 §14). On a path that turns out not to
