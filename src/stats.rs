@@ -1,6 +1,10 @@
 //! Read-only views of a node: members, connections, status. Plain data, copied when asked for.
 
-use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    time::{Duration, SystemTime},
+};
 
 use crate::node_id::{BootId, ClusterName, KeyId, NodeId};
 
@@ -326,6 +330,8 @@ pub struct Status {
     pub roster_saves: u64,
     /// How often that failed; the roster written before is intact then.
     pub roster_failures: u64,
+    /// When this node's certificate ends.
+    pub certificate_ends: SystemTime,
 }
 
 /// The gossip keys that a node holds, and how far each has got.

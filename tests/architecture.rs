@@ -41,7 +41,8 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "trust", "waker",
         ],
     ),
-    ("resolver", &["thread", "waker"]),
+    ("srv", &["thread"]),
+    ("resolver", &["srv", "thread", "waker"]),
     ("state_dir", &["error", "node_id", "roster", "thread"]),
     (
         "snapshot",
@@ -105,6 +106,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "query",
             "reactor",
             "record",
+            "resolver",
             "snapshot",
             "state_dir",
             "stats",
