@@ -598,6 +598,18 @@ impl Cluster {
         round
     }
 
+    /// Drops seeds; see [`mesh::Mesh::forget_seeds`].
+    pub fn forget_seeds(&mut self, now: Instant, seeds: &[String]) {
+        self.mesh.forget_seeds(seeds);
+        self.settle(now);
+    }
+
+    /// Has this node's record signed anew, at a higher incarnation, because what signs it has changed.
+    pub fn renew_record(&mut self, now: Instant) {
+        self.swim.renew_record();
+        self.settle(now);
+    }
+
     /// Leaves: dials and accepts nobody any more, tells the peers, and goes on answering.
     /// [`leaving`](Self::leaving) tells how far it has come. A second call changes nothing.
     pub fn leave(&mut self, now: Instant) {

@@ -349,6 +349,21 @@ pub enum CommandError {
     Stopped,
 }
 
+/// Why a renewed certificate was not taken over. The one before it stays in use.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RenewError {
+    /// It cannot be used, or is of another node or cluster; see [`IdentityError`].
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// TLS could not be set up from it.
+    #[error("cannot set up TLS: {0}")]
+    Tls(String),
+    /// The node could not take it over: it has left, is shut down, or did not answer.
+    #[error(transparent)]
+    Command(CommandError),
+}
+
 /// Why an event or a query was not sent. Nothing has left the node.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]

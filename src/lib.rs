@@ -28,6 +28,7 @@
 //! # Features
 //!
 //! - `node` (default): the `nodosum` binary and what it needs; switch it off to link the library alone.
+//! - `srv`: seeds by SRV records.
 //! - `ca`: making authorities and certificates, in [`ca`].
 //! - `http`: a page, metrics and health checks over HTTP, with `Builder::http`. `node` brings it.
 
@@ -64,6 +65,8 @@ pub mod rng;
 pub mod roster;
 mod rtts;
 mod snapshot;
+#[cfg(feature = "srv")]
+mod srv;
 mod state_dir;
 mod stats;
 mod stream;
@@ -84,8 +87,8 @@ pub mod ca;
 pub use app::{App, Delivery, PendingReply};
 pub use close::{CloseCode, CloseReason};
 pub use error::{
-    CommandError, DatagramError, EventError, IdentityError, NotReady, RegisterError, RequestError,
-    SendError, SendErrorKind, StartError,
+    CommandError, DatagramError, EventError, IdentityError, NotReady, RegisterError, RenewError,
+    RequestError, SendError, SendErrorKind, StartError,
 };
 pub use event::{Event, EventKind};
 pub use explanation::{Explanation, Moment};

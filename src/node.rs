@@ -27,7 +27,8 @@ use crate::{
     app::{App, Workers},
     cluster::Cluster,
     error::{
-        CommandError, EventError, IdentityError, NotReady, RegisterError, RequestError, StartError,
+        CommandError, EventError, IdentityError, NotReady, RegisterError, RenewError, RequestError,
+        StartError,
     },
     explanation::Explanation,
     figures::Figures,
@@ -37,6 +38,7 @@ use crate::{
     query::{self, Answers, Queries, Query, Slot},
     reactor::{self, Command, Counters, Parts, TagChange},
     record::{MAX_TAG_BYTES, PROTOCOL_VERSIONS, Record, tag_bytes},
+    resolver,
     rtts::{self, Rtts},
     snapshot::{Ready, Snapshot, Stage},
     state_dir::{StateDir, Writer},
@@ -138,7 +140,8 @@ impl Builder {
     }
 
     /// Adds the QUIC address of a node of the cluster, `HOST:PORT`. A name is looked up again at
-    /// every try, and all its addresses are tried.
+    /// every try, and all its addresses, IPv4 and IPv6, are tried. With the feature `srv`, also the
+    /// name of SRV records such as `_nodosum._udp.example.org`, which tell hosts and ports.
     pub fn seed(mut self, seed: impl Into<String>) -> Self {
         self.seeds.push(seed.into());
         self
@@ -493,12 +496,12 @@ fn bind_error(purpose: &'static str, addr: SocketAddr) -> impl Fn(io::Error) -> 
     }
 }
 
-/// `HOST:PORT` with a port that can be dialled.
+/// `HOST:PORT` with a port that can be dialled, or the name of SRV records.
 fn check_seed(seed: &str) -> Result<(), CommandError> {
     let is_good = seed.rsplit_once(':').is_some_and(|(host, port)| {
         !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port != 0)
     });
-    if is_good {
+    if is_good || resolver::is_srv(seed) {
         Ok(())
     } else {
         Err(CommandError::InvalidSeed(seed.to_owned()))
@@ -538,6 +541,7 @@ pub struct Node {
 }
 
 struct Handle {
+    /// The names in it hold for the node's life; the certificate may have been renewed.
     identity: Identity,
     quic_addr: SocketAddr,
     gossip_addr: SocketAddr,
@@ -762,6 +766,59 @@ impl Node {
         let seeds: Vec<String> = seeds.iter().map(|seed| seed.as_ref().to_owned()).collect();
         seeds.iter().try_for_each(|seed| check_seed(seed))?;
         self.ask(timeout, |reply| Command::Join { seeds, reply })?
+    }
+
+    /// Drops seeds and adds others, which are dialled at once. Waits for no dial: what becomes of it is
+    /// told as of every seed. Connections to which a dropped seed led stay.
+    ///
+    /// # Errors
+    ///
+    /// [`CommandError::InvalidSeed`] without effect, [`CommandError::Left`].
+    pub fn edit_seeds(&self, add: Vec<String>, remove: Vec<String>) -> Result<(), CommandError> {
+        add.iter().try_for_each(|seed| check_seed(seed))?;
+        self.ask(EMIT_TIMEOUT, |reply| Command::EditSeeds {
+            add,
+            remove,
+            reply,
+        })?
+    }
+
+    /// Takes over a renewed certificate, while the node runs: handshakes that begin from now on use it,
+    /// and the authority that comes with it, connections that are there go on, and the node's record is
+    /// signed with its key. It must name the same node and cluster.
+    ///
+    /// # Errors
+    ///
+    /// [`RenewError`]; the old one stays in use then.
+    pub fn renew_identity(&self, identity: Identity) -> Result<(), RenewError> {
+        let handle = &self.handle;
+        for (what, here, certified) in [
+            ("node", self.id().as_str(), identity.node().as_str()),
+            (
+                "cluster",
+                self.cluster().as_str(),
+                identity.cluster().as_str(),
+            ),
+        ] {
+            if here != certified {
+                return Err(RenewError::Identity(IdentityError::Contradiction {
+                    what,
+                    configured: here.to_owned(),
+                    certified: certified.to_owned(),
+                }));
+            }
+        }
+        identity.check(SystemTime::now())?;
+        let quic = quic_config(&identity, &handle.context.config).map_err(RenewError::Tls)?;
+        self.ask(EMIT_TIMEOUT, |reply| Command::Renew {
+            identity: Box::new(identity.clone()),
+            reply,
+        })
+        .and_then(|outcome| outcome)
+        .map_err(RenewError::Command)?;
+        *handle.context.quic.lock() = quic;
+        *handle.view.certificate.lock() = (identity.not_before(), identity.not_after());
+        Ok(())
     }
 
     /// Tells every peer that this node leaves for good, waits for their confirmation, lets requests

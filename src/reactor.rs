@@ -124,6 +124,10 @@ const NOTICE_TIME: Duration = Duration::from_millis(5);
 /// A line about refused datagrams or handshakes is written at most once in so long.
 const REFUSAL_LINE_INTERVAL: Duration = Duration::from_secs(60);
 
+/// Peers that are told of a renewed certificate at once. From them it gets round by the others'
+/// periodic syncs; to start one with everybody would move the whole table as often as there are peers.
+const MAX_RENEWAL_SYNCS: usize = 16;
+
 /// Hosts or nodes of which a line was written in that time; of more nothing is written.
 const MAX_REFUSAL_LINES: usize = 1_024;
 
@@ -171,6 +175,17 @@ pub(crate) enum Command {
         payload: Vec<u8>,
         query: Option<(swim::Query, Arc<Slot>)>,
         reply: Sender<Result<u64, EventError>>,
+    },
+    /// Drop some seeds and add others, which are tried at once; nobody waits for that.
+    EditSeeds {
+        add: Vec<String>,
+        remove: Vec<String>,
+        reply: Sender<Result<(), CommandError>>,
+    },
+    /// Sign with this from now on; TLS has it already.
+    Renew {
+        identity: Box<Identity>,
+        reply: Sender<Result<(), CommandError>>,
     },
     /// Change our tags; answers with those that hold then.
     SetTags {
@@ -1504,6 +1519,12 @@ impl Reactor {
                     let outcome = self.set_tags(now, change);
                     let _ = reply.try_send(outcome);
                 }
+                Command::EditSeeds { add, remove, reply } => {
+                    let _ = reply.try_send(self.edit_seeds(now, add, &remove));
+                }
+                Command::Renew { identity, reply } => {
+                    let _ = reply.try_send(self.renew(now, *identity));
+                }
                 Command::Part => self.close_all(false),
                 Command::Shutdown { silently } => self.begin_shutdown(now, silently),
                 #[cfg(test)]
@@ -1581,6 +1602,36 @@ impl Reactor {
         self.members_dirty = true;
         self.publish(now);
         Ok(tags)
+    }
+
+    fn edit_seeds(
+        &mut self,
+        now: Instant,
+        add: Vec<String>,
+        remove: &[String],
+    ) -> Result<(), CommandError> {
+        self.not_left()?;
+        self.parts.cluster.forget_seeds(now, remove);
+        if !add.is_empty() {
+            self.parts.cluster.join(now, add);
+        }
+        Ok(())
+    }
+
+    /// From now on this node's word is signed with another key. Whoever knows the old certificate only
+    /// cannot judge a record under the new one, and goes by the one before until a sync brings both.
+    fn renew(&mut self, now: Instant, identity: Identity) -> Result<(), CommandError> {
+        self.not_left()?;
+        self.verifier.renew(&identity);
+        self.parts.identity = identity;
+        self.parts.cluster.renew_record(now);
+        self.settle(now);
+        self.members_dirty = true;
+        let peers = self.parts.snapshot.peers();
+        for connection in peers.values().take(MAX_RENEWAL_SYNCS) {
+            self.start_sync(now, connection.id);
+        }
+        Ok(())
     }
 
     fn leave(&mut self, now: Instant, reply: Sender<Leave>, deadline: Instant) {

@@ -119,7 +119,20 @@ impl Resolver {
     }
 }
 
+/// Whether a seed names SRV records and this build can look them up.
+#[cfg(feature = "srv")]
+pub(crate) use crate::srv::is_srv;
+
+#[cfg(not(feature = "srv"))]
+pub(crate) fn is_srv(_seed: &str) -> bool {
+    false
+}
+
 fn look_up(seed: &str) -> Result<Vec<SocketAddr>, String> {
+    #[cfg(feature = "srv")]
+    if is_srv(seed) {
+        return crate::srv::look_up(seed);
+    }
     let mut addrs: Vec<SocketAddr> = seed
         .to_socket_addrs()
         .map_err(|error| error.to_string())?

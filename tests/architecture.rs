@@ -46,7 +46,8 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "stream", "thread", "trust", "waker",
         ],
     ),
-    ("resolver", &["thread", "waker"]),
+    ("srv", &["thread"]),
+    ("resolver", &["srv", "thread", "waker"]),
     ("state_dir", &["error", "node_id", "roster", "thread"]),
     (
         "snapshot",
@@ -160,6 +161,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "query",
             "reactor",
             "record",
+            "resolver",
             "rtts",
             "snapshot",
             "state_dir",

@@ -67,7 +67,7 @@ fn mode(path: &str) -> u32 {
     fs::metadata(path).unwrap().permissions().mode() & 0o777
 }
 
-const COMMANDS: [&[&str]; 25] = [
+const COMMANDS: [&[&str]; 43] = [
     &["run"],
     &["demo"],
     &["tls"],
@@ -91,6 +91,24 @@ const COMMANDS: [&[&str]; 25] = [
     &["join"],
     &["leave"],
     &["force-leave"],
+    &["keys"],
+    &["keys", "list"],
+    &["keys", "rotate"],
+    &["keys", "remove"],
+    &["log"],
+    &["log", "show"],
+    &["log", "set"],
+    &["log", "reset"],
+    &["top"],
+    &["doctor"],
+    &["debug"],
+    &["debug", "bundle"],
+    &["config"],
+    &["config", "init"],
+    &["config", "check"],
+    &["config", "show"],
+    &["completions"],
+    &["man"],
     &["bench"],
     &["bench", "compare"],
 ];
@@ -129,7 +147,7 @@ fn a_bare_call_shows_the_first_steps_and_is_a_usage_error() {
 
 #[test]
 fn what_makes_no_sense_exits_with_2_and_prints_no_data() {
-    let wrong: [&[&str]; 12] = [
+    let wrong: [&[&str]; 16] = [
         &["dance"],
         &["run", "--bind", "nowhere"],
         &["run", "--tag", "novalue"],
@@ -142,6 +160,10 @@ fn what_makes_no_sense_exits_with_2_and_prints_no_data() {
         &["request", "--to", "n2"],
         &["tls", "ca", "create", "--cluster", "UPPER", "--out", "x"],
         &["demo", "--nodes", "1"],
+        &["log", "set", "swim=loud"],
+        &["top", "--sort", "beauty"],
+        &["completions", "tcsh"],
+        &["status", "--color", "sometimes"],
     ];
     for args in wrong {
         let output = run(args);
@@ -335,6 +357,124 @@ fn a_reader_that_goes_away_is_no_failure() {
     drop(child.stdout.take());
     assert_eq!(child.wait().unwrap().code(), Some(0));
     node.join().unwrap();
+}
+
+#[test]
+fn completions_and_the_manual_know_every_command() {
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let script = run(&["completions", shell]);
+        assert_eq!(code(&script), 0, "{shell}: {}", stderr(&script));
+        for command in COMMANDS.iter().filter(|command| command.len() == 1) {
+            assert!(stdout(&script).contains(command[0]), "{shell}: {command:?}");
+        }
+        assert!(stdout(&script).contains("seeds-file"), "{shell}");
+    }
+    let page = run(&["man"]);
+    assert!(stdout(&page).contains(".TH nodosum 1"), "{}", stdout(&page));
+    let dir = Dir::new();
+    let out = dir.path("man1");
+    let written = run(&["man", "--out", &out]);
+    assert_eq!(code(&written), 0, "{}", stderr(&written));
+    for command in COMMANDS {
+        let page = fs::read_to_string(format!("{out}/nodosum-{}.1", command.join("-"))).unwrap();
+        assert!(page.contains("Example:"), "{command:?}: {page}");
+    }
+}
+
+#[test]
+fn colour_is_a_matter_of_the_flag_then_the_environment() {
+    let coloured = |args: &[&str], variable: Option<(&str, &str)>| {
+        let mut command = nodosum(args);
+        for name in ["NO_COLOR", "CLICOLOR_FORCE", "CLICOLOR"] {
+            command.env_remove(name);
+        }
+        command.envs(variable);
+        let output = command.output().unwrap();
+        stderr(&output).contains('\u{1b}') || stdout(&output).contains('\u{1b}')
+    };
+    let unreachable = ["status", "--admin", "/nowhere"];
+    let always = ["status", "--admin", "/nowhere", "--color", "always"];
+    let never = ["status", "--admin", "/nowhere", "--color=never"];
+    assert!(!coloured(&unreachable, None), "no terminal");
+    assert!(coloured(&unreachable, Some(("CLICOLOR_FORCE", "1"))));
+    assert!(coloured(&always, None));
+    assert!(
+        coloured(&always, Some(("NO_COLOR", "1"))),
+        "the flag is nearer"
+    );
+    assert!(!coloured(&never, Some(("CLICOLOR_FORCE", "1"))));
+    assert!(coloured(&["--color=always", "--help"], None));
+    assert!(!coloured(&["--help"], None));
+}
+
+#[test]
+fn configuration_is_written_judged_and_shown() {
+    let dir = Dir::new();
+    let (_, n1) = certificates(&dir);
+    let file = dir.path("nodosum.toml");
+    assert_eq!(code(&run(&["config", "init", "--out", &file])), 0);
+    let again = run(&["config", "init", "--out", &file]);
+    assert_eq!(code(&again), 1, "nothing is overwritten");
+    // As it comes, everything is commented out, so that only the certificate is missing.
+    let bare = run(&["config", "check", &file]);
+    assert_eq!(code(&bare), 5);
+    assert!(stderr(&bare).contains("--tls-dir"), "{}", stderr(&bare));
+
+    fs::write(
+        &file,
+        format!("tls_dir = \"{n1}\"\nseeds = [\"a:1\", \"b:2\"]\n"),
+    )
+    .unwrap();
+    let good = run(&["config", "check", &file]);
+    assert_eq!((code(&good), stderr(&good)), (0, ""));
+    assert_eq!(
+        stdout(&good),
+        format!("{file} is good: node n1 of cluster prod\n")
+    );
+
+    let mut shown = nodosum(&[
+        "config",
+        "show",
+        "--config",
+        &file,
+        "--origin",
+        "--profile",
+        "wan",
+    ]);
+    let shown = shown.env("NODOSUM_BIND", "127.0.0.1:9").output().unwrap();
+    assert_eq!(code(&shown), 0, "{}", stderr(&shown));
+    for line in [
+        "bind = \"127.0.0.1:9\"  # NODOSUM_BIND".to_owned(),
+        "profile = \"wan\"  # --profile".to_owned(),
+        format!("seeds = [\"a:1\", \"b:2\"]  # {file}:2"),
+        "leave_timeout = \"5s\"  # default".to_owned(),
+    ] {
+        assert!(
+            stdout(&shown).contains(&line),
+            "{line:?} is not in {}",
+            stdout(&shown)
+        );
+    }
+
+    fs::write(&file, "tls_dri = \"x\"\nbind = 7946\n").unwrap();
+    for args in [&["config", "check", &file][..], &["run", "--config", &file]] {
+        let bad = run(args);
+        assert_eq!((code(&bad), stdout(&bad)), (5, ""), "{args:?}");
+        let told = stderr(&bad);
+        assert!(
+            told.contains(&format!(
+                "error: {file}:1: unknown key \"tls_dri\"; did you mean \"tls_dir\"?\n"
+            )),
+            "{told}"
+        );
+        assert!(
+            told.contains(&format!("error: {file}:2: bind: invalid value '7946'")),
+            "{told}"
+        );
+        assert!(told.contains("hint: "), "{told}");
+    }
+    let missing = run(&["run", "--config", &dir.path("none.toml")]);
+    assert_eq!(code(&missing), 5, "{}", stderr(&missing));
 }
 
 /// An authority and a node's directory, made by the commands themselves.

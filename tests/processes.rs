@@ -168,6 +168,8 @@ fn the_read_commands_print_what_was_promised(nodes: &[Node<'_>; 3]) {
         "roster_failures",
         "refused",
         "events",
+        "certificate_ends",
+        "certificate_remaining_seconds",
     ];
     assert_eq!(keys(&status), sorted(&expected));
     assert_eq!(status["refused"]["implausible"], 0);

@@ -12,8 +12,8 @@ use regex::Regex;
 
 use crate::{
     bench::Scale,
-    logging::LogFormat,
-    output::{Format, Layout},
+    logging::{self, DEFAULT_FILTER, LogFormat},
+    output::{Colour, Format, Layout},
 };
 
 /// What the top-level help ends with.
@@ -43,6 +43,17 @@ const MAX_VALIDITY: Duration = Duration::from_secs(36_500 * 24 * 60 * 60);
 pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) command: Option<Command>,
+    /// Colours: auto, always or never
+    #[arg(
+        long,
+        global = true,
+        value_enum,
+        default_value_t,
+        value_name = "WHEN",
+        hide_possible_values = true,
+        hide_default_value = true
+    )]
+    pub(crate) color: Colour,
 }
 
 #[derive(Debug, Subcommand)]
@@ -87,8 +98,25 @@ pub(crate) enum Command {
     /// List, rotate and remove the keys that seal gossip
     #[command(subcommand)]
     Keys(Keys),
+    /// Show or change what the node logs
+    #[command(subcommand)]
+    Log(Log),
+    /// Watch a node live
+    Top(Top),
+    /// Find out what would keep a node from working well here
+    Doctor(Box<Doctor>),
+    /// Collect what somebody who helps wants to see
+    #[command(subcommand)]
+    Debug(Debug),
+    /// Write, check and show configuration
+    #[command(subcommand)]
+    Config(Config),
     /// Measure requests over one to many connections of a cluster in this machine
     Bench(Scale),
+    /// Print what makes a shell complete this command
+    Completions(Completions),
+    /// Print the manual
+    Man(Man),
 }
 
 #[derive(Debug, Args)]
@@ -97,20 +125,24 @@ Example:
   nodosum run --tls-dir n1 --bind 127.0.0.1:7946
   nodosum run --tls-dir n2 --bind 127.0.0.1:8946 --seed 127.0.0.1:7946
 
-A cluster across hosts needs --bind with an address that the others reach. Every flag can be given
-as a variable, such as NODOSUM_BIND. RUST_LOG filters the log. TERM and INT leave gracefully.")]
+Across hosts, --bind needs an address that the others reach. Flags override variables such as
+NODOSUM_BIND, which override --config. TERM and INT leave gracefully, HUP reloads.")]
 pub(crate) struct Run {
+    /// TOML file with any of these settings; see 'nodosum config init'
+    #[arg(long, value_name = "FILE", env = "NODOSUM_CONFIG", hide_env = true)]
+    pub(crate) config: Option<PathBuf>,
     /// Name of this node; must agree with its certificate
     #[arg(long, value_name = "NAME", env = "NODOSUM_NODE", hide_env = true)]
     pub(crate) node: Option<NodeId>,
     /// Name of the cluster; must agree with the certificate
     #[arg(long, value_name = "NAME", env = "NODOSUM_CLUSTER", hide_env = true)]
     pub(crate) cluster: Option<ClusterName>,
-    /// QUIC; the address others use as a seed. Port 0 picks one
+    /// QUIC, the seed of others; port 0 picks [default: 127.0.0.1:7946]
     #[arg(
         long,
         value_name = "IP:PORT",
         default_value = "127.0.0.1:7946",
+        hide_default_value = true,
         env = "NODOSUM_BIND",
         hide_env = true
     )]
@@ -139,7 +171,7 @@ pub(crate) struct Run {
         hide_env = true
     )]
     pub(crate) gossip_advertise: Option<SocketAddr>,
-    /// QUIC address of a member to join through; may be repeated
+    /// Member to join through, or SRV name; may be repeated
     #[arg(
         long = "seed",
         value_name = "HOST:PORT",
@@ -148,6 +180,9 @@ pub(crate) struct Run {
         value_delimiter = ','
     )]
     pub(crate) seeds: Vec<String>,
+    /// File with more seeds, one a line; it is watched
+    #[arg(long, value_name = "FILE", env = "NODOSUM_SEEDS_FILE", hide_env = true)]
+    pub(crate) seeds_file: Option<PathBuf>,
     /// Directory with ca.pem, node.pem and node.key
     #[arg(long, value_name = "DIR", env = "NODOSUM_TLS_DIR", hide_env = true)]
     pub(crate) tls_dir: Option<PathBuf>,
@@ -182,19 +217,42 @@ pub(crate) struct Run {
     /// Label of this node; may be repeated
     #[arg(long = "tag", value_name = "K=V", value_parser = tag, env = "NODOSUM_TAG", hide_env = true)]
     pub(crate) tags: Vec<(String, String)>,
-    /// Directory that outlives a restart: with it the node finds the others without a seed
+    /// Kept over restarts: the node then finds back without a seed
     #[arg(long, value_name = "DIR", env = "NODOSUM_STATE_DIR", hide_env = true)]
     pub(crate) state_dir: Option<PathBuf>,
-    /// How long members that are gone are remembered and dialled
+    /// How long members that are gone are dialled [default: 7d]
     #[arg(
         long,
         value_name = "DURATION",
         default_value = "7d",
+        hide_default_value = true,
         value_parser = validity,
         env = "NODOSUM_REMEMBER_FOR",
         hide_env = true
     )]
     pub(crate) remember_for: Duration,
+    /// How long leaving may take at the end [default: 5s]
+    #[arg(
+        long,
+        value_name = "DURATION",
+        default_value = "5s",
+        hide_default_value = true,
+        value_parser = leave_timeout,
+        env = "NODOSUM_LEAVE_TIMEOUT",
+        hide_env = true
+    )]
+    pub(crate) leave_timeout: Duration,
+    /// What to log, as in RUST_LOG [default: info,quiche=warn]
+    #[arg(
+        long,
+        value_name = "FILTER",
+        default_value = DEFAULT_FILTER,
+        hide_default_value = true,
+        value_parser = log_filter,
+        env = "NODOSUM_LOG",
+        hide_env = true
+    )]
+    pub(crate) log: String,
     /// Log lines on standard error
     #[arg(
         long,
@@ -780,6 +838,239 @@ pub(crate) struct KeyRemove {
     pub(crate) admin: Admin,
 }
 
+#[derive(Debug, Subcommand)]
+#[command(after_help = "\
+Example:
+  nodosum log set swim=debug,info --for 5m
+
+A filter is a level (off, error, warn, info, debug, trace), or TARGET=LEVEL, or several of these.
+Targets: swim, mesh, transport, reactor, node, admin, http.")]
+pub(crate) enum Log {
+    /// Show the filter in force
+    Show(LogShow),
+    /// Log by another filter, for a while or until the node ends
+    Set(LogSet),
+    /// Go back to the filter that the node was configured with
+    Reset(LogReset),
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  nodosum log show -o json")]
+pub(crate) struct LogShow {
+    #[command(flatten)]
+    pub(crate) read: Read,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Example:
+  nodosum log set mesh=debug,transport=debug,info --for 5m
+
+Without --for it holds until 'log reset', the next 'log set', or the end of the node.")]
+pub(crate) struct LogSet {
+    /// What to log, as in RUST_LOG
+    #[arg(value_parser = log_filter)]
+    pub(crate) filter: String,
+    /// Go back by itself after this time
+    #[arg(long = "for", value_name = "DURATION", value_parser = timeout)]
+    pub(crate) duration: Option<Duration>,
+    #[command(flatten)]
+    pub(crate) read: Read,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  nodosum log reset")]
+pub(crate) struct LogReset {
+    #[command(flatten)]
+    pub(crate) read: Read,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Example:
+  nodosum top
+  nodosum top -b -n 1 --sort rtt
+
+Keys: q quit, o order, r reverse, f filter, p pause, e events, + and - pace, ? help.")]
+pub(crate) struct Top {
+    #[command(flatten)]
+    pub(crate) admin: Admin,
+    /// Time between two looks
+    #[arg(short, long, value_name = "SECS", default_value = "1", value_parser = watch_interval)]
+    pub(crate) delay: Duration,
+    /// How many looks; without, until 'q'
+    #[arg(short = 'n', long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) rounds: Option<u32>,
+    /// Plain text, one look after the other; as always when the output is no terminal
+    #[arg(short, long)]
+    pub(crate) batch: bool,
+    /// Order: peer, state, rtt, lost, in, out, up or idle
+    #[arg(
+        long,
+        value_enum,
+        default_value_t,
+        value_name = "KEY",
+        hide_possible_values = true
+    )]
+    pub(crate) sort: TopSort,
+    /// Only peers whose name matches this regular expression
+    #[arg(long, value_name = "RE")]
+    pub(crate) name: Option<Regex>,
+}
+
+/// The order of the rows of `top`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum TopSort {
+    #[default]
+    Peer,
+    State,
+    Rtt,
+    Lost,
+    In,
+    Out,
+    Up,
+    Idle,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Example:
+  nodosum doctor --tls-dir n1 --seed 10.0.0.1:7946
+  nodosum doctor --config /etc/nodosum/nodosum.toml
+
+Looks at the certificate, the seeds and the path to them, the machine, and at a running node where
+there is one. Exits with 1 when something fails; a warning is no failure.")]
+pub(crate) struct Doctor {
+    /// TOML file whose settings are looked at
+    #[arg(long, value_name = "FILE", env = "NODOSUM_CONFIG", hide_env = true)]
+    pub(crate) config: Option<PathBuf>,
+    /// Directory with ca.pem, node.pem and node.key
+    #[arg(long, value_name = "DIR", env = "NODOSUM_TLS_DIR", hide_env = true)]
+    pub(crate) tls_dir: Option<PathBuf>,
+    /// A seed that should answer; may be repeated
+    #[arg(
+        long = "seed",
+        value_name = "HOST:PORT",
+        env = "NODOSUM_SEED",
+        hide_env = true,
+        value_delimiter = ','
+    )]
+    pub(crate) seeds: Vec<String>,
+    /// How long each seed may take for an answer
+    #[arg(long, value_name = "DURATION", default_value = "2s", value_parser = timeout)]
+    pub(crate) timeout: Duration,
+    /// Text for people, or JSON
+    #[arg(short, long, value_enum, default_value_t, value_name = "FORMAT")]
+    pub(crate) output: DemoFormat,
+    #[command(flatten)]
+    pub(crate) admin: Admin,
+}
+
+#[derive(Debug, Subcommand)]
+#[command(after_help = "Example:\n  nodosum debug bundle --for 10s")]
+pub(crate) enum Debug {
+    /// Write one tar file with everything that explains a node's state
+    Bundle(Bundle),
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Example:
+  nodosum debug bundle --for 10s --out n1.tar
+
+Status, members, connections, events, keys without secrets, settings, threads, what the doctor says.
+No key, no payload. Names and addresses of nodes are in it.")]
+pub(crate) struct Bundle {
+    #[command(flatten)]
+    pub(crate) admin: Admin,
+    /// Look twice, this long apart, so that rates can be told
+    #[arg(long = "for", value_name = "DURATION", default_value = "5s", value_parser = timeout)]
+    pub(crate) duration: Duration,
+    /// The file to write [default: nodosum-NODE-TIME.tar]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) out: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+#[command(after_help = "\
+Example:
+  nodosum config init --out nodosum.toml
+  nodosum config check nodosum.toml
+  nodosum config show --config nodosum.toml --origin")]
+pub(crate) enum Config {
+    /// Write a file with every setting, commented out
+    Init(ConfigInit),
+    /// Judge a file without starting anything
+    Check(ConfigCheck),
+    /// Show what 'run' with the same flags would use
+    Show(Box<ConfigShow>),
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  nodosum config init --out nodosum.toml")]
+pub(crate) struct ConfigInit {
+    /// The file to write; it must not exist. Without, standard output
+    #[arg(long, value_name = "FILE")]
+    pub(crate) out: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Example:
+  nodosum config check /etc/nodosum/nodosum.toml
+
+Every mistake is told with its line. Exits with 5 when there is one.")]
+pub(crate) struct ConfigCheck {
+    /// A TOML file
+    pub(crate) file: PathBuf,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Example:
+  nodosum config show --config nodosum.toml --seed n2:7946 --origin
+
+Takes the flags of 'run' and prints a file with what they and the variables amount to.")]
+pub(crate) struct ConfigShow {
+    /// Say where each value comes from
+    #[arg(long)]
+    pub(crate) origin: bool,
+    /// TOML, or one JSON object
+    #[arg(short, long, value_enum, default_value_t, value_name = "FORMAT")]
+    pub(crate) output: ConfigFormat,
+    #[command(flatten)]
+    pub(crate) run: Run,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ConfigFormat {
+    #[default]
+    Toml,
+    Json,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Example:
+  nodosum completions bash > ~/.local/share/bash-completion/completions/nodosum
+  nodosum completions zsh > ~/.zfunc/_nodosum")]
+pub(crate) struct Completions {
+    /// bash, zsh, fish, elvish or powershell
+    #[arg(hide_possible_values = true)]
+    pub(crate) shell: clap_complete::Shell,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Example:
+  nodosum man | man -l -
+  nodosum man --out /usr/local/share/man/man1")]
+pub(crate) struct Man {
+    /// Write a page for each command into this directory
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: Option<PathBuf>,
+}
+
 /// Reads `250ms`, `30s`, `1h 30m`, `90d`; a day has 24 hours.
 fn duration(text: &str, longest: Duration) -> Result<Duration, String> {
     let example = "write it with a unit, such as 250ms, 30s or 90d";
@@ -798,6 +1089,16 @@ fn duration(text: &str, longest: Duration) -> Result<Duration, String> {
 
 fn timeout(text: &str) -> Result<Duration, String> {
     duration(text, MAX_TIMEOUT)
+}
+
+/// A leave that takes longer than an hour is a node that does not end.
+fn leave_timeout(text: &str) -> Result<Duration, String> {
+    duration(text, Duration::from_secs(60 * 60))
+}
+
+fn log_filter(text: &str) -> Result<String, String> {
+    logging::check_filter(text)?;
+    Ok(text.to_owned())
 }
 
 fn validity(text: &str) -> Result<Duration, String> {

@@ -13,6 +13,15 @@ pub(crate) fn now() -> Instant {
     Instant::now()
 }
 
+/// How long it is until `then` by the clock on the wall; nothing when it is over.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a certificate ends by the wall clock"
+)]
+pub(crate) fn until(then: SystemTime) -> Duration {
+    then.duration_since(SystemTime::now()).unwrap_or_default()
+}
+
 /// What a clock on the wall shows at instants around now.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Wall {
@@ -27,6 +36,16 @@ impl Wall {
             now: Instant::now(),
             wall: SystemTime::now(),
         }
+    }
+
+    pub(crate) fn time(self) -> SystemTime {
+        self.wall
+    }
+
+    /// Since 1970.
+    pub(crate) fn nanos(self) -> u128 {
+        let since = self.wall.duration_since(SystemTime::UNIX_EPOCH);
+        since.unwrap_or_default().as_nanos()
     }
 
     /// RFC 3339, in UTC, with milliseconds.

@@ -74,7 +74,8 @@ const STEPS: usize = 7;
 const PAYLOAD: &[u8] = b"which of us is still here?";
 
 pub(crate) fn run(args: &args::Demo) -> Result<Exit, Failure> {
-    logging::init(logging::LogFormat::Text, LOG_FILTER);
+    let filter = logging::from_env().unwrap_or_else(|| LOG_FILTER.to_owned());
+    logging::init(logging::LogFormat::Text, &filter);
     let signals = Signals::take_over()?;
     raise_descriptor_limit();
     let dir = Dir::make(args.keep)?;

@@ -59,6 +59,8 @@ pub(crate) fn run(args: &Events) -> Result<Exit, Failure> {
             | Reply::Answer(_)
             | Reply::Asked { .. }
             | Reply::Tags(_)
+            | Reply::Log(_)
+            | Reply::Settings { .. }
             | Reply::Error { .. } => return Err(unexpected()),
         }
     }

@@ -4,6 +4,8 @@ use std::{fmt, io};
 
 use serde::{Deserialize, Serialize};
 
+use crate::output::Paint;
+
 /// The exit codes of every command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -80,6 +82,20 @@ impl Failure {
     pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
         self
+    }
+
+    /// As it is shown: every line that says `error:` or `hint:` with that word in its colour.
+    pub(crate) fn painted(&self, paint: Paint) -> String {
+        let text = self.to_string();
+        let lines = text.lines().map(|line| {
+            let (error, hint) = (line.strip_prefix("error:"), line.strip_prefix("hint:"));
+            match (error, hint) {
+                (Some(rest), _) => format!("{}{rest}\n", paint.red("error:")),
+                (None, Some(rest)) => format!("{}{rest}\n", paint.yellow("hint:")),
+                (None, None) => format!("{line}\n"),
+            }
+        });
+        lines.collect()
     }
 
     /// Standard output could not be written. A reader that has seen enough, such as `head`, is no

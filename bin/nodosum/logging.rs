@@ -1,20 +1,34 @@
 //! The log of the process: one line on standard error for each record.
 //!
 //! As text: time, level, target, message, fields. As JSON: one object with `ts`, `level`,
-//! `target`, `msg` and the fields. `RUST_LOG` filters. Fields may hold what a peer said, so that
-//! the text form escapes what would confuse a terminal.
+//! `target`, `msg` and the fields. Fields may hold what a peer said, so that the text form escapes
+//! what would confuse a terminal.
+//!
+//! What is logged can change while the process runs: the filter of the configuration is the base, and
+//! another one can take its place for a while. When its time is over, the next record that it lets
+//! through puts the base back, so that no thread has to wait for that.
 
-use std::{env, fmt::Write as _, io::Write as _};
+use std::{
+    env,
+    fmt::Write as _,
+    io::Write as _,
+    sync::OnceLock,
+    time::{Duration, Instant},
+};
 
-use env_logger::Builder;
+use env_logger::{Builder, Logger, WriteStyle};
 use jiff::Timestamp;
 use log::{
-    Record,
+    Log, Metadata, Record,
     kv::{Error, Key, Value, VisitSource},
 };
+use parking_lot::{Mutex, RwLock};
 use serde_json::Value as Json;
 
-use crate::output::clean;
+use crate::{
+    clock::{self, Wall},
+    output::{clean, colours},
+};
 
 /// How log lines look.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -29,13 +43,161 @@ pub(crate) enum LogFormat {
 /// What is logged without `RUST_LOG`. quiche reports at INFO what belongs to one packet.
 pub(crate) const DEFAULT_FILTER: &str = "info,quiche=warn";
 
-/// Starts logging.
-pub(crate) fn init(format: LogFormat, default_filter: &str) {
-    let chosen = env::var("RUST_LOG")
-        .ok()
-        .filter(|filter| !filter.is_empty());
+/// Starts logging by `filter`.
+pub(crate) fn init(format: LogFormat, filter: &str) {
+    let shared = Shared {
+        logger: RwLock::new(logger(format, filter)),
+        filters: Mutex::new(Filters {
+            base: filter.to_owned(),
+            other: None,
+        }),
+        format,
+    };
+    let max = shared.logger.read().filter();
+    // A second start in one process would be a mistake of ours, and the first one goes on serving.
+    if SHARED.set(shared).is_ok() && log::set_logger(&Switch).is_ok() {
+        log::set_max_level(max);
+    }
+}
+
+/// The filter that `RUST_LOG` asks for.
+pub(crate) fn from_env() -> Option<String> {
+    let filter = env::var("RUST_LOG").ok();
+    filter.filter(|filter| !filter.is_empty())
+}
+
+/// Whether this is a filter; the error says what of it is not.
+pub(crate) fn check_filter(filter: &str) -> Result<(), String> {
+    let empty = filter.split(',').all(|part| part.trim().is_empty());
+    if empty {
+        return Err("an empty filter; 'off' logs nothing".to_owned());
+    }
+    let judged = env_filter::Builder::new().try_parse(filter).map(|_| ());
+    judged.map_err(|error| error.to_string())
+}
+
+/// What is logged now, for `nodosum log`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct InForce {
+    pub(crate) filter: String,
+    /// That of the configuration.
+    pub(crate) base: String,
+    /// When the base is put back.
+    pub(crate) until: Option<String>,
+}
+
+/// Logs by the filter that the configuration has now. One that holds for a while stays in force.
+pub(crate) fn set_base(filter: &str) {
+    let Some(shared) = SHARED.get() else { return };
+    let mut filters = shared.filters.lock();
+    filter.clone_into(&mut filters.base);
+    if filters.other.is_none() {
+        shared.apply(filter);
+    }
+}
+
+/// Logs by another filter, for so long or until [`reset`].
+pub(crate) fn set_other(filter: &str, duration: Option<Duration>) {
+    let Some(shared) = SHARED.get() else { return };
+    let until = duration.and_then(|duration| clock::now().checked_add(duration));
+    shared.filters.lock().other = Some(Other {
+        filter: filter.to_owned(),
+        until,
+    });
+    shared.apply(filter);
+}
+
+/// Puts the filter of the configuration back.
+pub(crate) fn reset() {
+    let Some(shared) = SHARED.get() else { return };
+    let mut filters = shared.filters.lock();
+    if filters.other.take().is_some() {
+        shared.apply(&filters.base);
+    }
+}
+
+/// `None` where nothing is logged.
+pub(crate) fn in_force() -> Option<InForce> {
+    let shared = SHARED.get()?;
+    shared.end_what_is_over();
+    let filters = shared.filters.lock();
+    let wall = Wall::now();
+    let other = filters.other.as_ref();
+    Some(InForce {
+        filter: other.map_or_else(|| filters.base.clone(), |other| other.filter.clone()),
+        base: filters.base.clone(),
+        until: other.and_then(|other| other.until).map(|at| wall.text(at)),
+    })
+}
+
+static SHARED: OnceLock<Shared> = OnceLock::new();
+
+struct Shared {
+    logger: RwLock<Logger>,
+    filters: Mutex<Filters>,
+    format: LogFormat,
+}
+
+struct Filters {
+    base: String,
+    other: Option<Other>,
+}
+
+struct Other {
+    filter: String,
+    until: Option<Instant>,
+}
+
+impl Shared {
+    fn apply(&self, filter: &str) {
+        let logger = logger(self.format, filter);
+        let max = logger.filter();
+        *self.logger.write() = logger;
+        log::set_max_level(max);
+    }
+
+    fn end_what_is_over(&self) {
+        let mut filters = self.filters.lock();
+        let until = filters.other.as_ref().and_then(|other| other.until);
+        if until.is_some_and(|until| until <= clock::now()) {
+            filters.other = None;
+            self.apply(&filters.base);
+        }
+    }
+}
+
+/// What the `log` crate calls.
+struct Switch;
+
+impl Log for Switch {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        SHARED
+            .get()
+            .is_some_and(|shared| shared.logger.read().enabled(metadata))
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        let Some(shared) = SHARED.get() else { return };
+        shared.end_what_is_over();
+        shared.logger.read().log(record);
+    }
+
+    fn flush(&self) {
+        if let Some(shared) = SHARED.get() {
+            shared.logger.read().flush();
+        }
+    }
+}
+
+fn logger(format: LogFormat, filter: &str) -> Logger {
     let mut builder = Builder::new();
-    builder.parse_filters(chosen.as_deref().unwrap_or(default_filter));
+    builder.parse_filters(filter);
+    let is_terminal = std::io::IsTerminal::is_terminal(&std::io::stderr());
+    builder.write_style(if colours(is_terminal) {
+        WriteStyle::Always
+    } else {
+        WriteStyle::Never
+    });
     match format {
         LogFormat::Text => builder.format(|out, record| {
             let style = out.default_level_style(record.level());
@@ -49,8 +211,7 @@ pub(crate) fn init(format: LogFormat, default_filter: &str) {
             builder.format(|out, record| writeln!(out, "{}", json(Timestamp::now(), record)))
         }
     };
-    // A second start in one process would be a mistake of ours, and the first one goes on serving.
-    let _ = builder.try_init();
+    builder.build()
 }
 
 fn text(now: Timestamp, record: &Record<'_>) -> String {
@@ -171,6 +332,22 @@ mod tests {
                  \"reason\":\"bad \u{202e}name\",\"field_msg\":\"mine\"}"
             );
         });
+    }
+
+    #[test]
+    fn a_filter_is_judged_before_it_is_taken() {
+        for good in [
+            "info",
+            "swim=debug,info",
+            "off",
+            "mesh=trace",
+            DEFAULT_FILTER,
+        ] {
+            assert_eq!(check_filter(good), Ok(()), "{good}");
+        }
+        for bad in ["", " , ", "swim=loud", "a=b=c"] {
+            assert!(check_filter(bad).is_err(), "{bad:?}");
+        }
     }
 
     #[test]

@@ -10,33 +10,45 @@ mod args;
 mod bench;
 mod clock;
 mod cluster;
+mod config;
 mod conns;
+mod debug;
 mod demo;
+mod doctor;
 mod event;
 mod events;
 mod exit;
 mod explain;
 mod keys;
+mod log_filter;
 mod logging;
+mod manual;
 mod members;
 mod messages;
+mod notify;
 mod output;
 mod query;
 mod run;
+mod seeds;
+mod settings;
 mod signals;
 mod status;
 mod tags;
+mod terminal;
 mod tls;
+mod top;
+mod upkeep;
 mod wait;
 mod watch;
 
 use std::{io::Write as _, process::ExitCode, time::Duration};
 
-use clap::Parser as _;
+use clap::{CommandFactory as _, FromArgMatches as _};
 
 use crate::{
     args::{Cli, Command},
     exit::{Exit, Failure},
+    output::Paint,
 };
 
 /// How long a node may take for an answer that it has at hand.
@@ -55,13 +67,39 @@ nodosum turns several processes into one cluster. To begin with:
 All commands: nodosum --help";
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::command().color(help_colour()).try_get_matches() {
+        Ok(matches) => Cli::from_arg_matches(&matches),
+        Err(error) => Err(error),
+    };
+    // A usage error, or help that was asked for: clap prints it and knows the code.
+    let cli = cli.unwrap_or_else(|error| error.exit());
+    output::set_colour(cli.color);
     let exit = carry_out(cli).unwrap_or_else(|failure| {
         // Nobody reading standard error changes nothing about the exit code.
-        let _ = write!(std::io::stderr(), "{failure}");
+        let _ = write!(std::io::stderr(), "{}", failure.painted(Paint::stderr()));
         failure.exit
     });
     ExitCode::from(exit.code())
+}
+
+/// What `--color` says to help and usage errors, which are printed before the flags are read.
+fn help_colour() -> clap::ColorChoice {
+    let words: Vec<_> = std::env::args_os().collect();
+    let mut choice = clap::ColorChoice::Auto;
+    for (at, word) in words.iter().enumerate() {
+        let next = words.get(at + 1).and_then(|next| next.to_str());
+        let value = match word.to_str() {
+            Some("--color") => next,
+            Some(word) => word.strip_prefix("--color="),
+            None => None,
+        };
+        choice = match value {
+            Some("always") => clap::ColorChoice::Always,
+            Some("never") => clap::ColorChoice::Never,
+            _ => choice,
+        };
+    }
+    choice
 }
 
 fn carry_out(cli: Cli) -> Result<Exit, Failure> {
@@ -70,7 +108,7 @@ fn carry_out(cli: Cli) -> Result<Exit, Failure> {
         return Ok(Exit::Usage);
     };
     match command {
-        Command::Run(args) => run::run(&args),
+        Command::Run(_) => run::run(),
         Command::Demo(args) => demo::run(&args),
         Command::Tls(args) => tls::run(&args),
         Command::Members(args) => members::run(&args),
@@ -89,6 +127,13 @@ fn carry_out(cli: Cli) -> Result<Exit, Failure> {
         Command::Leave(args) => cluster::leave(&args),
         Command::ForceLeave(args) => cluster::force_leave(&args),
         Command::Keys(args) => keys::run(&args),
+        Command::Log(args) => log_filter::run(&args),
+        Command::Top(args) => top::run(&args),
+        Command::Doctor(args) => doctor::run(&args),
+        Command::Debug(args) => debug::run(&args),
+        Command::Config(args) => config::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Completions(args) => manual::completions(&args),
+        Command::Man(args) => manual::man(&args),
     }
 }

@@ -9,6 +9,7 @@
 use std::{
     fmt::Write as _,
     io::{self, IsTerminal as _, Write as _},
+    sync::OnceLock,
     time::Duration,
 };
 
@@ -111,8 +112,8 @@ pub(crate) fn render<T: Serialize>(
     whole: &impl Serialize,
 ) -> Result<String, Failure> {
     Ok(match layout.format {
-        Format::Table => table(columns, rows, layout.header, false),
-        Format::Wide => table(columns, rows, layout.header, true),
+        Format::Table => table(columns, rows, layout, Paint::stdout()),
+        Format::Wide => table(columns, rows, layout, Paint::stdout()),
         Format::Tsv => tsv(columns, rows, layout.header),
         Format::Name => rows.iter().map(|row| clean(&name(row)) + "\n").collect(),
         Format::Json => json_line(whole)?,
@@ -134,7 +135,9 @@ pub(crate) fn json_line(value: &impl Serialize) -> Result<String, Failure> {
     Ok(line)
 }
 
-fn table<T>(columns: &[Column<T>], rows: &[T], header: bool, wide: bool) -> String {
+fn table<T>(columns: &[Column<T>], rows: &[T], layout: Layout, paint: Paint) -> String {
+    let header = layout.header;
+    let wide = matches!(layout.format, Format::Wide);
     let columns: Vec<_> = columns
         .iter()
         .filter(|column| wide || !column.wide)
@@ -167,6 +170,12 @@ fn table<T>(columns: &[Column<T>], rows: &[T], header: bool, wide: bool) -> Stri
                 (pad, String::new())
             } else {
                 (String::new(), pad)
+            };
+            // States have a colour beside their word; what a peer chose never does.
+            let cell = if matches!(column.title, "STATUS" | "STATE" | "CONN") {
+                paint.state(cell)
+            } else {
+                cell.clone()
             };
             let _ = write!(text, "{before}{cell}{after}  ");
         }
@@ -290,23 +299,53 @@ pub(crate) fn is_terminal() -> bool {
     io::stdout().is_terminal()
 }
 
-/// Colours for standard output, or none.
+/// What `--color` says.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Colour {
+    /// As the environment and the terminal suggest
+    #[default]
+    Auto,
+    Always,
+    Never,
+}
+
+static COLOUR: OnceLock<Colour> = OnceLock::new();
+
+/// Makes `--color` hold for everything that is printed from now on. The first call counts.
+pub(crate) fn set_colour(colour: Colour) {
+    let _ = COLOUR.set(colour);
+}
+
+/// Whether a stream gets colours: by `--color`, then `NO_COLOR`, then `CLICOLOR_FORCE`, then
+/// `TERM=dumb`, then whether it is a terminal.
+pub(crate) fn colours(terminal: bool) -> bool {
+    let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty());
+    match COLOUR.get().copied().unwrap_or_default() {
+        Colour::Always => true,
+        Colour::Never => false,
+        Colour::Auto => wants_colour(variable, terminal),
+    }
+}
+
+/// Colours for one stream, or none.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Paint {
     colour: bool,
 }
 
 impl Paint {
-    /// Follows the usual variables: `NO_COLOR`, then `CLICOLOR_FORCE`, then `TERM=dumb`, then
-    /// whether standard output is a terminal.
     pub(crate) fn stdout() -> Self {
-        let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty());
         Self {
-            colour: wants_colour(variable, is_terminal()),
+            colour: colours(is_terminal()),
         }
     }
 
-    #[cfg(test)]
+    pub(crate) fn stderr() -> Self {
+        Self {
+            colour: colours(io::stderr().is_terminal()),
+        }
+    }
+
     pub(crate) fn none() -> Self {
         Self { colour: false }
     }
@@ -321,6 +360,22 @@ impl Paint {
 
     pub(crate) fn green(self, text: &str) -> String {
         self.wrap("1;32", text)
+    }
+
+    pub(crate) fn yellow(self, text: &str) -> String {
+        self.wrap("33", text)
+    }
+
+    /// A word that says how something is, in the colour that it has everywhere.
+    pub(crate) fn state(self, word: &str) -> String {
+        let code = match word.trim() {
+            "alive" | "established" | "up" | "ok" => "32",
+            "suspect" | "handshaking" | "draining" | "warn" => "33",
+            "dead" | "down" | "fail" => "1;31",
+            "left" => "2",
+            _ => return word.to_owned(),
+        };
+        self.wrap(code, word)
     }
 
     pub(crate) fn red(self, text: &str) -> String {

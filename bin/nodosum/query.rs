@@ -78,6 +78,8 @@ pub(crate) fn run(args: &Query) -> Result<Exit, Failure> {
             | Reply::Joined { .. }
             | Reply::Left { .. }
             | Reply::Tags(_)
+            | Reply::Log(_)
+            | Reply::Settings { .. }
             | Reply::Keys(_)
             | Reply::Rotated { .. }
             | Reply::Explanation(_)

@@ -1,10 +1,10 @@
 //! `nodosum run`: a node in the foreground.
 //!
-//! Start: the identity, the addresses, the place of the admin socket, the node, its built-in
-//! application, the ports file, in this order; nothing that is wrong with the first three is ever
-//! seen by another node, and whoever finds the ports file finds everything ready. Then the
-//! main thread waits for a signal, or for the node to end by itself, which is a failure. End: the
-//! node leaves and shuts down, then the admin server.
+//! Start: the settings, the identity, the addresses, the place of the admin socket, the node, its
+//! built-in application, the ports file, in this order; nothing that is wrong with the first four is
+//! ever seen by another node, and whoever finds the ports file finds everything ready. Then the
+//! main thread waits for a signal, or for the node to end by itself, which is a failure, and does
+//! what [`upkeep`](crate::upkeep) has to do. End: the node leaves and shuts down, then the admin server.
 
 use std::{
     fs::{self, File},
@@ -12,10 +12,9 @@ use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
     sync::Arc,
-    time::{Duration, SystemTime},
 };
 
-use crossbeam_channel::select;
+use crossbeam_channel::{at, select};
 use nodosum::{App, Builder, Events, Identity, Node, StartError};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde::Serialize;
@@ -28,47 +27,59 @@ use crate::{
         socket::{Bound, bind, place},
     },
     args::{Profile, Run, repeated_tag},
+    clock::Wall,
     exit::{Exit, Failure},
-    logging::{self, DEFAULT_FILTER},
+    logging,
+    notify::Notify,
+    seeds::Watched,
+    settings::{self, Settings},
     signals::{Ask, Signals},
     status,
+    upkeep::Upkeep,
 };
-
-/// How long leaving and closing may take.
-const LEAVE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The application that every node answers.
 pub(crate) const ECHO: &str = "echo";
+
+/// The query by which [`doctor`](crate::doctor) compares clocks: answered with nanoseconds since 1970.
+pub(crate) const CLOCK: &str = "clock";
 
 /// How many threads answer `echo`: it copies bytes, and a second one keeps large requests from
 /// delaying small ones.
 const ECHO_WORKERS: usize = 2;
 
-/// A certificate that ends earlier than this is worth a warning at start.
-const EXPIRY_WARNING: Duration = Duration::from_secs(30 * 24 * 60 * 60);
-
-pub(crate) fn run(args: &Run) -> Result<Exit, Failure> {
-    logging::init(args.log_format, DEFAULT_FILTER);
+pub(crate) fn run() -> Result<Exit, Failure> {
+    let settings = settings::load(&["run"])?;
+    let args = &settings.run;
+    logging::init(args.log_format, &log_filter(&settings));
     let signals = Signals::take_over()?;
     raise_descriptor_limit();
+    judge(args)?;
     let identity = load_identity(args.tls_dir.as_deref())?;
-    let builder = configure(Node::builder(identity.clone()), args)?;
+    let watched = args.seeds_file.as_deref().map(Watched::open).transpose();
+    let watched = watched.map_err(Failure::configuration)?;
+    let listed = watched.as_ref().map(Watched::seeds).unwrap_or_default();
+    let builder = configure(Node::builder(identity.clone()), args, listed)?;
     // Taken before the node starts: another node at that socket is most likely this one, and two
     // with one identity would fight over their place in the cluster.
     let socket = bind(&place(args.admin.path.as_deref(), identity.node())?)?;
+    settings::publish(&settings);
     let events = builder.events();
     let node = builder.start().map_err(start_failure)?;
+    let leave_timeout = args.leave_timeout;
     let (history, server) = match serve(&node, events, args, socket) {
         Ok(served) => served,
         Err(failure) => {
-            node.shutdown(LEAVE_TIMEOUT);
+            node.shutdown(leave_timeout);
             return Err(failure);
         }
     };
-    warn_of_expiry(&identity);
-    let exit = wait_for_the_end(&node, &signals, &history);
+    let mut upkeep = Upkeep::new(settings, watched, Notify::from_env());
+    upkeep.notify().ready();
+    let exit = wait_for_the_end(&node, &signals, &history, &mut upkeep);
+    upkeep.notify().stopping();
     if exit == Exit::Done {
-        let report = node.shutdown(LEAVE_TIMEOUT);
+        let report = node.shutdown(leave_timeout);
         if !report.left {
             log::warn!(target: "node", node:% = node.id(); "left without a confirmation");
         }
@@ -79,6 +90,15 @@ pub(crate) fn run(args: &Run) -> Result<Exit, Failure> {
     }
     server.stop();
     Ok(exit)
+}
+
+/// What is logged: `RUST_LOG` is a variable like others, so that it gives way to a flag or
+/// `NODOSUM_LOG` and overrides the file.
+pub(crate) fn log_filter(settings: &Settings) -> String {
+    let row = settings.rows.iter().find(|row| row.key == "log");
+    let is_given = row.is_some_and(|row| matches!(row.origin.as_str(), "--log" | "NODOSUM_LOG"));
+    let from_env = logging::from_env().filter(|_| !is_given);
+    from_env.unwrap_or_else(|| settings.run.log.clone())
 }
 
 /// Everything around a started node. When it fails, the node is still running.
@@ -110,22 +130,25 @@ fn serve(
 }
 
 /// Waits for a signal to stop, or for the node to end. What else is asked for is answered here.
-fn wait_for_the_end(node: &Node, signals: &Signals, history: &History) -> Exit {
+fn wait_for_the_end(
+    node: &Node,
+    signals: &Signals,
+    history: &History,
+    upkeep: &mut Upkeep,
+) -> Exit {
     loop {
+        upkeep.turn(node);
         select! {
             recv(signals.stop) -> number => {
                 log::info!(target: "node", signal = number.unwrap_or_default(); "stopping");
                 return Exit::Done;
             }
             recv(signals.asks) -> ask => match ask {
-                Ok(Ask::Reload) => log::warn!(
-                    target: "node",
-                    "nothing was reloaded: certificates, seeds, tags and the log filter are read \
-                     at start only"
-                ),
+                Ok(Ask::Reload) => upkeep.reload(node),
                 Ok(Ask::Report) => status::log(&StatusView::of(node)),
                 Err(_) => return Exit::Failed,
             },
+            recv(at(upkeep.next_turn())) -> _ => {}
             recv(history.ended()) -> _ => {
                 log::error!(target: "node", node:% = node.id(); "the node ended by itself");
                 return Exit::Failed;
@@ -148,7 +171,7 @@ pub(crate) fn raise_descriptor_limit() {
     }
 }
 
-fn load_identity(dir: Option<&Path>) -> Result<Identity, Failure> {
+pub(crate) fn load_identity(dir: Option<&Path>) -> Result<Identity, Failure> {
     let make_one = "make one with 'nodosum tls ca create' and 'nodosum tls cert create'";
     let Some(dir) = dir else {
         return Err(
@@ -164,25 +187,18 @@ fn load_identity(dir: Option<&Path>) -> Result<Identity, Failure> {
     })
 }
 
-fn warn_of_expiry(identity: &Identity) {
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "a certificate ends by the wall clock"
-    )]
-    let now = SystemTime::now();
-    let remaining = identity.not_after().duration_since(now).unwrap_or_default();
-    if remaining < EXPIRY_WARNING {
-        let remaining = crate::output::duration(remaining);
-        log::warn!(target: "node", remaining = remaining.as_str(); "the certificate ends soon");
+/// What makes no sense together, though each setting does.
+pub(crate) fn judge(args: &Run) -> Result<(), Failure> {
+    gossip_advertise(args)?;
+    match repeated_tag(&args.tags) {
+        Some(key) => Err(Failure::usage(format!("tag {key:?} is given twice"))),
+        None => Ok(()),
     }
 }
 
-/// Takes the flags over, after judging what the library cannot: addresses that nobody can reach.
-fn configure(builder: Builder, args: &Run) -> Result<Builder, Failure> {
+/// Takes the settings over, after judging what the library cannot: addresses that nobody can reach.
+fn configure(builder: Builder, args: &Run, listed: &[String]) -> Result<Builder, Failure> {
     let gossip_advertise = gossip_advertise(args)?;
-    if let Some(key) = repeated_tag(&args.tags) {
-        return Err(Failure::usage(format!("tag {key:?} is given twice")));
-    }
     let mut builder = builder
         .bind(args.bind)
         .remember_for(args.remember_for)
@@ -218,7 +234,7 @@ fn configure(builder: Builder, args: &Run) -> Result<Builder, Failure> {
     for (key, value) in &args.tags {
         builder = builder.tag(key, value);
     }
-    Ok(builder.seeds(args.seeds.iter().cloned()))
+    Ok(builder.seeds(args.seeds.iter().chain(listed).cloned()))
 }
 
 /// Where others reach the gossip socket, when it is not what the socket is bound to.
@@ -308,6 +324,10 @@ pub(crate) fn register_echo(node: &Node) -> Result<App, Failure> {
     .map_err(failed)?;
     node.on_query(ECHO, |query| Some(query.payload.clone()))
         .map_err(failed)?;
+    node.on_query(CLOCK, |_| {
+        Some(Wall::now().nanos().to_string().into_bytes())
+    })
+    .map_err(failed)?;
     Ok(app)
 }
 

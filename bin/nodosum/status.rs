@@ -1,5 +1,7 @@
 //! `nodosum status`.
 
+use std::time::Duration;
+
 use crate::{
     CALL_TIMEOUT,
     admin::{
@@ -9,11 +11,12 @@ use crate::{
     args::Status,
     exit::{Exit, Failure},
     output::{Column, Format, bytes, clean, duration, raw, render, seconds},
+    upkeep::EXPIRY_WARNING,
     watch,
 };
 
 /// For TSV, where a status is one row like everything else.
-const COLUMNS: [Column<StatusView>; 20] = [
+const COLUMNS: [Column<StatusView>; 22] = [
     Column::text("NODE", "node", |status| status.node.clone()),
     Column::text("CLUSTER", "cluster", |status| status.cluster.clone()),
     Column::text("VERSION", "version", |status| status.version.clone()),
@@ -57,6 +60,12 @@ const COLUMNS: [Column<StatusView>; 20] = [
     }),
     Column::text("UNSAVED", "roster_failures", |status| {
         status.roster_failures.to_string()
+    }),
+    Column::text("CERTIFICATE-ENDS", "certificate_ends", |status| {
+        status.certificate_ends.clone()
+    }),
+    Column::text("REMAINING", "certificate_remaining_seconds", |status| {
+        status.certificate_remaining_seconds.to_string()
     }),
 ];
 
@@ -129,6 +138,7 @@ fn page(status: &StatusView) -> String {
                 status.roster_saves, status.roster_failures
             ),
         ),
+        ("certificate", certificate(status)),
         ("refused", counts(&status.refused.rows())),
         ("lost", counts(&status.lost.rows())),
         ("events", counts(&status.events.rows())),
@@ -137,6 +147,27 @@ fn page(status: &StatusView) -> String {
         .iter()
         .map(|(name, value)| format!("{name:<14}{}\n", clean(value)))
         .collect()
+}
+
+/// When the certificate ends, and whether somebody should do something about it.
+fn certificate(status: &StatusView) -> String {
+    if status.certificate_ends.is_empty() {
+        return "unknown".to_owned();
+    }
+    let day = status
+        .certificate_ends
+        .split('T')
+        .next()
+        .unwrap_or_default();
+    let left = Duration::try_from_secs_f64(status.certificate_remaining_seconds);
+    let left = left.unwrap_or_default();
+    if left.is_zero() {
+        format!("ENDED on {day}: renew it")
+    } else if left < EXPIRY_WARNING {
+        format!("ends on {day}, in {}: renew it", duration(left))
+    } else {
+        format!("ends on {day}, in {}", duration(left))
+    }
 }
 
 /// Those of many counts that are not zero.
@@ -158,7 +189,7 @@ pub(crate) fn log(status: &StatusView) {
         target: "node",
         node = status.node.as_str(),
         cluster = status.cluster.as_str(),
-        uptime = duration(std::time::Duration::try_from_secs_f64(status.uptime_seconds).unwrap_or_default()).as_str(),
+        uptime = duration(Duration::try_from_secs_f64(status.uptime_seconds).unwrap_or_default()).as_str(),
         ready = status.ready,
         alive = status.members.alive,
         suspect = status.members.suspect,

@@ -39,6 +39,7 @@ const MAX_ROUNDS: usize = 64;
 
 pub(super) const ITSELF: &str = "is this node itself";
 pub(super) const STOPPING: &str = "this node is leaving";
+const FORGOTTEN: &str = "is no seed any more";
 
 /// What is being done about a seed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -247,6 +248,22 @@ impl Mesh {
         }
         self.end_empty_rounds();
         id
+    }
+
+    /// Drops these seeds. What is under way for them may come to its end and counts for nothing; a
+    /// join that waits for one is told so. A connection to which one led stays.
+    pub fn forget_seeds(&mut self, names: &[String]) {
+        for name in names {
+            if self.seeds.table.remove(name).is_none() {
+                continue;
+            }
+            for round in &mut self.seeds.rounds {
+                if round.waiting.remove(name) {
+                    round.failed.push(format!("{name}: {FORGOTTEN}"));
+                }
+            }
+        }
+        self.end_empty_rounds();
     }
 
     /// What the name of a seed resolved to. Addresses that come after the time for it start the

@@ -834,6 +834,11 @@ impl Swim {
         Ok(())
     }
 
+    /// Has our record signed anew, above its incarnation, as after a change of tags.
+    pub fn renew_record(&mut self) {
+        self.want_above(self.own.record.incarnation);
+    }
+
     /// Forces a dead member out, here and everywhere else where it is dead: has a statement signed,
     /// which comes back through [`handle_forced_leave`](Self::handle_forced_leave).
     ///

@@ -100,7 +100,8 @@ impl Offload {
     }
 
     /// What is both wanted here and granted by the system.
-    pub(crate) fn granted(self) -> Self {
+    #[doc(hidden)]
+    pub fn granted(self) -> Self {
         static GRANTED: OnceLock<(bool, bool)> = OnceLock::new();
         let (gso, gro) = *GRANTED.get_or_init(probe);
         Self {

@@ -121,6 +121,25 @@ impl Certificates {
         certificates
     }
 
+    /// Takes over this node's new certificate, and the authority that it comes with. The one before
+    /// it stays while records under it are under way; an older one goes.
+    pub fn renew(&mut self, identity: &Identity) {
+        self.identity = identity.clone();
+        let fingerprint = identity.fingerprint();
+        if self.by_fingerprint.contains_key(&fingerprint) {
+            return;
+        }
+        if let Some(held) = self.by_node.get_mut(identity.node())
+            && held.len() >= MAX_PER_NODE
+        {
+            // Kept in the order of their arrival.
+            let oldest = held.remove(0);
+            self.by_fingerprint.remove(&oldest);
+        }
+        let own = Certificate::new(identity.certificate_der(), identity.leaf(), Origin::Own);
+        self.store(fingerprint, own);
+    }
+
     /// Takes the certificate that a peer proved in a finished mutual TLS handshake, and returns
     /// its fingerprint.
     ///
@@ -305,6 +324,19 @@ mod tests {
             certificates.get(&identity.fingerprint()).unwrap().node(),
             identity.node()
         );
+    }
+
+    #[test]
+    fn of_this_nodes_own_certificates_the_new_one_and_the_one_before_are_kept() {
+        let authority = Authority::new();
+        let lives = [(); 3].map(|()| authority.identity("n1"));
+        let mut certificates = Certificates::new(&lives[0]);
+        certificates.renew(&lives[1]);
+        certificates.renew(&lives[1]);
+        assert_eq!(certificates.len(), 2);
+        certificates.renew(&lives[2]);
+        let kept = lives.map(|life| certificates.get(&life.fingerprint()).is_some());
+        assert_eq!(kept, [false, true, true]);
     }
 
     #[test]

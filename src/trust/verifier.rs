@@ -100,6 +100,11 @@ impl Verifier {
         }
     }
 
+    /// Takes over this node's new certificate and authority; see [`Certificates::renew`].
+    pub fn renew(&mut self, identity: &Identity) {
+        self.certificates.renew(identity);
+    }
+
     /// Judges a record. One whose certificate is missing is kept for [`Verifier::take_verified`].
     pub fn verify(&mut self, signed: &SignedRecord) -> Verdict {
         let record = match Record::decode(&signed.payload) {

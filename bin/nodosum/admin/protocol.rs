@@ -25,7 +25,11 @@ use nodosum::{
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use crate::{clock::Wall, exit::Exit};
+use crate::{
+    clock::{Wall, until},
+    exit::Exit,
+    settings::Setting,
+};
 
 /// The version of this protocol.
 pub(crate) const VERSION: u32 = 1;
@@ -124,6 +128,13 @@ pub(crate) enum Command {
         set: BTreeMap<String, String>,
         delete: Vec<String>,
     },
+    /// Logs by this filter; without one, goes back to that of the configuration.
+    SetLog {
+        filter: Option<String>,
+        for_seconds: Option<f64>,
+    },
+    Log,
+    Settings,
 }
 
 impl Command {
@@ -148,7 +159,10 @@ impl Command {
             | Self::Keys
             | Self::RotateKey
             | Self::RemoveKey { .. }
-            | Self::Tags { .. } => 0,
+            | Self::Tags { .. }
+            | Self::SetLog { .. }
+            | Self::Log
+            | Self::Settings => 0,
         }
     }
 }
@@ -193,11 +207,27 @@ pub(crate) enum Reply {
         missing: Vec<String>,
     },
     Tags(TagsView),
+    Log(LogView),
+    Settings {
+        settings: Vec<Setting>,
+    },
     Error {
         exit: Exit,
         message: String,
         hint: Option<String>,
     },
+}
+
+/// The object of `log`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct LogView {
+    pub(crate) schema: u32,
+    pub(crate) node: String,
+    pub(crate) filter: String,
+    /// The filter of the configuration.
+    pub(crate) configured: String,
+    /// When that one is put back, RFC 3339.
+    pub(crate) until: Option<String>,
 }
 
 /// The object of `members`.
@@ -350,6 +380,12 @@ pub(crate) struct StatusView {
     pub(crate) lost: LostView,
     #[serde(default)]
     pub(crate) events: EventCountsView,
+    /// When the node's certificate ends, RFC 3339.
+    #[serde(default)]
+    pub(crate) certificate_ends: String,
+    /// How long that is from now; 0 when it has ended.
+    #[serde(default)]
+    pub(crate) certificate_remaining_seconds: f64,
 }
 
 /// What the node has refused since its start, by the names of `nodosum::RefusedCounts`.
@@ -522,6 +558,8 @@ impl StatusView {
                 unanswered: status.events.unanswered,
                 answers_lost: status.events.answers_lost,
             },
+            certificate_ends: rfc3339(status.certificate_ends),
+            certificate_remaining_seconds: until(status.certificate_ends).as_secs_f64().floor(),
         }
     }
 }
@@ -818,6 +856,14 @@ impl PayloadView {
                 payload_hex: Some(hex(error.as_bytes())),
             },
         }
+    }
+
+    /// Leaves only how long it was.
+    pub(crate) fn withhold(&mut self) {
+        let text = self.payload.take().map(|text| text.len());
+        let digits = self.payload_hex.take().map(|digits| digits.len() / 2);
+        let bytes = text.or(digits).unwrap_or(0);
+        self.payload = Some(format!("({bytes} bytes)"));
     }
 
     /// For a table: the text, or `0x` and the digits.

@@ -37,14 +37,15 @@ use super::{
     history::{Cursor, History, Next},
     protocol::{
         AnswerView, Command, ConnsView, DeliveryView, Envelope, ExplanationView, FailedView,
-        KeysView, MAX_REQUEST_LINE, MembersView, PayloadView, ReadError, Reply, StatusView,
-        TagsView, VERSION, Versioned, read_line, read_payload,
+        KeysView, LogView, MAX_REQUEST_LINE, MembersView, PayloadView, ReadError, Reply,
+        StatusView, TagsView, VERSION, Versioned, read_line, read_payload,
     },
     socket::Bound,
 };
 use crate::{
     clock::Deadline,
     exit::{Exit, Failure},
+    logging, settings,
 };
 
 /// How many clients are served at a time. Each costs a thread; people and scripts are few.
@@ -363,6 +364,14 @@ fn carry_out(
                 })
             })
             .map_err(command_failure),
+        Command::SetLog {
+            filter,
+            for_seconds,
+        } => set_log(node, filter.as_deref(), for_seconds),
+        Command::Log => log_in_force(node),
+        Command::Settings => Ok(Reply::Settings {
+            settings: settings::in_use(),
+        }),
     };
     write_reply(stream, &reply.unwrap_or_else(Reply::from))
 }
@@ -747,6 +756,33 @@ fn remove_key(node: &Node, key: &str) -> Result<Reply, Failure> {
     let key = KeyId::from_str(key).map_err(|error| Failure::usage(error.to_string()))?;
     node.remove_key(key).map_err(command_failure)?;
     Ok(Reply::Done)
+}
+
+fn set_log(node: &Node, filter: Option<&str>, for_seconds: Option<f64>) -> Result<Reply, Failure> {
+    match filter {
+        Some(filter) => {
+            logging::check_filter(filter).map_err(Failure::usage)?;
+            let duration = for_seconds.map(duration).transpose()?;
+            logging::set_other(filter, duration);
+            log::info!(target: "admin", filter, seconds = for_seconds; "log filter set");
+        }
+        None => {
+            logging::reset();
+            log::info!(target: "admin", "log filter of the configuration is back");
+        }
+    }
+    log_in_force(node)
+}
+
+fn log_in_force(node: &Node) -> Result<Reply, Failure> {
+    let in_force = logging::in_force().ok_or_else(|| Failure::failed("this node logs nothing"))?;
+    Ok(Reply::Log(LogView {
+        schema: 1,
+        node: node.id().to_string(),
+        filter: in_force.filter,
+        configured: in_force.base,
+        until: in_force.until,
+    }))
 }
 
 #[cfg(test)]

@@ -73,7 +73,7 @@ pub(crate) fn place(asked: Option<&Path>, node: &NodeId) -> Result<PathBuf, Fail
     }
     let dir = default_dir();
     make_dir(&dir)?;
-    private(&dir)?;
+    private(&dir, false)?;
     Ok(dir.join(format!("{node}.sock")))
 }
 
@@ -91,8 +91,9 @@ fn make_dir(dir: &Path) -> Result<(), Failure> {
         })
 }
 
-/// Refuses a directory that somebody else owns or can write to.
-fn private(dir: &Path) -> Result<(), Failure> {
+/// Refuses a directory that somebody else owns or can write to. `foreign`: another owner is welcome,
+/// as where root talks to a node that a service's own user runs.
+fn private(dir: &Path, foreign: bool) -> Result<(), Failure> {
     let refused = |why: &str| {
         Failure::configuration(format!("the directory {} {why}", dir.display()))
             .hint("name the admin socket with --admin PATH")
@@ -102,7 +103,7 @@ fn private(dir: &Path) -> Result<(), Failure> {
     if !found.is_dir() {
         return Err(refused("is not a directory"));
     }
-    if found.uid() != geteuid().as_raw() {
+    if !foreign && found.uid() != geteuid().as_raw() {
         return Err(refused("belongs to another user"));
     }
     if found.mode() & 0o022 != 0 {
@@ -198,7 +199,7 @@ pub(crate) fn connect_only() -> Result<UnixStream, Failure> {
     let Ok(entries) = fs::read_dir(&dir) else {
         return Err(none());
     };
-    private(&dir)?;
+    private(&dir, geteuid().is_root())?;
     let mut live: Vec<(PathBuf, UnixStream)> = entries
         .take(MAX_FOUND)
         .filter_map(|entry| Some(entry.ok()?.path()))
@@ -299,8 +300,11 @@ mod tests {
     fn a_directory_that_others_can_write_to_is_refused() {
         let dir = Dir::new("mode");
         fs::set_permissions(&dir.0, Permissions::from_mode(0o700)).unwrap();
-        private(&dir.0).unwrap();
+        private(&dir.0, false).unwrap();
         fs::set_permissions(&dir.0, Permissions::from_mode(0o777)).unwrap();
-        assert_eq!(private(&dir.0).unwrap_err().exit, Exit::Configuration);
+        for foreign in [false, true] {
+            let refused = private(&dir.0, foreign).unwrap_err();
+            assert_eq!(refused.exit, Exit::Configuration);
+        }
     }
 }
