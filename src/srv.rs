@@ -235,6 +235,9 @@ mod tests {
 
     const NAME: &str = "_nodosum._udp.example.org";
 
+    /// What a server makes of a question.
+    type Lie = fn(&[u8]) -> Vec<u8>;
+
     /// The answer of a server to `question`, with these priorities, weights, ports and targets.
     fn answer(question: &[u8], records: &[(u16, u16, u16, &'static str)]) -> Vec<u8> {
         let mut packet = Packet::parse(question).unwrap().into_reply();
@@ -343,7 +346,7 @@ mod tests {
             thread.join().unwrap();
             told
         };
-        let lies: [fn(&[u8]) -> Vec<u8>; 3] = [
+        let lies: [Lie; 3] = [
             |_| vec![0xff; 40],
             |_| Vec::new(),
             |question| {
@@ -355,7 +358,7 @@ mod tests {
         for lie in lies {
             assert!(told(lie).is_err());
         }
-        let nothing: [fn(&[u8]) -> Vec<u8>; 2] = [
+        let nothing: [Lie; 2] = [
             |question| answer(question, &[]),
             |question| answer(question, &[(1, 1, 0, "x.example")]),
         ];

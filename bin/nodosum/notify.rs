@@ -86,7 +86,7 @@ mod tests {
 
     #[test]
     fn a_path_and_an_abstract_name_are_both_reached() {
-        let path = std::env::temp_dir().join(format!("nd-notify-{}", std::process::id()));
+        let path = env::temp_dir().join(format!("nd-notify-{}", std::process::id()));
         let by_path = UnixDatagram::bind(&path).unwrap();
         let name = format!("nd-notify-{}", std::process::id());
         let addr = SocketAddr::from_abstract_name(&name).unwrap();

@@ -368,6 +368,14 @@ pub(crate) fn template() -> String {
     );
     for (key, arg) in keys().iter().filter(|(key, _)| key != "tags") {
         let help = arg.get_help().map(ToString::to_string).unwrap_or_default();
+        // The default stands below, where there is a fixed one.
+        let help = match (
+            help.find(" [default: "),
+            arg.get_default_values().is_empty(),
+        ) {
+            (Some(at), false) => &help[..at],
+            _ => &help,
+        };
         let variable = arg
             .get_env()
             .map(|name| name.to_string_lossy().into_owned());
@@ -404,6 +412,7 @@ fn example(key: &str) -> &'static str {
         "ports_file" => "/run/nodosum/ports.json",
         "state_dir" => "/var/lib/nodosum",
         "http" => "127.0.0.1:7980",
+        "http_names" => "n1.example.org",
         _ => "",
     }
 }
@@ -445,7 +454,7 @@ mod tests {
     }
 
     fn settled(text: &str, flags: &[&str]) -> Settings {
-        let path = std::env::temp_dir().join(format!(
+        let path = env::temp_dir().join(format!(
             "nd-settings-{}-{:?}.toml",
             std::process::id(),
             std::thread::current().id()

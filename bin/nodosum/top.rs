@@ -181,13 +181,18 @@ fn watch(args: &Top, mut view: View, first: Look) -> Result<Exit, Failure> {
             let Some(key) = screen.key(deadline.remaining())? else {
                 break;
             };
+            let events = view.events;
             if view.handle(key) {
                 return Ok(Exit::Done);
+            }
+            if view.events && !events {
+                // They were not asked for so far.
+                break;
             }
             let lines = page(&view, &now, before.as_ref(), trouble.as_deref(), rows);
             screen.draw(&lines)?;
         }
-        if view.paused {
+        if view.paused && !(view.events && now.events.is_empty()) {
             continue;
         }
         if args.rounds.is_some_and(|rounds| round >= rounds) {
@@ -489,6 +494,9 @@ const TITLES: [&str; 11] = [
     "PEER", "STATUS", "CONN", "RTT", "LOST", "CWND", "IN", "OUT", "STREAMS", "UP", "NOTE",
 ];
 
+/// Widths that keep columns in their place while numbers in them change.
+const LEAST: [usize; 11] = [0, 7, 11, 7, 4, 8, 10, 10, 7, 7, 0];
+
 fn cells(row: &Row<'_>) -> [String; 11] {
     let conn = row.conn;
     let up = conn.state == "established";
@@ -524,7 +532,7 @@ fn table(view: &View, rows: &[Row<'_>], room: usize) -> Vec<String> {
     let shown: Vec<[String; 11]> = rows.iter().map(cells).collect();
     let width = |at: usize| {
         let longest = shown.iter().map(|cells| cells[at].chars().count()).max();
-        longest.unwrap_or(0).max(TITLES[at].len())
+        longest.unwrap_or(0).max(TITLES[at].len()).max(LEAST[at])
     };
     let widths: Vec<usize> = (0..TITLES.len()).map(width).collect();
     let line = |cells: &[String], paint: Paint| {

@@ -1208,6 +1208,27 @@ fn a_round_ends_when_each_seed_has_failed_once() {
 }
 
 #[test]
+fn a_seed_that_is_dropped_ends_its_join_and_nothing_that_still_comes_revives_it() {
+    let mut story = Story::new();
+    story.join(&["a:1", "b:1", "c:1"]);
+    story.actions();
+    story.resolved("b:1", &[addr(1), addr(2)]);
+    let dial = story.dials()[0].0;
+    let names = ["a:1", "b:1", "c:1", "never:1"].map(str::to_owned);
+    story.mesh.forget_seeds(&names);
+    let failed = ["a:1", "b:1", "c:1"].map(|seed| format!("{seed}: is no seed any more"));
+    let failed = failed.each_ref().map(String::as_str);
+    assert_eq!(story.events(), [over(1, 0, &failed)]);
+    assert_eq!(story.mesh.seeds().count(), 0);
+    // The answer and the end of the dial that were under way.
+    story.resolved("a:1", &[addr(3)]);
+    story.down(dial, CloseReason::Refused);
+    assert_eq!(story.dials(), []);
+    story.join(&["a:1"]);
+    assert_eq!(story.actions(), [resolve("a:1")]);
+}
+
+#[test]
 fn every_address_of_a_seed_is_tried_in_turn_and_the_name_resolved_again_on_every_try() {
     let mut story = Story::new();
     story.join(&["s:1"]);

@@ -74,6 +74,9 @@ const RESET_BYTES: usize = 40;
 /// the kernel's search among sockets of one port grows with their number before Linux 6.13.
 const MAX_OWN_ACCEPTED: usize = 256;
 
+/// How often it is told that connections cannot be accepted: enough to be seen, whoever causes it.
+const REFUSAL_LINE_INTERVAL: Duration = Duration::from_secs(60);
+
 /// A counter of answers in the current second.
 #[derive(Debug, Default)]
 struct PerSecond {
@@ -124,6 +127,8 @@ pub(crate) struct Endpoint {
     versions: PerSecond,
     retries: PerSecond,
     resets: PerSecond,
+    /// When it may be told again that a connection cannot be accepted.
+    refusal_line_at: Option<Instant>,
     is_accepting: bool,
     /// Until this is dropped, the timekeeper runs.
     _timekeeper: Arc<timekeeper::Running>,
@@ -164,6 +169,7 @@ impl Endpoint {
             retry,
             reset: ResetTokens::new(reset_key),
             random: SystemRandom::new(),
+            refusal_line_at: None,
             versions: PerSecond::default(),
             retries: PerSecond::default(),
             resets: PerSecond::default(),
@@ -385,8 +391,12 @@ impl Endpoint {
         match self.accept(datagram, header, odcid.as_deref(), allocate) {
             Ok(()) => Routed::Accepted,
             Err(error) => {
-                log::warn!(target: "transport", addr:% = source, error:%;
-                    "cannot accept a connection");
+                // Whoever dials again and again would else fill the log.
+                if self.refusal_line_at.is_none_or(|at| at <= now) {
+                    self.refusal_line_at = Some(now + REFUSAL_LINE_INTERVAL);
+                    log::warn!(target: "transport", addr:% = source, error:%;
+                        "cannot accept a connection");
+                }
                 Routed::Refused
             }
         }
