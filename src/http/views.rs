@@ -1,7 +1,15 @@
 //! The public JSON objects, as the commands of the binary print them: their field names are an interface
 //! and never change their meaning or unit.
 
-use std::{collections::BTreeMap, time::Duration};
+#![expect(
+    clippy::disallowed_methods,
+    reason = "people are told how long a certificate is valid from now on"
+)]
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, SystemTime},
+};
 
 use serde::Serialize;
 
@@ -157,6 +165,10 @@ pub(crate) struct StatusView {
     pub(crate) refused: RefusedView,
     pub(crate) lost: LostView,
     pub(crate) events: EventCountsView,
+    /// When the node's certificate ends, RFC 3339.
+    pub(crate) certificate_ends: String,
+    /// How long that is from now; 0 when it has ended.
+    pub(crate) certificate_remaining_seconds: f64,
 }
 
 /// What the node has refused since its start, by the names of `nodosum::RefusedCounts`.
@@ -277,6 +289,13 @@ impl StatusView {
                 unanswered: status.events.unanswered,
                 answers_lost: status.events.answers_lost,
             },
+            certificate_ends: rfc3339(status.certificate_ends),
+            certificate_remaining_seconds: status
+                .certificate_ends
+                .duration_since(SystemTime::now())
+                .unwrap_or_default()
+                .as_secs_f64()
+                .floor(),
         }
     }
 }
