@@ -13,6 +13,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("close", &[]),
     ("event", &["node_id"]),
     ("rng", &[]),
+    ("outputs", &[]),
     ("thread", &[]),
     ("waker", &[]),
     ("record", &["node_id"]),

@@ -32,7 +32,12 @@ fn blocks(text: &str) -> Vec<String> {
 
 /// The commands in a line of shell or between backquotes, without what surrounds them.
 fn commands(line: &str) -> Vec<Vec<String>> {
-    let line = line.split(" #").next().unwrap_or_default();
+    // A redirection names a descriptor, which is no argument.
+    let line = line
+        .split(" #")
+        .next()
+        .unwrap_or_default()
+        .replace("2>", ">");
     let parts = line.split(['|', ';', '&', '>', '`', '\'']);
     parts
         .map(|part| {

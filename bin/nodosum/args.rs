@@ -20,9 +20,9 @@ use crate::{
 const EXIT_CODES: &str = "\
 Example:
   nodosum demo --for 30s
-
-Exit codes: 0 done, 1 failed, 2 usage, 3 node unreachable, 4 condition not met or nothing
-matched, 5 bad configuration. Data goes to standard output, everything else to standard error.";
+For shells and readers: 'nodosum completions SHELL', 'nodosum man'. Data goes to standard output,
+everything else to standard error. Exit codes: 0 done, 1 failed, 2 usage, 3 node unreachable,
+4 condition not met or nothing matched, 5 bad configuration.";
 
 /// The longest duration taken for a time-out: a day. It keeps deadlines far from overflow.
 const MAX_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
@@ -114,8 +114,11 @@ pub(crate) enum Command {
     /// Measure requests over one to many connections of a cluster in this machine
     Bench(Scale),
     /// Print what makes a shell complete this command
+    // The list of commands is to fit a screen; the last lines of the help name this one and the next.
+    #[command(hide = true)]
     Completions(Completions),
     /// Print the manual
+    #[command(hide = true)]
     Man(Man),
 }
 
