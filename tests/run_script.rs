@@ -248,7 +248,7 @@ fn a_failing_check_is_named_at_the_end_and_the_others_still_run() {
         run.said
     );
     assert_eq!(
-        run.stdout, "checks: 7 passed, 1 failed, 0 skipped\n",
+        run.stdout, "checks: 8 passed, 1 failed, 0 skipped\n",
         "{}",
         run.said
     );

@@ -29,7 +29,8 @@
 //! - The same boot id and both are young, so the dials crossed: the one dialled by the lower id,
 //!   else the first. The choice falls this way so that a USE overtaken by a later one on another
 //!   connection can be told: the higher id, once told to use a connection dialled by the lower,
-//!   drops the ones it dialled itself, and a late USE on those means nothing.
+//!   drops the ones it dialled itself, and a late USE on those means nothing, nor on one whose dial
+//!   had begun by then and that comes up within the grace.
 //!
 //! A loser is drained, then closed as a duplicate. Events follow peers, not connections:
 //! `Connected` when the first connection is in use, `Replaced` when another takes over,
@@ -313,6 +314,9 @@ struct Peer {
     links: Vec<ConnectionId>,
     /// The link in use.
     current: Option<ConnectionId>,
+    /// When the lower id said USE on a connection that it dialled, and the last connection that had
+    /// begun by then.
+    used: Option<(Instant, ConnectionId)>,
     /// Whether `Connected` was told and `Disconnected` not yet.
     announced: bool,
     dialing: Option<ConnectionId>,
@@ -342,6 +346,7 @@ impl Peer {
             superseded: VecDeque::new(),
             links: Vec::new(),
             current: None,
+            used: None,
             announced: false,
             dialing: None,
             verify: false,
@@ -828,6 +833,17 @@ impl Mesh {
         if peer.current == Some(connection) {
             return;
         }
+        let dials_crossed = peer.used.is_some_and(|(at, last)| {
+            connection <= last && now.saturating_duration_since(at) < self.config.dial_grace
+        });
+        if !dialled_by_lower && dials_crossed && peer.current.is_some() {
+            // It came up here after the one that the lower id had chosen instead.
+            self.drain(now, &node, connection);
+            return;
+        }
+        if dialled_by_lower {
+            peer.used = Some((now, ConnectionId(self.last_connection)));
+        }
         let previous = peer.current.replace(connection);
         let losers: Vec<ConnectionId> = peer
             .links
@@ -1187,6 +1203,7 @@ impl Mesh {
                 peer.supersede(life);
                 peer.forgive();
                 peer.current = None;
+                peer.used = None;
                 self.seeds.forget_led_to(node);
                 for link in std::mem::take(&mut peer.links) {
                     self.close_link(link, CloseCode::Superseded);

@@ -435,6 +435,32 @@ fn a_use_that_was_overtaken_by_one_on_the_lower_ids_dial_means_nothing() {
 }
 
 #[test]
+fn a_use_that_was_overtaken_by_one_on_the_lower_ids_dial_means_nothing_if_it_comes_up_late_either()
+{
+    let mut story = Story::new();
+    story.member("a", 1);
+    let dialled = story.dial_within(5 * SECOND);
+    let accepted = story.accept("a", 1);
+    story.used(accepted);
+    story.actions();
+    story.up(dialled, "a", 1, Side::Dialed);
+    story.used(dialled);
+    let connection = dialled;
+    assert_eq!(story.actions(), [Action::Drain { connection }]);
+    assert_eq!(story.mesh.current(&id("a")), Some(accepted));
+    // Whoever is told so once the first is lost has no other.
+    let mut story = Story::new();
+    story.member("a", 1);
+    let dialled = story.dial_within(5 * SECOND);
+    let accepted = story.accept("a", 1);
+    story.used(accepted);
+    story.up(dialled, "a", 1, Side::Dialed);
+    story.down(accepted, CloseReason::Idle);
+    story.used(dialled);
+    assert_eq!(story.mesh.current(&id("a")), Some(dialled));
+}
+
+#[test]
 fn a_settled_connection_never_wins_against_a_peer_that_had_to_dial_again() {
     let mut story = Story::new();
     let ghost = story.connect("z");
