@@ -16,13 +16,15 @@ use crate::{
     output::{Colour, Format, Layout},
 };
 
-/// What the top-level help ends with.
-const EXIT_CODES: &str = "\
+/// What the top-level help ends with: with more, it would not fit a screen.
+const EXAMPLE: &str = "\
 Example:
-  nodosum demo --for 30s
-For shells and readers: 'nodosum completions SHELL', 'nodosum man'. Data goes to standard output,
-everything else to standard error. Exit codes: 0 done, 1 failed, 2 usage, 3 node unreachable,
-4 condition not met or nothing matched, 5 bad configuration.";
+  nodosum demo --for 30s";
+
+/// What the manual says besides.
+pub(crate) const EXIT_CODES: &str = "\
+Data goes to standard output, everything else to standard error. Exit codes: 0 done, 1 failed, 2 usage, \
+3 node unreachable, 4 condition not met or nothing matched, 5 bad configuration or missing prerequisite.";
 
 /// The longest duration taken for a time-out: a day. It keeps deadlines far from overflow.
 const MAX_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
@@ -35,7 +37,7 @@ const MAX_VALIDITY: Duration = Duration::from_secs(36_500 * 24 * 60 * 60);
 #[command(
     name = "nodosum",
     version,
-    after_help = EXIT_CODES,
+    after_help = EXAMPLE,
     disable_help_subcommand = true,
     infer_long_args = false,
     max_term_width = 100
@@ -114,11 +116,8 @@ pub(crate) enum Command {
     /// Measure requests over one to many connections of a cluster in this machine
     Bench(Scale),
     /// Print what makes a shell complete this command
-    // The list of commands is to fit a screen; the last lines of the help name this one and the next.
-    #[command(hide = true)]
     Completions(Completions),
     /// Print the manual
-    #[command(hide = true)]
     Man(Man),
 }
 
