@@ -79,6 +79,9 @@ pub mod transport;
 #[doc(hidden)]
 pub mod trust;
 mod view;
+#[cfg(feature = "http")]
+#[doc(hidden)]
+pub mod views;
 mod waker;
 
 #[cfg(feature = "ca")]
@@ -121,6 +124,8 @@ pub mod explain {
 
 /// The pure cores, for tests, simulation and the curious. Outside semantic versioning.
 pub mod unversioned {
+    #[cfg(feature = "http")]
+    pub use crate::views;
     pub use crate::{cluster, mesh, node_id::ConnectionId, record, rng, roster, swim, trust};
 }
 

@@ -127,6 +127,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         ],
     ),
     ("metrics", &["figures", "process", "stats", "view"]),
+    ("views", &["event", "node_id", "process", "stats"]),
     (
         "http",
         &[
@@ -143,6 +144,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "swim",
             "thread",
             "view",
+            "views",
             "waker",
         ],
     ),

@@ -121,7 +121,8 @@ fn explanation(event: &EventView) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::admin::protocol::{PayloadView, UserEventView};
+    use crate::admin::protocol::PayloadView;
+    use nodosum::unversioned::views::UserEventView;
 
     #[test]
     fn an_event_of_an_application_is_shown_with_its_name_and_payload() {

@@ -145,7 +145,7 @@ fn wait_for_the_end(
             }
             recv(signals.asks) -> ask => match ask {
                 Ok(Ask::Reload) => upkeep.reload(node),
-                Ok(Ask::Report) => status::log(&StatusView::of(node)),
+                Ok(Ask::Report) => status::log(&StatusView::from(node.status())),
                 Err(_) => return Exit::Failed,
             },
             recv(at(upkeep.next_turn())) -> _ => {}

@@ -215,7 +215,7 @@ pub(crate) fn log(status: &StatusView) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::admin::protocol::RefusedView;
+    use nodosum::unversioned::views::RefusedView;
 
     #[test]
     fn of_many_counts_only_those_that_are_something_are_shown() {

@@ -6,10 +6,16 @@ use super::{
     head::Head,
     page::{self, Page},
     server::Response,
-    views::{EventView, EventsView, MembersView, QuicView, StatusView},
+    views::{EventsView, QuicView},
     watch::Watch,
 };
-use crate::{metrics, snapshot::Stage, stats::MemberStatus, view::View};
+use crate::{
+    metrics,
+    snapshot::Stage,
+    stats::MemberStatus,
+    view::View,
+    views::{EventView, MembersView, StatusView},
+};
 
 const JSON: &str = "application/json";
 
@@ -43,8 +49,12 @@ impl Routes {
                 response
             }
             "/debug/quic" | "/debug/quic/" => self.quic(head),
-            "/debug/members" => json(&MembersView::of(&self.view)),
-            "/debug/status" => json(&StatusView::of(&self.view)),
+            "/debug/members" => json(&MembersView::of(
+                &self.view.node,
+                &self.view.cluster,
+                self.view.members(),
+            )),
+            "/debug/status" => json(&StatusView::from(self.view.status())),
             "/debug/events" => json(&self.events()),
             "/metrics" => self.metrics(head),
             "/livez" => health(head, &[self.reactor()]),

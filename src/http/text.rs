@@ -47,12 +47,6 @@ fn is_treacherous(c: char) -> bool {
             | '\u{2060}'..='\u{2069}' | '\u{feff}')
 }
 
-/// A time in UTC with microseconds. A clock outside the years that can be written shows as the epoch.
-pub(crate) fn rfc3339(at: SystemTime) -> String {
-    let at = Timestamp::try_from(at).unwrap_or(Timestamp::UNIX_EPOCH);
-    format!("{at:.6}")
-}
-
 /// The time of day in UTC, to the second.
 pub(crate) fn clock(at: SystemTime) -> String {
     let at = Timestamp::try_from(at).unwrap_or(Timestamp::UNIX_EPOCH);
@@ -170,7 +164,7 @@ mod tests {
             ["0 dials", "1 dial", "2 dials"]
         );
         let at = SystemTime::UNIX_EPOCH + Duration::from_millis(86_399_500);
-        assert_eq!(rfc3339(at), "1970-01-01T23:59:59.500000Z");
+        assert_eq!(crate::views::rfc3339(at), "1970-01-01T23:59:59.500000Z");
         assert_eq!(clock(at), "23:59:59");
     }
 }

@@ -170,7 +170,7 @@ mod tests {
     use std::time::SystemTime;
 
     use super::*;
-    use crate::admin::protocol::rfc3339;
+    use nodosum::unversioned::views::rfc3339;
 
     fn event(name: u64) -> EventView {
         EventView {

@@ -9,27 +9,24 @@
 //! The version in the request is judged before anything else, so that a client and a node of
 //! different releases tell each other so instead of guessing.
 //!
-//! The views in here are the public JSON objects of the read commands: their field names are an
-//! interface and never change their meaning or unit.
+//! The views are the public JSON objects of the read commands, most of which the library has since its
+//! HTTP server tells the same: field names are an interface and never change their meaning or unit.
 
 use std::{
     collections::BTreeMap,
     io::{self, BufRead, Read},
-    time::{Duration, SystemTime},
 };
 
-use jiff::Timestamp;
+pub(crate) use nodosum::unversioned::views::{
+    ConnView, ConnsView, EventView, MemberView, MembersView, PayloadView, StatusView,
+};
 use nodosum::{
-    ConnectionInfo, Event, EventKind, Explanation, Keys, MemberInfo, Moment, Node,
+    Explanation, Keys, Moment, Node,
     explain::{Case, Ending, Evidence, Verdict},
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use crate::{
-    clock::{Wall, until},
-    exit::Exit,
-    settings::Setting,
-};
+use crate::{clock::Wall, exit::Exit, settings::Setting};
 
 /// The version of this protocol.
 pub(crate) const VERSION: u32 = 1;
@@ -228,340 +225,6 @@ pub(crate) struct LogView {
     pub(crate) configured: String,
     /// When that one is put back, RFC 3339.
     pub(crate) until: Option<String>,
-}
-
-/// The object of `members`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(crate) struct MembersView {
-    pub(crate) schema: u32,
-    pub(crate) node: String,
-    pub(crate) cluster: String,
-    pub(crate) members: Vec<MemberView>,
-}
-
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(crate) struct MemberView {
-    pub(crate) node: String,
-    pub(crate) status: String,
-    pub(crate) quic_addr: String,
-    pub(crate) gossip_addr: String,
-    pub(crate) incarnation: u64,
-    pub(crate) tags: BTreeMap<String, String>,
-    #[serde(rename = "self")]
-    pub(crate) is_self: bool,
-    pub(crate) connected: bool,
-    pub(crate) rtt_seconds: Option<f64>,
-    pub(crate) version: String,
-}
-
-impl MembersView {
-    pub(crate) fn of(node: &Node) -> Self {
-        Self {
-            schema: 1,
-            node: node.id().to_string(),
-            cluster: node.cluster().to_string(),
-            members: node.members().into_iter().map(MemberView::from).collect(),
-        }
-    }
-}
-
-impl From<MemberInfo> for MemberView {
-    fn from(member: MemberInfo) -> Self {
-        Self {
-            node: member.node.to_string(),
-            status: member.status.to_string(),
-            quic_addr: member.quic_addr.to_string(),
-            gossip_addr: member.gossip_addr.to_string(),
-            incarnation: member.incarnation,
-            tags: member.tags,
-            is_self: member.is_self,
-            connected: member.connected,
-            rtt_seconds: seconds(member.rtt),
-            version: member.version,
-        }
-    }
-}
-
-/// The object of `conns`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(crate) struct ConnsView {
-    pub(crate) schema: u32,
-    pub(crate) node: String,
-    pub(crate) connections: Vec<ConnView>,
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub(crate) struct ConnView {
-    pub(crate) peer: Option<String>,
-    pub(crate) side: Option<String>,
-    pub(crate) state: String,
-    pub(crate) addr: String,
-    pub(crate) rtt_seconds: Option<f64>,
-    pub(crate) min_rtt_seconds: Option<f64>,
-    pub(crate) cwnd_bytes: u64,
-    pub(crate) mtu_bytes: u64,
-    pub(crate) sent_bytes: u64,
-    pub(crate) received_bytes: u64,
-    pub(crate) sent_packets: u64,
-    pub(crate) received_packets: u64,
-    pub(crate) lost_packets: u64,
-    pub(crate) streams: u64,
-    pub(crate) idle_seconds: Option<f64>,
-    pub(crate) up_seconds: Option<f64>,
-    pub(crate) last_ping_seconds: Option<f64>,
-    pub(crate) ping_failures: u64,
-    pub(crate) dials: u64,
-    pub(crate) last_error: Option<String>,
-    pub(crate) next_dial_seconds: Option<f64>,
-}
-
-impl ConnsView {
-    pub(crate) fn of(node: &Node) -> Self {
-        Self {
-            schema: 1,
-            node: node.id().to_string(),
-            connections: node.connections().into_iter().map(ConnView::from).collect(),
-        }
-    }
-}
-
-impl From<ConnectionInfo> for ConnView {
-    fn from(connection: ConnectionInfo) -> Self {
-        Self {
-            peer: connection.peer.map(|peer| peer.to_string()),
-            side: connection.side.map(|side| side.as_str().to_owned()),
-            state: connection.state.as_str().to_owned(),
-            addr: connection.addr.to_string(),
-            rtt_seconds: seconds(connection.rtt),
-            min_rtt_seconds: seconds(connection.min_rtt),
-            cwnd_bytes: connection.cwnd_bytes,
-            mtu_bytes: connection.mtu_bytes,
-            sent_bytes: connection.sent_bytes,
-            received_bytes: connection.received_bytes,
-            sent_packets: connection.sent_packets,
-            received_packets: connection.received_packets,
-            lost_packets: connection.lost_packets,
-            streams: connection.streams,
-            idle_seconds: seconds(connection.idle),
-            up_seconds: seconds(connection.up),
-            last_ping_seconds: seconds(connection.last_ping),
-            ping_failures: connection.ping_failures,
-            dials: connection.dials,
-            last_error: connection.last_error,
-            next_dial_seconds: seconds(connection.next_dial),
-        }
-    }
-}
-
-/// The object of `status`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(crate) struct StatusView {
-    pub(crate) schema: u32,
-    pub(crate) node: String,
-    pub(crate) cluster: String,
-    pub(crate) version: String,
-    pub(crate) pid: u32,
-    pub(crate) uptime_seconds: f64,
-    pub(crate) ready: bool,
-    pub(crate) members: MemberCountsView,
-    pub(crate) connections: ConnectionCountsView,
-    pub(crate) health_score: u32,
-    pub(crate) threads: usize,
-    pub(crate) open_fds: Option<u64>,
-    pub(crate) rss_bytes: Option<u64>,
-    /// Nodes of earlier releases do not say.
-    #[serde(default)]
-    pub(crate) roster_saves: u64,
-    #[serde(default)]
-    pub(crate) roster_failures: u64,
-    #[serde(default)]
-    pub(crate) refused: RefusedView,
-    #[serde(default)]
-    pub(crate) lost: LostView,
-    #[serde(default)]
-    pub(crate) events: EventCountsView,
-    /// When the node's certificate ends, RFC 3339.
-    #[serde(default)]
-    pub(crate) certificate_ends: String,
-    /// How long that is from now; 0 when it has ended.
-    #[serde(default)]
-    pub(crate) certificate_remaining_seconds: f64,
-}
-
-/// What the node has refused since its start, by the names of `nodosum::RefusedCounts`.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-pub(crate) struct RefusedView {
-    pub(crate) gossip: u64,
-    pub(crate) quic: u64,
-    pub(crate) records: u64,
-    pub(crate) unproven_records: u64,
-    pub(crate) statements: u64,
-    pub(crate) events: u64,
-    pub(crate) stale_events: u64,
-    pub(crate) keyrings: u64,
-    pub(crate) syncs: u64,
-    pub(crate) implausible: u64,
-    pub(crate) conflicting: u64,
-    pub(crate) stale: u64,
-    pub(crate) stray: u64,
-}
-
-impl RefusedView {
-    /// Each count with its name.
-    pub(crate) fn rows(&self) -> [(&'static str, u64); 13] {
-        [
-            ("gossip", self.gossip),
-            ("quic", self.quic),
-            ("records", self.records),
-            ("unproven_records", self.unproven_records),
-            ("statements", self.statements),
-            ("events", self.events),
-            ("stale_events", self.stale_events),
-            ("keyrings", self.keyrings),
-            ("syncs", self.syncs),
-            ("implausible", self.implausible),
-            ("conflicting", self.conflicting),
-            ("stale", self.stale),
-            ("stray", self.stray),
-        ]
-    }
-}
-
-/// What the node could not keep or pass on because a bound was reached, by the names of
-/// `nodosum::LostCounts`.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-pub(crate) struct LostView {
-    pub(crate) gossip: u64,
-    pub(crate) news: u64,
-    pub(crate) members: u64,
-    pub(crate) probes: u64,
-    pub(crate) waiting_records: u64,
-    pub(crate) remembered: u64,
-}
-
-impl LostView {
-    /// Each count with its name.
-    pub(crate) fn rows(&self) -> [(&'static str, u64); 6] {
-        [
-            ("gossip", self.gossip),
-            ("news", self.news),
-            ("members", self.members),
-            ("probes", self.probes),
-            ("waiting_records", self.waiting_records),
-            ("remembered", self.remembered),
-        ]
-    }
-}
-
-/// Events and queries of applications since the node's start, by the names of
-/// `nodosum::EventCounts`.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-pub(crate) struct EventCountsView {
-    pub(crate) emitted: u64,
-    pub(crate) received: u64,
-    pub(crate) copies: u64,
-    pub(crate) dropped: u64,
-    pub(crate) unanswered: u64,
-    pub(crate) answers_lost: u64,
-}
-
-impl EventCountsView {
-    /// Each count with its name.
-    pub(crate) fn rows(&self) -> [(&'static str, u64); 6] {
-        [
-            ("emitted", self.emitted),
-            ("received", self.received),
-            ("copies", self.copies),
-            ("dropped", self.dropped),
-            ("unanswered", self.unanswered),
-            ("answers_lost", self.answers_lost),
-        ]
-    }
-}
-
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(crate) struct MemberCountsView {
-    pub(crate) alive: usize,
-    pub(crate) suspect: usize,
-    pub(crate) dead: usize,
-    pub(crate) left: usize,
-}
-
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(crate) struct ConnectionCountsView {
-    pub(crate) established: usize,
-    pub(crate) handshaking: usize,
-    pub(crate) draining: usize,
-    pub(crate) down: usize,
-}
-
-impl StatusView {
-    pub(crate) fn of(node: &Node) -> Self {
-        let status = node.status();
-        Self {
-            schema: 1,
-            node: status.node.to_string(),
-            cluster: status.cluster.to_string(),
-            version: status.version.to_owned(),
-            pid: std::process::id(),
-            uptime_seconds: status.uptime.as_secs_f64(),
-            ready: status.ready,
-            members: MemberCountsView {
-                alive: status.members.alive,
-                suspect: status.members.suspect,
-                dead: status.members.dead,
-                left: status.members.left,
-            },
-            connections: ConnectionCountsView {
-                established: status.connections.established,
-                handshaking: status.connections.handshaking,
-                draining: status.connections.draining,
-                down: status.connections.down,
-            },
-            health_score: status.health_score,
-            threads: status.threads,
-            open_fds: open_fds(),
-            rss_bytes: rss_bytes(),
-            roster_saves: status.roster_saves,
-            roster_failures: status.roster_failures,
-            refused: RefusedView {
-                gossip: status.refused.gossip,
-                quic: status.refused.quic,
-                records: status.refused.records,
-                unproven_records: status.refused.unproven_records,
-                statements: status.refused.statements,
-                events: status.refused.events,
-                stale_events: status.refused.stale_events,
-                keyrings: status.refused.keyrings,
-                syncs: status.refused.syncs,
-                implausible: status.refused.implausible,
-                conflicting: status.refused.conflicting,
-                stale: status.refused.stale,
-                stray: status.refused.stray,
-            },
-            lost: LostView {
-                gossip: status.lost.gossip,
-                news: status.lost.news,
-                members: status.lost.members,
-                probes: status.lost.probes,
-                waiting_records: status.lost.waiting_records,
-                remembered: status.lost.remembered,
-            },
-            events: EventCountsView {
-                emitted: status.events.emitted,
-                received: status.events.received,
-                copies: status.events.copies,
-                dropped: status.events.dropped,
-                unanswered: status.events.unanswered,
-                answers_lost: status.events.answers_lost,
-            },
-            certificate_ends: rfc3339(status.certificate_ends),
-            certificate_remaining_seconds: until(status.certificate_ends).as_secs_f64().floor(),
-        }
-    }
 }
 
 /// The object of `members NODE --explain`.
@@ -789,137 +452,6 @@ impl KeysView {
     }
 }
 
-/// How many descriptors this process has open; unknown where the system does not say.
-fn open_fds() -> Option<u64> {
-    let entries = std::fs::read_dir("/proc/self/fd").ok()?.count();
-    // Reading the directory has one of its own.
-    u64::try_from(entries).ok()?.checked_sub(1)
-}
-
-/// The memory that this process has resident; unknown where the system does not say.
-fn rss_bytes() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmRSS:"))?;
-    let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    kibibytes.checked_mul(1_024)
-}
-
-/// One event, as `events -o jsonl` prints it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(crate) struct EventView {
-    pub(crate) schema: u32,
-    /// Counts what this client was told, without gaps.
-    pub(crate) seq: u64,
-    pub(crate) at: String,
-    pub(crate) event: String,
-    pub(crate) node: Option<String>,
-    pub(crate) reason: Option<String>,
-    /// How many events are missing before this one; of `lagged` only.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) missed: Option<u64>,
-    /// How many messages the peer never acknowledged; of `disconnected` only.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) unacknowledged: Option<u64>,
-    /// What an application told everybody; of `user_event` only.
-    #[serde(default, flatten, skip_serializing_if = "Option::is_none")]
-    pub(crate) user: Option<Box<UserEventView>>,
-}
-
-/// What a `user_event` has beside the fields of all events.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(crate) struct UserEventView {
-    pub(crate) name: String,
-    pub(crate) lamport: u64,
-    #[serde(flatten)]
-    pub(crate) payload: PayloadView,
-}
-
-/// Bytes of an application: as text, or in hexadecimal where they are none.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(crate) struct PayloadView {
-    pub(crate) payload: Option<String>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) payload_hex: Option<String>,
-}
-
-impl PayloadView {
-    pub(crate) fn of(bytes: Vec<u8>) -> Self {
-        match String::from_utf8(bytes) {
-            Ok(text) => Self {
-                payload: Some(text),
-                payload_hex: None,
-            },
-            Err(error) => Self {
-                payload: None,
-                payload_hex: Some(hex(error.as_bytes())),
-            },
-        }
-    }
-
-    /// Leaves only how long it was.
-    pub(crate) fn withhold(&mut self) {
-        let text = self.payload.take().map(|text| text.len());
-        let digits = self.payload_hex.take().map(|digits| digits.len() / 2);
-        let bytes = text.or(digits).unwrap_or(0);
-        self.payload = Some(format!("({bytes} bytes)"));
-    }
-
-    /// For a table: the text, or `0x` and the digits.
-    pub(crate) fn text(&self) -> String {
-        match (&self.payload, &self.payload_hex) {
-            (Some(text), _) => text.clone(),
-            (None, Some(digits)) => format!("0x{digits}"),
-            (None, None) => String::new(),
-        }
-    }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-impl From<Event> for EventView {
-    fn from(event: Event) -> Self {
-        let (mut missed, mut unacknowledged, mut user) = (None, None, None);
-        if let EventKind::UserEvent {
-            name,
-            payload,
-            lamport,
-            ..
-        } = &event.kind
-        {
-            user = Some(Box::new(UserEventView {
-                name: name.clone(),
-                lamport: *lamport,
-                payload: PayloadView::of(payload.clone()),
-            }));
-        }
-        if let EventKind::Lagged { missed: count } = event.kind {
-            missed = Some(count);
-        }
-        if let EventKind::Disconnected {
-            unacknowledged: count,
-            ..
-        } = event.kind
-        {
-            unacknowledged = Some(count);
-        }
-        Self {
-            schema: 1,
-            seq: event.seq,
-            at: rfc3339(event.at),
-            event: event.kind.name().to_owned(),
-            node: event.kind.node().map(ToString::to_string),
-            reason: event.kind.reason().map(str::to_owned),
-            missed,
-            unacknowledged,
-            user,
-        }
-    }
-}
-
 /// One node's answer to a query.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct AnswerView {
@@ -948,19 +480,6 @@ pub(crate) struct DeliveryView {
 pub(crate) struct FailedView {
     pub(crate) node: String,
     pub(crate) error: String,
-}
-
-pub(crate) fn seconds(duration: Option<Duration>) -> Option<f64> {
-    duration.map(|duration| duration.as_secs_f64())
-}
-
-/// A time in UTC with microseconds. A clock outside the years that can be written (−9999 to 9999)
-/// shows as the epoch.
-pub(crate) fn rfc3339(at: SystemTime) -> String {
-    format!(
-        "{:.6}",
-        Timestamp::try_from(at).unwrap_or(Timestamp::UNIX_EPOCH)
-    )
 }
 
 /// Why a line could not be read.
@@ -1014,6 +533,10 @@ pub(crate) fn read_payload(reader: &mut impl Read, length: u64) -> Result<Vec<u8
 
 #[cfg(test)]
 mod tests {
+    use std::time::SystemTime;
+
+    use nodosum::unversioned::views::rfc3339;
+
     use super::*;
 
     #[test]

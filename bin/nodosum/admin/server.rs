@@ -285,9 +285,13 @@ fn carry_out(
 ) -> std::io::Result<()> {
     let node = &shared.node;
     let reply = match command {
-        Command::Members => Ok(Reply::Members(MembersView::of(node))),
-        Command::Conns => Ok(Reply::Conns(ConnsView::of(node))),
-        Command::Status => Ok(Reply::Status(Box::new(StatusView::of(node)))),
+        Command::Members => Ok(Reply::Members(MembersView::of(
+            node.id(),
+            node.cluster(),
+            node.members(),
+        ))),
+        Command::Conns => Ok(Reply::Conns(ConnsView::of(node.id(), node.connections()))),
+        Command::Status => Ok(Reply::Status(Box::new(StatusView::from(node.status())))),
         Command::Events { follow } => return events(shared, stream, follow),
         Command::Wait {
             members,
