@@ -7,7 +7,6 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering::Relaxed},
     },
-    thread::ThreadId,
     time::{Duration, Instant},
 };
 
@@ -136,24 +135,12 @@ impl Workers {
     /// that are busy still; they end with what they do.
     pub(crate) fn stop(&self, deadline: Instant) -> Vec<String> {
         let running = self.running.lock().take().unwrap_or_default();
-        let here: ThreadId = std::thread::current().id();
         running.iter().for_each(|worker| worker.stop.stop());
-        let mut stuck = Vec::new();
-        for Worker { handle, .. } in running {
-            // A handler that shuts its own node down cannot wait for itself.
-            let is_here = handle.thread().id() == here;
-            while !is_here && !handle.is_finished() && now() < deadline {
-                std::thread::park_timeout(Duration::from_millis(2));
-            }
-            let name = handle.thread().name().unwrap_or_default().to_owned();
-            if handle.is_finished() {
-                // Panics of handlers are caught; there is nothing to learn from the result.
-                let _ = handle.join();
-            } else if !is_here {
-                stuck.push(name);
-            }
-        }
+        // A handler that shuts its own node down cannot wait for itself.
+        let stuck = running.into_iter();
         stuck
+            .filter_map(|worker| thread::join_by(worker.handle, deadline))
+            .collect()
     }
 }
 

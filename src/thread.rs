@@ -1,6 +1,9 @@
 //! The one place where threads start.
 
-use std::{io, thread};
+use std::{
+    io, thread,
+    time::{Duration, Instant},
+};
 
 /// Workers run TLS handshakes on their stack; unoptimised builds need most of this. It is address
 /// space, not memory: only touched pages count.
@@ -20,6 +23,23 @@ pub(crate) fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> io::Res
         .name(name.to_owned())
         .stack_size(STACK_BYTES)
         .spawn(body)
+}
+
+/// Waits until `deadline` for a thread whose panics are caught inside. Returns its name if it has not
+/// ended by then. The caller's own thread, which cannot wait for itself, counts as ended.
+#[expect(clippy::disallowed_methods, reason = "threads end by the real clock")]
+pub(crate) fn join_by(handle: Handle, deadline: Instant) -> Option<String> {
+    let is_here = handle.thread().id() == thread::current().id();
+    while !is_here && !handle.is_finished() && Instant::now() < deadline {
+        thread::park_timeout(Duration::from_millis(2));
+    }
+    if handle.is_finished() {
+        // There is nothing to learn from the result.
+        let _ = handle.join();
+        return None;
+    }
+    let name = handle.thread().name().unwrap_or_default().to_owned();
+    (!is_here).then_some(name)
 }
 
 /// What a panic said, for a log line or an error.

@@ -199,21 +199,10 @@ impl Server {
     pub(crate) fn stop(self, deadline: Instant) -> Vec<String> {
         self.is_stopping.store(true, Relaxed);
         self.waker.wake();
-        let mut stuck = Vec::new();
-        for handle in self.threads.into_iter().rev() {
-            let is_here = handle.thread().id() == std::thread::current().id();
-            while !is_here && !handle.is_finished() && Instant::now() < deadline {
-                std::thread::park_timeout(Duration::from_millis(2));
-            }
-            let name = handle.thread().name().unwrap_or_default().to_owned();
-            if handle.is_finished() {
-                // Panics are caught inside; there is nothing to learn from the result.
-                let _ = handle.join();
-            } else if !is_here {
-                stuck.push(name);
-            }
-        }
-        stuck
+        let threads = self.threads.into_iter().rev();
+        threads
+            .filter_map(|handle| thread::join_by(handle, deadline))
+            .collect()
     }
 }
 

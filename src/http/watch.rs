@@ -193,14 +193,7 @@ impl Watcher {
     pub(crate) fn stop(self, deadline: Instant) -> Option<String> {
         let Self { stop, thread } = self;
         drop(stop);
-        while !thread.is_finished() && Instant::now() < deadline {
-            std::thread::park_timeout(Duration::from_millis(2));
-        }
-        if thread.is_finished() {
-            let _ = thread.join();
-            return None;
-        }
-        thread.thread().name().map(str::to_owned)
+        thread::join_by(thread, deadline)
     }
 }
 
