@@ -74,6 +74,8 @@ pub(super) struct Rare {
     /// Its ports said that nobody is there, and no answer has said otherwise.
     pub(super) refused: bool,
     patience: Patience,
+    /// Suspicions that it raised here and the accused refuted.
+    false_alarms: Lately,
 }
 
 /// What those have that started again: many at once, so this is small.
@@ -92,14 +94,41 @@ pub(super) struct Past {
 /// forgotten, a suspicion begins here with the probe number `r + 1` in a row that it fails.
 #[derive(Debug, Default)]
 struct Patience {
-    refutations: u32,
-    refuted: Option<Instant>,
+    refutations: Lately,
     failed_in_row: u32,
+}
+
+/// What is remembered of things that a member did lately: a number that goes down by one with each
+/// stretch of time in which nothing is added.
+#[derive(Debug, Default)]
+struct Lately {
+    times: u32,
+    last: Option<Instant>,
+}
+
+impl Lately {
+    fn add(&mut self, now: Instant, memory: Duration, most: u32) {
+        self.times = (self.times(now, memory) + 1).min(most);
+        self.last = Some(now);
+    }
+
+    fn times(&self, now: Instant, memory: Duration) -> u32 {
+        let Some(last) = self.last else {
+            return 0;
+        };
+        let gone = now.saturating_duration_since(last).as_nanos() / memory.as_nanos().max(1);
+        self.times
+            .saturating_sub(u32::try_from(gone).unwrap_or(u32::MAX))
+    }
 }
 
 /// Refutations beyond this add no more probes: with 80 % of its datagrams lost a member answers four
 /// probes of five, so that it fails five in a row once in an hour of them.
 const MAX_REFUTATIONS: u32 = 4;
+
+/// How many false alarms that are not forgotten make a member one who cries wolf. One can be anybody's:
+/// the accused may have stood still just then.
+const MAX_FALSE_ALARMS: u32 = 2;
 
 #[derive(Debug)]
 pub(super) struct Member {
@@ -234,30 +263,31 @@ impl Member {
     /// It refuted a suspicion. One refutation is forgotten with each `memory` that goes by without
     /// another.
     pub(super) fn note_refutation(&mut self, now: Instant, memory: Duration) {
-        let refutations = self.refutations(now, memory) + 1;
-        self.rare_mut().patience = Patience {
-            refutations: refutations.min(MAX_REFUTATIONS),
-            refuted: Some(now),
-            failed_in_row: 0,
-        };
+        let patience = &mut self.rare_mut().patience;
+        patience.refutations.add(now, memory, MAX_REFUTATIONS);
+        patience.failed_in_row = 0;
     }
 
-    fn refutations(&self, now: Instant, memory: Duration) -> u32 {
-        let Some(Patience {
-            refutations,
-            refuted: Some(refuted),
-            ..
-        }) = self.rare().map(|rare| &rare.patience)
-        else {
-            return 0;
-        };
-        let gone = now.saturating_duration_since(*refuted).as_nanos() / memory.as_nanos().max(1);
-        refutations.saturating_sub(u32::try_from(gone).unwrap_or(u32::MAX))
+    /// It accused a member that was suspected for it and refuted that. One false alarm is forgotten
+    /// with each `memory` that goes by without another.
+    pub(super) fn note_false_alarm(&mut self, now: Instant, memory: Duration) {
+        self.rare_mut()
+            .false_alarms
+            .add(now, memory, MAX_FALSE_ALARMS);
+    }
+
+    /// Whether so many of its accusations were refuted lately that another is no reason to suspect
+    /// anybody.
+    pub(super) fn cries_wolf(&self, now: Instant, memory: Duration) -> bool {
+        self.rare()
+            .is_some_and(|rare| rare.false_alarms.times(now, memory) >= MAX_FALSE_ALARMS)
     }
 
     /// It failed a probe. Whether that is not enough to suspect it, so that it is probed again.
     pub(super) fn has_another_try(&mut self, now: Instant, memory: Duration) -> bool {
-        let refutations = self.refutations(now, memory);
+        let refutations = self
+            .rare()
+            .map_or(0, |rare| rare.patience.refutations.times(now, memory));
         if refutations == 0 || self.is_refused() {
             return false;
         }

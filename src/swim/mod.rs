@@ -17,7 +17,7 @@
 //! again, and whoever knows the suspect to be dead answers that. Each such confirmation shortens the
 //! wait, from `S_max` down to `S_min` (`suspicion`). A confirmation counts only when the accuser's
 //! own authenticated datagram brings it: a relayed one can raise a suspicion, but does not count, so
-//! that one member cannot speak with many voices.
+//! that one member cannot speak with many voices. And whose accusations were refuted lately raises none.
 //!
 //! **Death.** A member is dead when its time is up *and* this node's own latest probe of it failed.
 //! "Dead" from somebody else, who has waited the time out already, shortens the wait to `S_min` and
@@ -337,6 +337,8 @@ pub struct Counters {
     pub doubts_left_to_others: u64,
     /// Foreign claims of suspicion or death that an answer over the connection outweighed.
     pub vetoes: u64,
+    /// Accusations that began no suspicion, since too many of the same accuser were refuted lately.
+    pub disbelieved: u64,
     /// Members that became suspect here.
     pub suspicions: u64,
     /// Members that became dead here.

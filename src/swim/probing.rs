@@ -15,8 +15,8 @@
 //! A member that has refuted suspicions lately, up to four, gets as many further probes, one right
 //! after the other, before it is suspected again: who loses most of what it sends would else be
 //! suspected and refute it every few seconds, for ever, and everybody would hear of it (the idea of
-//! route flap damping, RFC 2439; but here only an accusation of this node's own has to wait). If its
-//! ports refuse, it does not.
+//! route flap damping, RFC 2439; but here only an accusation of this node's own has to wait; who
+//! accuses others wrongly all the time is damped in `verdict`). If its ports refuse, it does not.
 //!
 //! A helper pings the address of its own record of the target, never one that it was told, passes
 //! an answer on and says after 80 % of the time-out that it has none: whoever asked then knows that
@@ -39,8 +39,8 @@ use super::{
     timer::Timer,
 };
 
-/// How many probe intervals without another it takes to forget that a member refuted a suspicion: a
-/// minute of the `lan` profile.
+/// How many probe intervals without another it takes to forget that a member refuted a suspicion, or
+/// that one of its own accusations was refuted: a minute of the `lan` profile.
 pub(super) const REFUTATION_MEMORY: u32 = 60;
 
 impl Swim {

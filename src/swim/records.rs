@@ -308,6 +308,10 @@ impl Swim {
             return;
         };
         let before = member.status();
+        let accuser = match &member.standing {
+            Standing::Suspect(suspicion) => Some(suspicion.accuser().clone()),
+            Standing::Alive | Standing::Dead { .. } | Standing::Left => None,
+        };
         let stored = &member.record.record;
         let boot_changed = stored.boot != claim.boot;
         let addr_changed =
@@ -346,7 +350,11 @@ impl Swim {
         member.hearsay = hearsay && claim.left;
         let was_doubted = matches!(before, MemberStatus::Suspect | MemberStatus::Dead);
         if was_doubted && !hearsay && !boot_changed && !claim.left {
-            member.note_refutation(now, self.config.probe_interval * REFUTATION_MEMORY);
+            let memory = self.config.probe_interval * REFUTATION_MEMORY;
+            member.note_refutation(now, memory);
+            if let Some(accuser) = accuser.and_then(|accuser| self.members.get_mut(&accuser)) {
+                accuser.note_false_alarm(now, memory);
+            }
         }
         self.forget_doubts(&node);
         let ending = if claim.left {

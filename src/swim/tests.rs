@@ -2,6 +2,7 @@
 
 use super::{
     probe::{MAX_CHECKS, MAX_RELAYS},
+    probing::REFUTATION_MEMORY,
     records::{MAX_INCARNATION, MAX_RECORD_STEP, OUTBIDS_OF_A_RIVAL},
     *,
 };
@@ -1632,4 +1633,48 @@ fn who_has_refuted_and_whose_ports_refuse_is_suspected_at_once() {
         .core
         .handle_peer_doubted(bench.now, &id("a"), Doubt::Refused);
     assert_eq!(probes_until_suspect(&mut bench), 1);
+}
+
+#[test]
+fn whose_accusations_were_refuted_twice_in_a_minute_is_not_believed_until_later() {
+    let mut bench = Bench::new(Config::lan(), &["a", "b", "c", "d", "e"]);
+    let mut incarnation = 1;
+    let accuse = |bench: &mut Bench, by: &str, incarnation| {
+        let accusation = Accusation {
+            node: id("a"),
+            incarnation,
+            accuser: id(by),
+        };
+        bench.sent();
+        bench.tell(by, Body::Gossip, vec![Statement::Suspect(accusation)]);
+        bench.core.member(&id("a")).unwrap().status
+    };
+    for _ in 0..2 {
+        let status = accuse(&mut bench, "b", incarnation);
+        assert_eq!(status, MemberStatus::Suspect);
+        incarnation += 1;
+        refute(&mut bench, incarnation);
+    }
+    let status = accuse(&mut bench, "b", incarnation);
+    assert_eq!(status, MemberStatus::Alive);
+    assert_eq!(bench.core.counters().disbelieved, 1);
+    // The accused is told, so that it can refute what others may believe.
+    let sent = bench.sent();
+    assert_eq!(sent.len(), 1);
+    assert_eq!(sent[0].0, id("a"));
+    assert!(matches!(sent[0].1.statements[..], [Statement::Suspect(_)]));
+    // Once it is suspected by somebody else, the same word confirms it.
+    let status = accuse(&mut bench, "c", incarnation);
+    assert_eq!(status, MemberStatus::Suspect);
+    accuse(&mut bench, "b", incarnation);
+    let case = bench.core.explain(&id("a")).unwrap().case.unwrap();
+    let by: Vec<_> = case.accusations.iter().map(|a| a.by.as_str()).collect();
+    assert_eq!(by, ["c", "b"]);
+    assert!(case.accusations[1].counted);
+    // c was wrong once, which is forgiven at once; one of b's is forgotten after a minute.
+    incarnation += 1;
+    refute(&mut bench, incarnation);
+    bench.now += Config::lan().probe_interval * REFUTATION_MEMORY;
+    let status = accuse(&mut bench, "b", incarnation);
+    assert_eq!(status, MemberStatus::Suspect);
 }

@@ -9,7 +9,11 @@
 //! the accuser's own authenticated datagram, and those of members that are dead here not at all. A
 //! foreign "dead" shortens the wait. While an answer over the connection is fresh, neither is
 //! believed: no suspicion begins here, none is shortened, and instead of passing the accusation on,
-//! which would go on for ever where nobody remembers it, this node tells the accused. Who still doubts
+//! which would go on for ever where nobody remembers it, this node tells the accused. The same goes for
+//! the accusations of a member who **cries wolf**: of two suspicions that it raised here first the
+//! accused has refuted lately. Most often such a member loses what it sends or receives itself, and
+//! would have everybody suspect healthy members and clear them again all the time. If it is right this
+//! once, others fail to reach the accused too and say so, and there its word counts again. Who still doubts
 //! a member that is dead or has left here is told so, with the record if it lacks the latest, but not
 //! more often than once in a gossip interval.
 //!
@@ -68,6 +72,7 @@ use super::{
     explain::{Accused, Case, Ending, Evidence, Verdict},
     members::{Member, Standing},
     message::{self, Body, MAX_RECORDS},
+    probing::REFUTATION_MEMORY,
     suspicion::{Suspicion, Waits},
     timer::Timer,
 };
@@ -109,6 +114,12 @@ impl Swim {
             self.counters.unknown_members += 1;
             return None;
         }
+        let memory = self.config.probe_interval * REFUTATION_MEMORY;
+        let cries_wolf = self.config.rules.patience
+            && self
+                .members
+                .get(accuser)
+                .is_some_and(|accuser| accuser.cries_wolf(now, memory));
         let Some(member) = self.members.get_mut(node) else {
             self.counters.unknown_members += 1;
             return None;
@@ -124,6 +135,11 @@ impl Swim {
         let relay = match &member.standing {
             Standing::Alive if is_fresh => {
                 self.counters.vetoes += 1;
+                self.tell_accused(now, node, statement);
+                false
+            }
+            Standing::Alive if cries_wolf => {
+                self.counters.disbelieved += 1;
                 self.tell_accused(now, node, statement);
                 false
             }

@@ -145,6 +145,7 @@ impl World {
         };
         let counts = [
             ("vetoes", counters.vetoes),
+            ("disbelieved", counters.disbelieved),
             ("fast_deaths", counters.fast_deaths),
             ("late_timeouts", counters.late_timeouts),
             ("probes_indirect", counters.probes_indirect),

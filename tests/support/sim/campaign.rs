@@ -72,6 +72,7 @@ const ACTS: &[&str] = &[
 ];
 const COUNTS: &[&str] = &[
     "conflicting_records",
+    "disbelieved",
     "fast_deaths",
     "implausible",
     "late_timeouts",
