@@ -320,7 +320,8 @@ struct Peer {
     /// Whether `Connected` was told and `Disconnected` not yet.
     announced: bool,
     dialing: Option<ConnectionId>,
-    /// Dial although connected: membership knows another life or address, or calls it dead.
+    /// Dial although connected: membership knows another life or address, calls it dead, or has forgotten
+    /// it as such.
     verify: bool,
     /// It said that it shuts down; dial slowly until membership confirms that it is alive.
     quiet: bool,
@@ -362,10 +363,10 @@ impl Peer {
 
     fn wants_dial(&self, own_addrs: &VecDeque<SocketAddr>) -> bool {
         let needs = match self.standing {
-            Standing::Alive => self.links.is_empty() || self.verify,
-            Standing::Dead => self.links.is_empty() || self.verify,
+            Standing::Alive | Standing::Dead | Standing::Remembered => {
+                self.links.is_empty() || self.verify
+            }
             Standing::Hint { dials_left } => self.links.is_empty() && dials_left > 0,
-            Standing::Remembered => self.links.is_empty(),
             Standing::Stranger | Standing::Left => false,
         };
         needs && self.dialing.is_none() && self.addr.is_some_and(|addr| !own_addrs.contains(&addr))
@@ -712,6 +713,9 @@ impl Mesh {
             .entry(node.clone())
             .or_insert_with(|| Peer::new(Standing::Remembered));
         peer.standing = Standing::Remembered;
+        // A connection that has outlasted the member, of which only one direction works or did, brings it
+        // back no more than it kept it alive.
+        peer.verify = !peer.links.is_empty();
         // What a connection or a newer record told is the better address.
         peer.addr.get_or_insert(addr);
         self.schedule(now, node, Pace::Soon);
@@ -725,6 +729,7 @@ impl Mesh {
         };
         if let Standing::Remembered = peer.standing {
             peer.standing = Standing::Stranger;
+            peer.verify = false;
             self.remembered -= 1;
             self.set_due(node, None);
             self.drop_if_stranger(node);

@@ -959,6 +959,25 @@ fn a_forgotten_peer_stays_known_for_as_long_as_it_is_connected() {
 }
 
 #[test]
+fn whom_a_connection_has_outlasted_is_dialled_although_connected_while_it_is_remembered() {
+    let mut story = Story::new();
+    let old = story.connect("z");
+    story.mesh.member_dead(story.now, &id("z"));
+    let verify = story.dial_within(3 * SECOND);
+    story.down(verify, CloseReason::HandshakeTimeout(5 * SECOND));
+    story.mesh.member_forgotten(story.now, &id("z"));
+    assert_eq!(story.next_dial("z"), None);
+    story.mesh.member_remembered(story.now, &id("z"), home("z"));
+    let again = story.dial_within(10 * SECOND);
+    story.up(again, "z", 1, Side::Dialed);
+    assert_eq!(story.next_dial("z"), None, "its handshake brings it back");
+    story.down(old, CloseReason::Local(CloseCode::Duplicate));
+    assert_eq!(story.next_dial("z"), None);
+    story.mesh.member_unremembered(&id("z"));
+    assert_eq!(story.mesh.current(&id("z")), Some(again));
+}
+
+#[test]
 fn a_hint_is_dialled_a_few_times_and_then_dropped() {
     let mut story = Story::new();
     story.mesh.handle_hint(story.now, &id("z"), home("z"));
