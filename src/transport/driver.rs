@@ -712,7 +712,7 @@ impl Driver {
             }
         }
         if incoming.refused {
-            return Ok(self.discard(id));
+            return Ok(self.discard_rest(id, incoming));
         }
         if incoming
             .waits_as
@@ -783,7 +783,7 @@ impl Driver {
                 }
                 Opened::Unwanted => {
                     refuse(connection, id, incoming);
-                    return Ok(Some(self.discard(id)));
+                    return Ok(Some(self.discard_rest(id, incoming)));
                 }
                 Opened::Early(preamble) => {
                     // USE is under way on the control stream, or others come first; then this is read
@@ -810,14 +810,22 @@ impl Driver {
                 }
                 Delivered::Ignore => {
                     refuse(connection, id, incoming);
-                    return Ok(Some(self.discard(id)));
+                    return Ok(Some(self.discard_rest(id, incoming)));
                 }
             }
         }
         Ok(None)
     }
 
-    /// Drops what comes on a refused stream, up to its end.
+    /// Drops what is still to come on a refused stream, whose end may have come with what was read.
+    fn discard_rest(&mut self, id: u64, incoming: &Incoming) -> Reading {
+        if incoming.fin {
+            return Reading::Finished;
+        }
+        self.discard(id)
+    }
+
+    /// Drops what comes on a stream, up to its end.
     fn discard(&mut self, id: u64) -> Reading {
         self.must_send = true;
         loop {

@@ -452,10 +452,22 @@ impl Outbox {
         let stream = self.streams.get_mut(&id);
         let may = |kind| matches!(kind, StreamKind::Messages | StreamKind::Raw);
         if let Some(stream) = stream.filter(|stream| may(stream.kind)) {
-            stream.clear();
-            stream.stopped = Some(code);
             // It fails when the stream is not open: then the peer refused what was never sent.
             let _ = quic.stream_shutdown(id, quiche::Shutdown::Write, code);
+            self.stop(id, code);
+        }
+    }
+
+    /// The peer wants no more of a stream. Who writes there is told; one that nobody writes on any more is
+    /// forgotten.
+    fn stop(&mut self, id: u64, code: u64) {
+        let Some(stream) = self.streams.get_mut(&id) else {
+            return;
+        };
+        stream.clear();
+        stream.stopped = Some(code);
+        if stream.fin || stream.kind.is_single() {
+            self.streams.remove(&id);
         }
     }
 
@@ -829,22 +841,14 @@ impl Outbox {
         let capacity = match quic.stream_capacity(id) {
             Ok(capacity) => capacity,
             Err(quiche::Error::StreamStopped(code)) => {
-                stream.clear();
-                stream.stopped = Some(code);
                 written.room = true;
-                if stream.kind == StreamKind::Sync || stream.kind.is_single() {
-                    self.streams.remove(&id);
-                }
+                self.stop(id, code);
                 return true;
             }
             // The peer stopped and ended it, and QUIC has forgotten it.
             Err(quiche::Error::InvalidStreamState(_)) => {
-                stream.clear();
-                stream.stopped = Some(0);
                 written.room = true;
-                if stream.kind.is_single() {
-                    self.streams.remove(&id);
-                }
+                self.stop(id, 0);
                 return true;
             }
             // Anything else ends the connection, and then its state says so.
