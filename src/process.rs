@@ -89,6 +89,7 @@ pub(crate) fn threads() -> BTreeMap<u32, Thread> {
 fn role(name: &str) -> &'static str {
     let roles = [
         ("reactor", "membership, mesh, listener"),
+        ("peers", "many connections"),
         ("peer", "one connection"),
         ("work", "handlers of applications"),
         ("time", "deadlines of connections"),

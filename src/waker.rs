@@ -1,13 +1,14 @@
 //! Waking a thread that sleeps on descriptors, and the sleep itself.
 //!
-//! The waker is an eventfd, or a pipe where there are none. A thread that waits for one socket for
-//! long has a [`Poller`], an epoll set of the socket and its waker: another thread can take the
-//! socket out of it and put it back, without waking the one that sleeps.
+//! The waker is an eventfd, or a pipe where there are none. A thread that waits for sockets for long has
+//! a [`PollSet`], an epoll set; a socket and its waker are in it by a [`Poller`], with which another
+//! thread can take the socket out and put it back, without waking the one that sleeps.
 
 use std::{
     io,
+    ops::BitOrAssign,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
-    sync::OnceLock,
+    sync::{Arc, OnceLock},
     time::{Duration, Instant},
 };
 
@@ -80,26 +81,103 @@ pub(crate) struct Woken {
     pub(crate) by_waker: bool,
 }
 
-/// Sleeps on a waker and a socket that can be taken out meanwhile.
-#[derive(Debug)]
-pub(crate) struct Poller {
-    epoll: OwnedFd,
+impl BitOrAssign for Woken {
+    fn bitor_assign(&mut self, other: Self) {
+        self.by_socket |= other.by_socket;
+        self.by_waker |= other.by_waker;
+    }
 }
 
-const SOCKET: u64 = 1;
-const WAKER: u64 = 2;
+impl Woken {
+    /// By whatever there may be.
+    pub(crate) const BY_ALL: Self = Self {
+        by_socket: true,
+        by_waker: true,
+    };
+}
+
+/// Descriptors that one thread sleeps on: an epoll set. Each is known by the key of whom it belongs to.
+#[derive(Debug, Clone)]
+pub(crate) struct PollSet {
+    epoll: Arc<OwnedFd>,
+}
+
+/// Events that one sleep brings at most; what else is ready comes with the next one.
+const MAX_READY: usize = 64;
+
+impl PollSet {
+    /// An empty set.
+    pub(crate) fn new() -> io::Result<Self> {
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        Ok(Self {
+            epoll: Arc::new(epoll),
+        })
+    }
+
+    /// Waits for a waker of whoever has the key.
+    pub(crate) fn add(&self, key: u64, waker: &Waker) -> io::Result<()> {
+        let flags = epoll::EventFlags::IN;
+        epoll::add(&self.epoll, waker.as_fd(), data(key, false), flags)?;
+        Ok(())
+    }
+
+    /// Sleeps until one of them is ready or `deadline` is reached, to the nanosecond; tells whose are.
+    /// Wakers are not cleared. Somebody may be told twice.
+    pub(crate) fn sleep(
+        &self,
+        now: Instant,
+        deadline: Option<Instant>,
+        mut ready: impl FnMut(u64, Woken),
+    ) -> io::Result<()> {
+        let mut events = [epoll::Event {
+            flags: epoll::EventFlags::empty(),
+            data: epoll::EventData::new_u64(0),
+        }; MAX_READY];
+        let timeout = deadline.map(|deadline| timespec(deadline.saturating_duration_since(now)));
+        let count = match epoll::wait(&self.epoll, &mut events[..], timeout.as_ref()) {
+            Ok(count) => count,
+            Err(rustix::io::Errno::INTR) => 0,
+            Err(error) => return Err(error.into()),
+        };
+        for event in &events[..count] {
+            let data = event.data.u64();
+            let by_socket = data & 1 == 1;
+            let woken = Woken {
+                by_socket,
+                by_waker: !by_socket,
+            };
+            ready(data >> 1, woken);
+        }
+        Ok(())
+    }
+}
+
+/// What tells a descriptor from the others of a set.
+fn data(key: u64, is_socket: bool) -> epoll::EventData {
+    epoll::EventData::new_u64(key << 1 | u64::from(is_socket))
+}
+
+/// A waker and a socket in a set of their own or among others; the socket can be taken out meanwhile.
+#[derive(Debug)]
+pub(crate) struct Poller {
+    set: PollSet,
+    key: u64,
+}
 
 impl Poller {
-    /// Waits for `waker` and, if there is one, for `socket`.
-    pub(crate) fn new(waker: &Waker, socket: Option<BorrowedFd<'_>>) -> io::Result<Self> {
-        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        let data = epoll::EventData::new_u64(WAKER);
-        epoll::add(&epoll, waker.as_fd(), data, epoll::EventFlags::IN)?;
+    /// Waits for `waker` and, if there is one, for `socket`, in a set that knows them by `key`.
+    pub(crate) fn new(
+        set: PollSet,
+        key: u64,
+        waker: &Waker,
+        socket: Option<BorrowedFd<'_>>,
+    ) -> io::Result<Self> {
+        set.add(key, waker)?;
         if let Some(socket) = socket {
-            let data = epoll::EventData::new_u64(SOCKET);
-            epoll::add(&epoll, socket, data, epoll::EventFlags::IN)?;
+            let flags = epoll::EventFlags::IN;
+            epoll::add(&set.epoll, socket, data(key, true), flags)?;
         }
-        Ok(Self { epoll })
+        Ok(Self { set, key })
     }
 
     /// Changes what is waited for on the socket; nothing is. Only an error that the kernel reports
@@ -110,36 +188,31 @@ impl Poller {
             Some(Interest::Read) => epoll::EventFlags::IN,
             Some(Interest::ReadWrite) => epoll::EventFlags::IN | epoll::EventFlags::OUT,
         };
-        let data = epoll::EventData::new_u64(SOCKET);
-        // It can only fail for a socket that is not in the set, and it was put there first.
-        let done = epoll::modify(&self.epoll, socket, data, flags);
-        debug_assert!(done.is_ok(), "{done:?}");
+        // It can only fail for a socket that is not in the set any more: then the connection is over.
+        let done = epoll::modify(&self.set.epoll, socket, data(self.key, true), flags);
+        debug_assert!(
+            done.is_ok() || done == Err(rustix::io::Errno::NOENT),
+            "{done:?}"
+        );
     }
 
-    /// Sleeps until the waker or the socket is ready or `deadline` is reached, to the nanosecond.
+    /// Waits for neither any more. A descriptor that others keep open would else stay in the set.
+    pub(crate) fn leave(&self, waker: &Waker, socket: Option<BorrowedFd<'_>>) {
+        for fd in [Some(waker.as_fd()), socket].into_iter().flatten() {
+            // It can only fail for what has left before.
+            let _ = epoll::delete(&self.set.epoll, fd);
+        }
+    }
+
+    /// Sleeps until the waker or the socket is ready or `deadline` is reached, in a set of their own.
     pub(crate) fn sleep(
         &self,
         waker: &Waker,
         now: Instant,
         deadline: Option<Instant>,
     ) -> io::Result<Woken> {
-        let mut events = [epoll::Event {
-            flags: epoll::EventFlags::empty(),
-            data: epoll::EventData::new_u64(0),
-        }; 2];
-        let timeout = deadline.map(|deadline| timespec(deadline.saturating_duration_since(now)));
-        let count = match epoll::wait(&self.epoll, &mut events[..], timeout.as_ref()) {
-            Ok(count) => count,
-            Err(rustix::io::Errno::INTR) => 0,
-            Err(error) => return Err(error.into()),
-        };
         let mut woken = Woken::default();
-        for event in &events[..count] {
-            match event.data.u64() {
-                SOCKET => woken.by_socket = true,
-                _ => woken.by_waker = true,
-            }
-        }
+        self.set.sleep(now, deadline, |_, by| woken |= by)?;
         if woken.by_waker {
             waker.clear();
         }
@@ -256,7 +329,7 @@ mod tests {
     fn a_socket_that_is_taken_out_wakes_nobody_and_one_that_is_put_back_does() {
         let waker = Waker::new().unwrap();
         let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
-        let poller = Poller::new(&waker, Some(socket.as_fd())).unwrap();
+        let poller = Poller::new(PollSet::new().unwrap(), 7, &waker, Some(socket.as_fd())).unwrap();
         let sleep = |millis| {
             let now = Instant::now();
             let deadline = Some(now + Duration::from_millis(millis));
@@ -272,5 +345,37 @@ mod tests {
         poller.watch(socket.as_fd(), Some(Interest::Read));
         let woken = sleep(5_000);
         assert!(woken.by_socket && !woken.by_waker, "the waker was cleared");
+        poller.leave(&waker, Some(socket.as_fd()));
+        waker.wake();
+        assert_eq!(sleep(5), Woken::default());
+        // Whoever gives it back too late changes nothing.
+        poller.watch(socket.as_fd(), Some(Interest::Read));
+        assert_eq!(sleep(5), Woken::default());
+    }
+
+    #[test]
+    fn a_set_of_many_tells_who_is_woken_by_what() {
+        let set = PollSet::new().unwrap();
+        let members: Vec<_> = (1..=3)
+            .map(|key| {
+                let waker = Waker::new().unwrap();
+                let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+                let poller = Poller::new(set.clone(), key, &waker, Some(socket.as_fd())).unwrap();
+                (waker, socket, poller)
+            })
+            .collect();
+        members[0].0.wake();
+        let to = members[2].1.local_addr().unwrap();
+        members[0].1.send_to(b"x", to).unwrap();
+        let mut woken = std::collections::BTreeMap::<u64, Woken>::new();
+        let now = Instant::now();
+        let deadline = Some(now + Duration::from_secs(5));
+        set.sleep(now, deadline, |key, by| {
+            *woken.entry(key).or_default() |= by
+        })
+        .unwrap();
+        let by_waker = |w: &Woken| (w.by_waker, w.by_socket);
+        let woken: Vec<_> = woken.iter().map(|(key, w)| (*key, by_waker(w))).collect();
+        assert_eq!(woken, [(1, (true, false)), (3, (false, true))]);
     }
 }

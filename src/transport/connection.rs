@@ -64,7 +64,7 @@ use crate::{
         udp,
         worker::Worker,
     },
-    waker::{Interest, Poller, Waker, Woken, is_ready, sleep_on_two},
+    waker::{Interest, PollSet, Poller, Waker, Woken, is_ready, sleep_on_two},
 };
 
 /// Commands that may wait for a worker. Injected datagrams may fill half of the queue and are
@@ -201,7 +201,7 @@ impl<E> From<E> for Untaken<E> {
     }
 }
 
-/// What a worker is started with.
+/// What a connection begins with.
 pub(super) struct Start {
     pub(super) id: ConnectionId,
     pub(super) side: Side,
@@ -215,11 +215,13 @@ pub(super) struct Start {
     pub(super) local: SocketAddr,
 }
 
-/// Makes a connection and the body of its worker thread.
+/// Makes a connection and its worker, which sleeps on `set`, where `key` tells it from others.
 pub(super) fn new(
     context: Arc<Context>,
     start: Start,
-) -> io::Result<(Arc<Connection>, impl FnOnce() + Send + 'static)> {
+    set: PollSet,
+    key: u64,
+) -> io::Result<(Arc<Connection>, Worker)> {
     let now = Instant::now();
     let (commands, received) = crossbeam_channel::bounded(COMMAND_CAPACITY);
     let offload = context.offload;
@@ -237,7 +239,7 @@ pub(super) fn new(
         }
     }
     let waker = Arc::new(Waker::new()?);
-    let poller = Poller::new(&waker, start.path.own().map(AsFd::as_fd))?;
+    let poller = Poller::new(set, key, &waker, start.path.own().map(AsFd::as_fd))?;
     let info = ConnectionInfo {
         peer: start.expected.clone(),
         side: Some(start.side),
@@ -284,7 +286,7 @@ pub(super) fn new(
         context,
     });
     let worker = Worker::new(Arc::clone(&connection), received);
-    Ok((connection, move || worker.run()))
+    Ok((connection, worker))
 }
 
 impl Connection {

@@ -32,10 +32,12 @@ use crate::{
     transport::{
         Command, Connection, Context, Datagram,
         connection::{self, Path, Start},
+        crew::Crew,
         timekeeper,
         token::{ID_BYTES, ResetTokens, RetryIds, RetryTokens},
         udp::{self, Listener},
     },
+    waker::PollSet,
 };
 
 /// Handshakes with addresses that have proven nothing, in all and from one source.
@@ -103,7 +105,8 @@ impl PerSecond {
 /// A connection, as the reactor holds it.
 struct Link {
     connection: Arc<Connection>,
-    thread: thread::Handle,
+    /// Its own, if it has one.
+    thread: Option<thread::Handle>,
     ids: Vec<Vec<u8>>,
     /// The source of an accepted handshake that is under way, and whether it has proven its
     /// address.
@@ -118,6 +121,8 @@ pub(crate) struct Endpoint {
     addr: SocketAddr,
     guarded: bool,
     links: BTreeMap<ConnectionId, Link>,
+    /// Threads that connections share, if they do.
+    crew: Crew,
     routes: HashMap<Vec<u8>, ConnectionId>,
     quiet: VecDeque<(Instant, Vec<u8>)>,
     quiet_ids: HashMap<Vec<u8>, ()>,
@@ -156,8 +161,10 @@ impl Endpoint {
     ) -> io::Result<Self> {
         let retry = RetryTokens::new()
             .ok_or_else(|| io::Error::other("the system has no random numbers"))?;
+        let crew = Crew::new(context.config.shared_workers())?;
         Ok(Self {
             context,
+            crew,
             _timekeeper: timekeeper,
             listener: Arc::new(listener.socket),
             addr: listener.addr,
@@ -257,9 +264,22 @@ impl Endpoint {
     ) -> io::Result<()> {
         let id = start.id;
         let has_own_socket = start.side == Side::Accepted && matches!(start.path, Path::Own(_));
-        let (connection, body) = connection::new(Arc::clone(&self.context), start)?;
-        // Fifteen bytes hold the prefix and eight digits; more connections than that wrap around.
-        let thread = thread::spawn(&format!("nd-peer-{}", id.0 % 10_000_000), body)?;
+        let context = Arc::clone(&self.context);
+        let (connection, thread) = match self.crew.place(id.0) {
+            Some(place) => {
+                let set = place.set.clone();
+                let (connection, worker) = connection::new(context, start, set, place.key)?;
+                self.crew.give(&place, worker)?;
+                (connection, None)
+            }
+            None => {
+                let (connection, worker) = connection::new(context, start, PollSet::new()?, 0)?;
+                // Fifteen bytes hold the prefix and seven digits; more connections than that wrap around.
+                let name = format!("nd-peer-{}", id.0 % 10_000_000);
+                let thread = thread::spawn(&name, move || worker.run())?;
+                (connection, Some(thread))
+            }
+        };
         for route in &ids {
             self.routes.insert(route.clone(), id);
         }
@@ -593,15 +613,17 @@ impl Endpoint {
         self.handle_down(now, id);
         if let Some(link) = self.links.remove(&id) {
             // The thread has nothing left to do but to return.
-            let _ = link.thread.join();
+            if let Some(thread) = link.thread {
+                let _ = thread.join();
+            }
         }
     }
 
     /// The names of threads that have not ended, for the report of a shutdown.
     pub(crate) fn thread_names(&self) -> Vec<String> {
-        self.links
-            .values()
-            .filter_map(|link| link.thread.thread().name().map(str::to_owned))
+        let own = self.links.values().filter_map(|link| link.thread.as_ref());
+        own.filter_map(|thread| thread.thread().name().map(str::to_owned))
+            .chain(self.crew.busy())
             .collect()
     }
 }

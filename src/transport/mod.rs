@@ -1,4 +1,4 @@
-//! Encrypted, mutually authenticated QUIC connections, one thread each.
+//! Encrypted, mutually authenticated QUIC connections, by default one thread each.
 //!
 //! A connection is a `quiche::Connection` and its streams, a UDP socket of its own, and a worker
 //! thread that sleeps on that socket, a waker and quiche's next deadline. An application thread that
@@ -20,6 +20,7 @@
 
 mod buffers;
 pub(crate) mod connection;
+mod crew;
 mod driver;
 mod due;
 pub(crate) mod endpoint;
@@ -109,11 +110,19 @@ pub struct Config {
     /// How long a thread that reads a socket looks at it again and again before it sleeps: one that waits
     /// for a reply, and a connection's own thread after something came. It saves the time that waking
     /// takes, tens of microseconds, and costs a processor meanwhile: for few connections with fast
-    /// peers, 20 to 100 µs. Default 0.
+    /// peers, 20 to 100 µs. Shared threads ([`workers`](Self::workers)) do not spin. Default 0.
     pub spin: Duration,
+    /// Threads that drive all connections of the node together, up to [`MAX_WORKERS`]. Default 0: each
+    /// connection has a thread of its own, which is best for up to some eight busy peers. For dozens of
+    /// busy peers, or hundreds of idle ones, one thread, or one for each processor, is faster and takes
+    /// less memory. A handler that runs inline then holds up all connections of its thread.
+    pub workers: usize,
     /// What of the system's help is used, where it grants it. Default all.
     pub offload: Offload,
 }
+
+/// The most that [`Config::workers`] may be.
+pub const MAX_WORKERS: usize = 256;
 
 impl Default for Config {
     fn default() -> Self {
@@ -130,12 +139,21 @@ impl Default for Config {
             max_message_bytes: 16 << 20,
             max_requests_in_flight: 1_024,
             spin: Duration::ZERO,
+            workers: 0,
             offload: Offload::default(),
         }
     }
 }
 
 impl Config {
+    /// Threads that all connections share. The environment variable `NODOSUM_WITHOUT` may name
+    /// `threads`, which is there to test connections without threads of their own.
+    fn shared_workers(&self) -> usize {
+        let without = std::env::var("NODOSUM_WITHOUT").unwrap_or_default();
+        let least = without.split(',').any(|word| word.trim() == "threads");
+        self.workers.max(usize::from(least))
+    }
+
     /// What does not fit together, in words.
     pub(crate) fn check(&self) -> Result<(), String> {
         // Replies are always read, control and sync too: four windows are room enough for them.
@@ -147,6 +165,12 @@ impl Config {
                 "connection window of {} bytes is smaller than the {needed} that {stalling} \
                  stalled streams can hold",
                 self.connection_window
+            ));
+        }
+        if self.workers > MAX_WORKERS {
+            return Err(format!(
+                "{} workers are more than {MAX_WORKERS}",
+                self.workers
             ));
         }
         let sizes = MIN_DATAGRAM_BYTES..=udp::MAX_BATCH_BYTES;

@@ -1,4 +1,4 @@
-//! The thread of one connection.
+//! The part of a connection that always has a thread, one of its own or one among many (`crew`).
 //!
 //! Its turn: take what arrived and what the reactor commands, proceed, run effects, send; then tell
 //! the reactor, and sleep until the socket, the waker or the next deadline. While a caller leads, the
@@ -11,6 +11,7 @@
 )]
 
 use std::{
+    io,
     os::fd::AsFd,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, atomic::Ordering::Relaxed},
@@ -18,6 +19,7 @@ use std::{
 };
 
 use crossbeam_channel::{Receiver, TrySendError};
+use parking_lot::MutexGuard;
 
 use crate::{
     close::{CloseCode, CloseReason},
@@ -27,11 +29,11 @@ use crate::{
         connection::Connection,
         driver::{Driver, MAX_KEPT_NOTICES},
     },
-    waker::{Interest, Woken, sleep, sleep_on_two},
+    waker::{Interest, Woken, sleep_on_two},
 };
 
 /// A sleep that was over sooner was none: what ended it was there before.
-const NO_SLEEP: Duration = Duration::from_micros(5);
+pub(super) const NO_SLEEP: Duration = Duration::from_micros(5);
 
 /// When a full queue to the reactor is tried again.
 const NOTICE_RETRY: Duration = Duration::from_millis(5);
@@ -47,13 +49,29 @@ const CLOSE_REPEATS: [Duration; 2] = [Duration::from_millis(20), Duration::from_
 pub(super) struct Worker {
     connection: Arc<Connection>,
     commands: Receiver<Command>,
-    woken: Woken,
     /// There was more in the socket than one receive brings, so that it is read until it is empty.
     is_crowded: bool,
     /// The last turn brought something, so that more may follow soon.
     has_received: bool,
     /// The socket was full at the end of the last turn.
     was_full: bool,
+    /// The connection is over, and its closing datagram is repeated.
+    farewell: Option<Farewell>,
+}
+
+struct Farewell {
+    datagram: Vec<u8>,
+    begun: Instant,
+    repeats: usize,
+}
+
+/// What comes after a turn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Step {
+    /// The next one, when the socket or the waker is ready, or then.
+    Sleep(Option<Instant>),
+    /// None: the worker can retire.
+    Over,
 }
 
 /// How a turn ended.
@@ -67,93 +85,178 @@ impl Worker {
         Self {
             connection,
             commands,
-            // The first turn looks at everything.
-            woken: Woken {
-                by_socket: true,
-                by_waker: true,
-            },
             is_crowded: true,
             has_received: false,
             was_full: false,
+            farewell: None,
         }
     }
 
+    pub(super) fn connection(&self) -> &Connection {
+        &self.connection
+    }
+
+    /// The body of a thread for this connection alone.
     pub(super) fn run(mut self) {
-        let connection = Arc::clone(&self.connection);
-        let outcome = catch_unwind(AssertUnwindSafe(|| self.drive()));
-        if let Err(panic) = outcome {
-            let why = panic_message(panic.as_ref());
-            log::error!(target: "transport", addr:% = connection.addr, panic:% = why;
-                "connection worker panicked; the connection is closed");
-            let counters = &connection.context.counters;
-            counters.worker_panics.fetch_add(1, Relaxed);
-            let mut driver = connection.driver.lock();
-            // What it was about to run is lost with it; what is added now is not.
-            driver.is_delivering = false;
-            driver.is_broken = true;
-            if driver.closed.is_none() {
-                let down = driver.finish(&connection, CloseReason::Local(CloseCode::Internal));
-                drop(connection.run_effects(driver));
-                let _ = connection.context.notices.send(down);
+        // The first turn looks at everything.
+        let (mut woken, mut was_short) = (Woken::BY_ALL, true);
+        while let Step::Sleep(deadline) = self.step(woken, was_short) {
+            let begun = Instant::now();
+            match self.sleep(begun, deadline) {
+                Ok(by) => woken = by,
+                Err(error) => {
+                    self.fail(&error);
+                    break;
+                }
             }
+            was_short = begun.elapsed() < NO_SLEEP;
         }
-        connection.context.timekeeper.forget(&connection);
+        self.retire();
+    }
+
+    /// One turn, after a sleep that was ended by `woken`. `was_short`: it was none.
+    pub(super) fn step(&mut self, woken: Woken, was_short: bool) -> Step {
+        let stepped = catch_unwind(AssertUnwindSafe(|| {
+            if self.farewell.is_some() {
+                return self.repeat_farewell();
+            }
+            self.is_crowded |= was_short;
+            self.take_turn(woken)
+        }));
+        stepped.unwrap_or_else(|panic| {
+            self.end_broken(panic.as_ref());
+            Step::Over
+        })
+    }
+
+    /// The thread cannot sleep any more: the connection is over.
+    pub(super) fn fail(&self, error: &io::Error) {
+        let connection = &*self.connection;
+        let mut driver = connection.driver.lock();
+        if driver.closed.is_none() {
+            let down = driver.finish(connection, CloseReason::Io(error.to_string()));
+            drop(connection.run_effects(driver));
+            let _ = connection.context.notices.send(down);
+        }
+    }
+
+    /// Something panicked.
+    fn end_broken(&self, panic: &(dyn std::any::Any + Send)) {
+        let connection = &*self.connection;
+        let why = panic_message(panic);
+        log::error!(target: "transport", addr:% = connection.addr, panic:% = why;
+            "connection worker panicked; the connection is closed");
+        let counters = &connection.context.counters;
+        counters.worker_panics.fetch_add(1, Relaxed);
+        let mut driver = connection.driver.lock();
+        // What it was about to run is lost with it; what is added now is not.
+        driver.is_delivering = false;
+        driver.is_broken = true;
+        if driver.closed.is_none() {
+            let down = driver.finish(connection, CloseReason::Local(CloseCode::Internal));
+            drop(connection.run_effects(driver));
+            let _ = connection.context.notices.send(down);
+        }
+    }
+
+    /// The last of it, when there is no next turn: lets go of the connection, and then says so.
+    pub(super) fn retire(self) {
+        self.leave_poller();
+        let context = Arc::clone(&self.connection.context);
+        let connection = self.connection.id;
+        context.timekeeper.forget(&self.connection);
+        drop(self);
         // The reactor may be gone itself; then nobody needs to know.
-        let _ = connection.context.notices.send(Notice::Gone {
-            connection: connection.id,
-        });
-        connection.context.reactor.wake();
+        let _ = context.notices.send(Notice::Gone { connection });
+        context.reactor.wake();
     }
 
-    fn drive(&mut self) {
-        loop {
-            match self.turn() {
-                Turn::Sleep(deadline) => {
-                    let mut driver = self.connection.driver.lock();
-                    let was_crowded = driver.notices.len() > MAX_KEPT_NOTICES;
-                    let retry = self.deliver_notices(&mut driver);
-                    // Streams that waited for the reactor may be read again.
-                    let resume = (was_crowded && retry.is_none()).then(Instant::now);
-                    let deadline = [deadline, retry, resume].into_iter().flatten().min();
-                    driver.armed = deadline;
-                    self.was_full = driver.is_full();
-                    self.connection.is_full.store(self.was_full, Relaxed);
-                    self.connection.release(driver);
-                    let begun = Instant::now();
-                    match self.sleep(begun, deadline) {
-                        Ok(woken) => {
-                            self.woken = woken;
-                            self.is_crowded |= begun.elapsed() < NO_SLEEP;
-                        }
-                        Err(error) => {
-                            let connection = Arc::clone(&self.connection);
-                            let mut driver = connection.driver.lock();
-                            let reason = CloseReason::Io(error.to_string());
-                            let down = driver.finish(&connection, reason);
-                            drop(connection.run_effects(driver));
-                            let _ = connection.context.notices.send(down);
-                            return;
-                        }
-                    }
+    fn leave_poller(&self) {
+        let connection = &self.connection;
+        let socket = connection.path.own().map(AsFd::as_fd);
+        connection.poller.leave(&connection.waker, socket);
+    }
+
+    fn take_turn(&mut self, woken: Woken) -> Step {
+        if self.was_full {
+            self.watch_socket(Interest::Read);
+        }
+        match self.turn(woken) {
+            Turn::Sleep(deadline) => {
+                let connection = Arc::clone(&self.connection);
+                let mut driver = connection.driver.lock();
+                let was_crowded = driver.notices.len() > MAX_KEPT_NOTICES;
+                let retry = self.deliver_notices(&mut driver);
+                // Streams that waited for the reactor may be read again.
+                let resume = (was_crowded && retry.is_none()).then(Instant::now);
+                // A leader may have fallen asleep before the socket was full, and then waits for no
+                // room; and the listener's readiness is the reactor's business.
+                let full = driver.is_full().then(|| Instant::now() + FULL_RETRY);
+                let deadline = [deadline, retry, resume, full].into_iter().flatten().min();
+                driver.armed = deadline;
+                self.was_full = driver.is_full();
+                connection.is_full.store(self.was_full, Relaxed);
+                connection.release(driver);
+                if self.was_full {
+                    self.watch_socket(Interest::ReadWrite);
                 }
-                Turn::Over { linger } => {
-                    loop {
-                        let notice = self.connection.driver.lock().notices.pop_front();
-                        let Some(notice) = notice else { break };
-                        // Blocking is right here: the lock is free and the reactor always reads.
-                        let _ = self.connection.context.notices.send(notice);
-                    }
-                    self.connection.context.reactor.wake();
-                    if linger {
-                        self.linger();
-                    }
-                    return;
+                Step::Sleep(deadline)
+            }
+            Turn::Over { linger } => {
+                loop {
+                    let notice = self.connection.driver.lock().notices.pop_front();
+                    let Some(notice) = notice else { break };
+                    // Blocking is right here: the lock is free and the reactor always reads.
+                    let _ = self.connection.context.notices.send(notice);
                 }
+                self.connection.context.reactor.wake();
+                let datagram = std::mem::take(&mut self.connection.driver.lock().farewell);
+                if !linger || datagram.is_empty() {
+                    return Step::Over;
+                }
+                // Nothing is waited for but time: commands mean nothing to a closed connection.
+                self.leave_poller();
+                let begun = Instant::now();
+                self.farewell = Some(Farewell {
+                    datagram,
+                    begun,
+                    repeats: 0,
+                });
+                Step::Sleep(Some(begun + CLOSE_REPEATS[0]))
             }
         }
     }
 
-    fn turn(&mut self) -> Turn {
+    /// Sends the closing datagram again, when it is time: it is the only one that QUIC never repeats by
+    /// itself.
+    fn repeat_farewell(&mut self) -> Step {
+        let connection = &self.connection;
+        let Some(farewell) = &mut self.farewell else {
+            return Step::Over;
+        };
+        while let Some(after) = CLOSE_REPEATS.get(farewell.repeats) {
+            let at = farewell.begun + *after;
+            if Instant::now() < at {
+                return Step::Sleep(Some(at));
+            }
+            let _ = connection.path.send(&farewell.datagram, connection.addr);
+            farewell.repeats += 1;
+        }
+        Step::Over
+    }
+
+    /// What the worker waits for on a socket of the connection's own, unless a leader has it.
+    fn watch_socket(&self, interest: Interest) {
+        let connection = &self.connection;
+        if let Some(socket) = connection.path.own() {
+            let outbox = connection.outbox.lock();
+            if !outbox.seats.has_leader() {
+                connection.poller.watch(socket.as_fd(), Some(interest));
+            }
+        }
+    }
+
+    fn turn(&mut self, woken: Woken) -> Turn {
         let connection = Arc::clone(&self.connection);
         let mut driver = connection.driver.lock();
         let now = Instant::now();
@@ -164,14 +267,14 @@ impl Worker {
         driver.armed = None;
         driver.take_first(now);
         self.has_received = false;
-        if self.woken.by_socket
+        if woken.by_socket
             && let Some(socket) = connection.path.own()
         {
             let count = driver.receive(&connection, socket, !self.is_crowded, now);
             self.is_crowded &= count > 1;
             self.has_received = count > 0;
         }
-        if self.woken.by_waker {
+        if woken.by_waker {
             for command in self.commands.try_iter() {
                 if !driver.obey(&connection, command, now) {
                     let reason = CloseReason::Local(CloseCode::Internal);
@@ -196,77 +299,34 @@ impl Worker {
     }
 
     /// The connection is over.
-    fn end(
-        &self,
-        mut driver: parking_lot::MutexGuard<'_, Driver>,
-        reason: CloseReason,
-        linger: bool,
-    ) -> Turn {
+    fn end(&self, mut driver: MutexGuard<'_, Driver>, reason: CloseReason, linger: bool) -> Turn {
         let down = driver.finish(&self.connection, reason);
         driver.notices.push_back(down);
         drop(self.connection.run_effects(driver));
         Turn::Over { linger }
     }
 
-    fn sleep(&self, now: Instant, deadline: Option<Instant>) -> std::io::Result<Woken> {
+    /// Sleeps, on a thread for this connection alone.
+    fn sleep(&self, now: Instant, deadline: Option<Instant>) -> io::Result<Woken> {
         let connection = &self.connection;
-        let Some(socket) = connection.path.own() else {
-            // The listener's readiness is the reactor's business: try again soon instead.
-            let retry = self.was_full.then(|| now + FULL_RETRY);
-            let deadline = [deadline, retry].into_iter().flatten().min();
-            return connection.poller.sleep(&connection.waker, now, deadline);
-        };
-        if !self.was_full {
-            let spin = connection.context.config.spin;
-            if !spin.is_zero() && self.has_received {
-                let until = deadline.map_or(now + spin, |deadline| deadline.min(now + spin));
-                while Instant::now() < until && !connection.outbox.lock().seats.has_leader() {
-                    let waker = &connection.waker;
-                    let woken = sleep_on_two(waker, socket.as_fd(), Interest::Read, now, now)?;
-                    if woken != Woken::default() {
-                        return Ok(woken);
-                    }
-                    std::hint::spin_loop();
+        let waker = &connection.waker;
+        let spin = connection.context.config.spin;
+        if let Some(socket) = connection.path.own()
+            && !spin.is_zero()
+            && self.has_received
+            && !self.was_full
+            && self.farewell.is_none()
+        {
+            let until = deadline.map_or(now + spin, |deadline| deadline.min(now + spin));
+            while Instant::now() < until && !connection.outbox.lock().seats.has_leader() {
+                let woken = sleep_on_two(waker, socket.as_fd(), Interest::Read, now, now)?;
+                if woken != Woken::default() {
+                    return Ok(woken);
                 }
+                std::hint::spin_loop();
             }
-            return connection.poller.sleep(&connection.waker, now, deadline);
         }
-        let outbox = connection.outbox.lock();
-        if !outbox.seats.has_leader() {
-            let both = Some(Interest::ReadWrite);
-            connection.poller.watch(socket.as_fd(), both);
-        }
-        drop(outbox);
-        // A leader may have fallen asleep before the socket was full, and then waits for no room.
-        let retry = Some(now + FULL_RETRY);
-        let deadline = [deadline, retry].into_iter().flatten().min();
-        let woken = connection.poller.sleep(&connection.waker, now, deadline);
-        let outbox = connection.outbox.lock();
-        let interest = (!outbox.seats.has_leader()).then_some(Interest::Read);
-        connection.poller.watch(socket.as_fd(), interest);
-        woken
-    }
-
-    /// Sends the closing datagram again: it is the only one that QUIC never repeats by itself.
-    fn linger(&self) {
-        let connection = &self.connection;
-        let farewell = std::mem::take(&mut connection.driver.lock().farewell);
-        if farewell.is_empty() {
-            return;
-        }
-        let started = Instant::now();
-        for after in CLOSE_REPEATS {
-            let deadline = started + after;
-            let mut now = Instant::now();
-            while now < deadline {
-                // Nothing is waited for but time: commands mean nothing to a closed connection.
-                if sleep(&[], now, Some(deadline)).is_err() {
-                    return;
-                }
-                now = Instant::now();
-            }
-            let _ = connection.path.send(&farewell, connection.addr);
-        }
+        connection.poller.sleep(waker, now, deadline)
     }
 
     /// Tells the reactor what it takes; for what it does not, when to try again.
