@@ -40,8 +40,9 @@ pub(crate) enum Work {
     PingPong { spin: bool },
     /// [`OUTSTANDING`] requests at a time on one connection.
     Pipelined { payload_bytes: usize },
-    /// One request at a time on each of so many connections.
-    FanOut { connections: usize },
+    /// One request at a time on each of so many connections; `shared`: without a thread for each, where a
+    /// candidate has the choice.
+    FanOut { connections: usize, shared: bool },
     /// Connections that do nothing.
     Idle { connections: usize },
     /// Connect, authenticate both ends, one request, close.
@@ -109,6 +110,13 @@ const fn bulk(name: &'static str, datagram_bytes: usize, about: &'static str) ->
     }
 }
 
+const fn fan_out(connections: usize, shared: bool) -> Work {
+    Work::FanOut {
+        connections,
+        shared,
+    }
+}
+
 const fn ping_pong(name: &'static str, spin: bool, about: &'static str) -> Workload {
     Workload {
         name,
@@ -131,7 +139,7 @@ const fn handshakes(name: &'static str, at_once: usize, about: &'static str) -> 
     }
 }
 
-pub(crate) const WORKLOADS: [Workload; 14] = [
+pub(crate) const WORKLOADS: [Workload; 17] = [
     bulk(
         "bulk_1350",
         DATAGRAM_BYTES,
@@ -166,23 +174,38 @@ pub(crate) const WORKLOADS: [Workload; 14] = [
     ),
     requests(
         "fanout_8",
-        Work::FanOut { connections: 8 },
+        fan_out(8, false),
         "8 connections, one request of 64 bytes outstanding on each",
     ),
     requests(
         "fanout_64",
-        Work::FanOut { connections: 64 },
+        fan_out(64, false),
         "64 connections, one request of 64 bytes outstanding on each",
     ),
     requests(
         "fanout_256",
-        Work::FanOut { connections: 256 },
+        fan_out(256, false),
         "256 connections, one request of 64 bytes outstanding on each",
     ),
     requests(
         "fanout_1000",
-        Work::FanOut { connections: 1_000 },
+        fan_out(1_000, false),
         "1,000 connections, one request of 64 bytes outstanding on each",
+    ),
+    requests(
+        "fanout_64_shared",
+        fan_out(64, true),
+        "the same on shared workers, each reply asking the next request: nodosum's `workers`",
+    ),
+    requests(
+        "fanout_256_shared",
+        fan_out(256, true),
+        "256 connections on shared workers",
+    ),
+    requests(
+        "fanout_1000_shared",
+        fan_out(1_000, true),
+        "1,000 connections on shared workers",
     ),
     Workload {
         name: "idle_1000",

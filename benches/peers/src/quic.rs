@@ -104,7 +104,7 @@ pub(crate) async fn client<D: Dialer>(
         Work::Bulk { .. } => bulk(dialer, job, control).await,
         Work::PingPong { .. } => lanes(dialer, job, control, 1, 1).await,
         Work::Pipelined { .. } => lanes(dialer, job, control, 1, OUTSTANDING).await,
-        Work::FanOut { connections } => lanes(dialer, job, control, connections, 1).await,
+        Work::FanOut { connections, .. } => lanes(dialer, job, control, connections, 1).await,
         Work::Idle { connections } => idle(dialer, job, control, connections).await,
         Work::Handshakes { at_once } => handshakes(dialer, job, control, at_once).await,
     }

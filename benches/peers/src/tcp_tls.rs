@@ -97,7 +97,7 @@ pub(crate) fn client(job: &Job, mut control: Control) -> io::Result<Outcome> {
         Work::Bulk { .. } => bulk(dial(addr, &config, job.work())?, job, control)?,
         Work::PingPong { .. } => lanes(addr, &config, job, control, 1, 1)?,
         Work::Pipelined { .. } => lanes(addr, &config, job, control, 1, OUTSTANDING)?,
-        Work::FanOut { connections } => lanes(addr, &config, job, control, connections, 1)?,
+        Work::FanOut { connections, .. } => lanes(addr, &config, job, control, connections, 1)?,
         Work::Idle { connections } => idle(addr, config, job, control, connections)?,
         Work::Handshakes { at_once } => handshakes(addr, &config, job, control, at_once)?,
     };

@@ -212,7 +212,7 @@ impl Batches {
 
 pub(crate) fn serve(job: &Job) -> io::Result<()> {
     let sockets = match job.work() {
-        Work::FanOut { connections } => connections,
+        Work::FanOut { connections, .. } => connections,
         _ => 1,
     };
     let received = Arc::new(AtomicU64::new(0));

@@ -6,8 +6,9 @@
 //! membership keeps their share small.
 //!
 //! Requests are answered where they are read. One that is outstanding alone is a blocking call, in a
-//! fan-out from a thread for each connection; of many on one connection, each is asked by the reply
-//! before it. Bulk is a stream. A handshake is the whole life of a node: it starts, joins, asks, and
+//! fan-out from a thread for each connection; of many on one connection, and on shared workers, each is
+//! asked by the reply before it. On shared workers nodes have many peers: 8 and 8 nodes of one cluster
+//! have 64 connections between them. Bulk is a stream. A handshake is the whole life of a node: it starts, joins, asks, and
 //! is shut down, the last of it by a thread beside that no caller waits for, as nobody waits for the
 //! end of a QUIC connection that was closed. The nodes join many servers in turn, so that those on
 //! their way out and in never meet and connect.
@@ -49,6 +50,9 @@ const KEEP_ALIVE: Duration = Duration::from_secs(10);
 
 /// How long the certificates are valid: longer than any run.
 const VALID_FOR: Duration = Duration::from_secs(86_400);
+
+/// How long a cluster of 64 nodes may take to connect each with each.
+const FORM_WITHIN: Duration = Duration::from_secs(90);
 
 /// How long connections are left alone before their memory is looked at.
 const SETTLE: Duration = Duration::from_secs(2);
@@ -96,6 +100,7 @@ impl Nodes {
             spin: job.work().spin().unwrap_or_default(),
             ping_interval: KEEP_ALIVE,
             idle_timeout: 4 * KEEP_ALIVE,
+            workers: usize::from(is_shared(job)),
             ..defaults
         };
         Ok(Self { authority, config })
@@ -117,6 +122,20 @@ impl Nodes {
     }
 }
 
+/// Whether connections share the threads of their node, and nodes have many connections each.
+fn is_shared(job: &Job) -> bool {
+    matches!(job.work(), Work::FanOut { shared: true, .. })
+}
+
+/// Nodes of either process of one cluster in which so many connections go between the two.
+fn side(connections: usize) -> usize {
+    let mut side = 1;
+    while side * side < connections {
+        side += 1;
+    }
+    side
+}
+
 fn name(side: char, number: usize) -> io::Result<NodeId> {
     format!("{side}{number}").parse().map_err(io::Error::other)
 }
@@ -125,7 +144,11 @@ fn name(side: char, number: usize) -> io::Result<NodeId> {
 
 pub(crate) fn serve(job: &Job) -> io::Result<()> {
     let count = match job.work() {
-        Work::FanOut { connections } | Work::Idle { connections } => connections,
+        Work::FanOut {
+            connections,
+            shared: true,
+        } => side(connections),
+        Work::FanOut { connections, .. } | Work::Idle { connections } => connections,
         Work::Handshakes { .. } => SERVERS,
         _ => 1,
     };
@@ -133,7 +156,11 @@ pub(crate) fn serve(job: &Job) -> io::Result<()> {
     let received = Arc::new(AtomicU64::new(0));
     let mut servers = Vec::new();
     for number in 0..count {
-        let node = nodes.start(nodes.identity(&name('s', number)?)?, None)?;
+        let first = servers
+            .first()
+            .map(|(node, _): &(Node, App)| node.quic_addr());
+        let seed = first.filter(|_| is_shared(job));
+        let node = nodes.start(nodes.identity(&name('s', number)?)?, seed)?;
         let app = node.register(APP).map_err(io::Error::other)?;
         app.on_request_inline(|request| Ok(request.payload.clone()));
         if let Work::Bulk { .. } = job.work() {
@@ -207,9 +234,18 @@ pub(crate) fn client(job: &Job, mut control: Control) -> io::Result<Outcome> {
     let nodes = Nodes::new(job)?;
     let outcome = match job.work() {
         Work::Bulk { .. } => bulk(&linked(nodes, &addrs)?[0], job, control)?,
+        Work::FanOut {
+            connections,
+            shared: true,
+        } => {
+            let links = meshed(nodes, &addrs, connections)?;
+            let chains = (0..links.len()).collect();
+            chained(links, chains, job, control)?
+        }
         Work::PingPong { .. } | Work::FanOut { .. } => lanes(linked(nodes, &addrs)?, job, control)?,
-        Work::Pipelined { payload_bytes } => {
-            pipelined(linked(nodes, &addrs)?, job, control, payload_bytes)?
+        Work::Pipelined { .. } => {
+            let links = linked(nodes, &addrs)?;
+            chained(links, vec![0; OUTSTANDING], job, control)?
         }
         Work::Idle { connections } => idle(&nodes, &addrs, job, control, connections)?,
         Work::Handshakes { at_once } => handshakes(nodes, addrs, job, control, at_once)?,
@@ -227,6 +263,28 @@ fn linked(nodes: Nodes, addrs: &[SocketAddr]) -> io::Result<Vec<Link>> {
         link.wait()?;
         Ok(link)
     })?;
+    Ok(links)
+}
+
+/// As many nodes as the server has, all in one cluster, and the connections between the two processes.
+fn meshed(nodes: Nodes, addrs: &[SocketAddr], connections: usize) -> io::Result<Vec<Link>> {
+    let (count, seed) = (addrs.len(), addrs[0]);
+    let peers = 2 * count - 1;
+    let nodes = Arc::new(nodes);
+    let clients = dial_all(count, move |number| Link::new(&nodes, number, Some(seed)))?;
+    let mut links = Vec::new();
+    for Link { node, app, .. } in clients {
+        let ready = node.wait_ready(Ready::Peers(peers), FORM_WITHIN);
+        ready.map_err(io::Error::other)?;
+        for number in 0..count {
+            links.push(Link {
+                node: node.clone(),
+                app: app.clone(),
+                peer: name('s', number)?,
+            });
+        }
+    }
+    links.truncate(connections);
     Ok(links)
 }
 
@@ -287,16 +345,17 @@ fn ask_on(link: &Link, text: &[u8], meter: &Meter, tally: &mut Tally) -> io::Res
     Ok(())
 }
 
-/// Each reply asks again, on the thread that received it.
-fn pipelined(
+/// Each reply asks again, on the thread that received it. `chains`: which connection each goes over.
+fn chained(
     links: Vec<Link>,
+    chains: Vec<usize>,
     job: &Job,
     control: Control,
-    payload_bytes: usize,
 ) -> io::Result<Outcome> {
+    let payload_bytes = job.work().payload_bytes();
     let mut lanes = Lanes::new(1);
     lanes.add(move |meter, tally| {
-        let (ended, end) = mpsc::sync_channel(OUTSTANDING);
+        let (ended, end) = mpsc::sync_channel(chains.len());
         let chain = Arc::new(Chain {
             text: payload(payload_bytes),
             meter: meter.clone(),
@@ -304,10 +363,10 @@ fn pipelined(
             ended,
             links,
         });
-        for _ in 0..OUTSTANDING {
-            Chain::ask(&chain);
+        for link in &chains {
+            Chain::ask(&chain, *link);
         }
-        for _ in 0..OUTSTANDING {
+        for _ in chains {
             end.recv().map_err(io::Error::other)??;
         }
         let counted = chain.tally.lock().map_err(|_| io::Error::other("poisoned"));
@@ -327,13 +386,13 @@ struct Chain {
 }
 
 impl Chain {
-    fn ask(chain: &Arc<Self>) {
+    fn ask(chain: &Arc<Self>, link: usize) {
         let (from, next) = (Instant::now(), Arc::clone(chain));
-        let Link { app, peer, .. } = &chain.links[0];
+        let Link { app, peer, .. } = &chain.links[link];
         let asked = app.request_then(peer, &chain.text, PATIENCE, move |reply| {
             let reply = reply.map_err(io::Error::other);
             match reply.and_then(|reply| next.take(&reply, from)) {
-                Ok(()) if !next.meter.is_over() => Self::ask(&next),
+                Ok(()) if !next.meter.is_over() => Self::ask(&next, link),
                 last => next.end(last),
             }
         });
