@@ -25,7 +25,8 @@
 //!   be of a life that ended meanwhile, whose last word was long under way. It is closed as a
 //!   duplicate, and whoever is there dials again.
 //! - The same boot id and the current connection is settled (older than the grace): the new one.
-//!   Nobody dials a peer it is connected to, so the other end has lost the old one.
+//!   Nobody dials a peer that it is connected to and knows to be alive, so the other end has lost the old
+//!   one, or one of both asks for proof (below).
 //! - The same boot id and both are young, so the dials crossed: the one dialled by the lower id,
 //!   else the first. The choice falls this way so that a USE overtaken by a later one on another
 //!   connection can be told: the higher id, once told to use a connection dialled by the lower,
@@ -44,7 +45,8 @@
 //! patience and shorter than a connection's leaves both sides connected and dead for each other,
 //! and nobody probes the dead. A new handshake makes both sides compare what they know. Until the
 //! peer is alive again, that is repeated at the pace of the dead: after one to two seconds, then
-//! twice as long each time up to half a minute.
+//! twice as long each time up to half a minute; also when it has been forgotten meanwhile and is only
+//! remembered, which a connection may outlast of which one direction works.
 //!
 //! **What it refuses to know:** sockets, threads, clocks, certificates, and why a member is alive.
 //! Membership says who there is, the transport says what connected and ended; this decides.

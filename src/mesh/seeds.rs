@@ -257,6 +257,12 @@ impl Mesh {
             if self.seeds.table.remove(name).is_none() {
                 continue;
             }
+            // Should it be added again, that is another try.
+            for phase in self.connections.values_mut() {
+                if let Phase::Dialing { seed, .. } = phase {
+                    seed.take_if(|dialled| dialled == name);
+                }
+            }
             for round in &mut self.seeds.rounds {
                 if round.waiting.remove(name) {
                     round.failed.push(format!("{name}: {FORGOTTEN}"));

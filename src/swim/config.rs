@@ -84,7 +84,7 @@ pub struct Rules {
     /// Who leaves says so to many members in its first datagrams.
     pub leave_burst: bool,
     /// Who has refuted suspicions lately has to fail several probes in a row before it is suspected
-    /// again; and who was wrong about others lately raises no suspicion.
+    /// again; and who was wrong about others lately raises no suspicion by gossip.
     pub patience: bool,
 }
 

@@ -1,7 +1,8 @@
 //! The member table, and the order in which members are probed.
 //!
 //! Members stand in a list of slots, which an index of their ids leads to; everything else names a
-//! member by its slot. What few members have (a suspicion, a forced leave, doubts, an earlier life) is boxed, so
+//! member by its slot. What few members have (a suspicion, a forced leave, doubts, refuted suspicions and
+//! accusations, an earlier life) is boxed, so
 //! that an ordinary one takes about a hundred bytes in all: a table of ten thousand is a megabyte
 //! or little more.
 //!

@@ -17,7 +17,8 @@
 //! again, and whoever knows the suspect to be dead answers that. Each such confirmation shortens the
 //! wait, from `S_max` down to `S_min` (`suspicion`). A confirmation counts only when the accuser's
 //! own authenticated datagram brings it: a relayed one can raise a suspicion, but does not count, so
-//! that one member cannot speak with many voices. And whose accusations were refuted lately raises none.
+//! that one member cannot speak with many voices. Whose accusations were refuted lately raises none by
+//! gossip, and only makes those who hear of it ask.
 //!
 //! **Death.** A member is dead when its time is up *and* this node's own latest probe of it failed.
 //! "Dead" from somebody else, who has waited the time out already, shortens the wait to `S_min` and
@@ -97,7 +98,7 @@ use self::{
     dissemination::{Kind, News, Queue},
     explain::Cases,
     members::{Member, Members, Standing},
-    probe::{Probes, Purpose, Way},
+    probe::{Probes, Way},
     records::{Rival, Source},
     timer::{Timer, Timers},
     user_events::UserEvents,
@@ -337,7 +338,8 @@ pub struct Counters {
     pub doubts_left_to_others: u64,
     /// Foreign claims of suspicion or death that an answer over the connection outweighed.
     pub vetoes: u64,
-    /// Accusations that began no suspicion, since too many of the same accuser were refuted lately.
+    /// Accusations that began no suspicion, since too many of the same accuser were refuted lately; the
+    /// accused was asked at once instead.
     pub disbelieved: u64,
     /// Members that became suspect here.
     pub suspicions: u64,
@@ -711,10 +713,12 @@ impl Swim {
         if !member.is_live() || !member.is_fresh(now, self.config.probe_interval) {
             return;
         }
-        if let Standing::Suspect(suspicion) = &mut member.standing
-            && suspicion.own_probe_failed()
-        {
-            self.on_vindicated(now, node);
+        if let Standing::Suspect(suspicion) = &mut member.standing {
+            if suspicion.own_probe_failed() {
+                self.on_vindicated(now, node);
+            } else {
+                suspicion.answered();
+            }
         }
         // What was said before the question was put does not answer it. A probe lasts at least as
         // long as an answer is fresh, or a doubt has outdated what came before it; so whatever is
@@ -1221,11 +1225,9 @@ impl Swim {
         for seq in seqs {
             if let Some(probe) = self.end_probe(seq) {
                 self.counters.probes_abandoned += 1;
-                // A suspect still needs its own probe.
-                if probe.purpose == Purpose::Check {
-                    let soon = self.rng.between(Duration::ZERO, self.config.probe_interval);
-                    self.timers.set(Timer::Check(probe.target), now + soon);
-                }
+                // A suspect still needs its own probe, and one in doubt too; for others it does nothing.
+                let soon = self.rng.between(Duration::ZERO, self.config.probe_interval);
+                self.timers.set(Timer::Check(probe.target), now + soon);
             }
         }
         // Nor does what ports said before it: the process may have been started again since. If it

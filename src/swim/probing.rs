@@ -221,6 +221,19 @@ impl Swim {
         }
     }
 
+    /// Something makes it doubtful that a member is there: it is asked in every way at once, but once an
+    /// interval at most, whoever provokes it.
+    pub(super) fn ask_soon(&mut self, now: Instant, node: &NodeId) {
+        let pause = self.config.probe_interval;
+        let Some(member) = self.members.get_mut(node) else {
+            return;
+        };
+        let rare = member.rare_mut();
+        rare.unsettled = true;
+        let free_at = rare.hastened.map(|at| at + pause);
+        self.check_by(free_at.map_or(now, |at| at.max(now)), node);
+    }
+
     /// Asks a doubtful member in every way at once. A probe of it that runs is made to.
     pub(super) fn ask_at_once(&mut self, now: Instant, node: &NodeId) {
         if self.probes.of(node).is_none() {
@@ -386,25 +399,37 @@ impl Swim {
             asked - probe.nacks.len()
         };
         let node = probe.target.clone();
-        // That one who is dead for others does not answer says nothing of this node's own health.
-        if self.members.get(&node).is_none_or(Member::is_live) {
+        let patience = self.config.rules.patience;
+        let memory = self.config.probe_interval * REFUTATION_MEMORY;
+        let is_tried_again = patience
+            && self.members.get_mut(&node).is_some_and(|member| {
+                member.incarnation() == probe.incarnation
+                    && matches!(member.standing, Standing::Alive)
+                    && member.has_another_try(now, memory)
+            });
+        // That one who is dead for others does not answer says nothing of this node's own health; nor
+        // does one on trial whom nobody else could be asked about, and each of whose probes would else
+        // lengthen the next.
+        let tells_of_us = asked > 0 || !is_tried_again;
+        if tells_of_us && self.members.get(&node).is_none_or(Member::is_live) {
             self.awareness
                 .worsen(u32::try_from(silent).unwrap_or(u32::MAX));
         }
         log::debug!(target: "swim", node:% = node, asked, nacks = probe.nacks.len(),
             health_score = self.awareness.score(); "probe failed");
-        let patience = self.config.rules.patience;
-        let memory = self.config.probe_interval * REFUTATION_MEMORY;
-        let Some(member) = self.members.get_mut(&node) else {
+        if is_tried_again {
+            self.check_by(now, &node);
+            return;
+        }
+        let Some(member) = self.members.get(&node) else {
             return;
         };
         let incarnation = member.incarnation();
         if incarnation != probe.incarnation {
-            return;
-        }
-        let is_alive = matches!(member.standing, Standing::Alive);
-        if is_alive && patience && member.has_another_try(now, memory) {
-            self.check_by(now, &node);
+            // It says nothing of this incarnation, and while it ran no other probe did.
+            if matches!(member.standing, Standing::Suspect(_)) {
+                self.check_by(now, &node);
+            }
             return;
         }
         let news = match &member.standing {

@@ -232,12 +232,8 @@ impl Swim {
         let Some(member) = self.members.get_mut(&holder).filter(|m| m.is_live()) else {
             return;
         };
-        let rare = member.rare_mut();
-        rare.contested_by = Some(by.clone());
-        rare.unsettled = true;
-        let pause = self.config.probe_interval;
-        let free_at = rare.hastened.map(|at| at + pause);
-        self.check_by(free_at.map_or(now, |at| at.max(now)), &holder);
+        member.rare_mut().contested_by = Some(by.clone());
+        self.ask_soon(now, &holder);
     }
 
     /// A member answered; if another claims its address, both live.
@@ -309,7 +305,7 @@ impl Swim {
         };
         let before = member.status();
         let accuser = match &member.standing {
-            Standing::Suspect(suspicion) => Some(suspicion.accuser().clone()),
+            Standing::Suspect(suspicion) => suspicion.blamed().cloned(),
             Standing::Alive | Standing::Dead { .. } | Standing::Left => None,
         };
         let stored = &member.record.record;
@@ -522,6 +518,12 @@ impl Swim {
                 return;
             }
             self.suspect(now, node, by.clone(), true);
+            // It may only repeat what others said, and what they said is told and refuted elsewhere.
+            if let Some(member) = self.members.get_mut(node)
+                && let Standing::Suspect(suspicion) = &mut member.standing
+            {
+                suspicion.blame_nobody();
+            }
         }
         // A model without own probes asks first too, or one stale member would kill in a sync.
         if condemned && self.config.rules.own_probe {

@@ -38,6 +38,8 @@ pub(super) struct Waits {
 #[derive(Debug, Clone)]
 pub(super) struct Suspicion {
     accuser: NodeId,
+    /// The accuser may only have repeated what others said.
+    is_hearsay: bool,
     start: Instant,
     min: Duration,
     max: Duration,
@@ -66,6 +68,7 @@ impl Suspicion {
         } = waits;
         Self {
             accuser,
+            is_hearsay: false,
             start,
             min,
             max,
@@ -81,6 +84,16 @@ impl Suspicion {
     /// Who spoke first.
     pub(super) fn accuser(&self) -> &NodeId {
         &self.accuser
+    }
+
+    /// The accuser only told what it believes, which need not be what it saw.
+    pub(super) fn blame_nobody(&mut self) {
+        self.is_hearsay = true;
+    }
+
+    /// Who was wrong if the accused refutes.
+    pub(super) fn blamed(&self) -> Option<&NodeId> {
+        (!self.is_hearsay).then_some(&self.accuser)
     }
 
     /// When the accused is dead unless it refutes.

@@ -1,7 +1,7 @@
 //! What transcripts cannot show: limits, counts and answers of a single core.
 
 use super::{
-    probe::{MAX_CHECKS, MAX_RELAYS},
+    probe::{MAX_CHECKS, MAX_RELAYS, Purpose},
     probing::REFUTATION_MEMORY,
     records::{MAX_INCARNATION, MAX_RECORD_STEP, OUTBIDS_OF_A_RIVAL},
     *,
@@ -1663,6 +1663,17 @@ fn whose_accusations_were_refuted_twice_in_a_minute_is_not_believed_until_later(
     assert_eq!(sent.len(), 1);
     assert_eq!(sent[0].0, id("a"));
     assert!(matches!(sent[0].1.statements[..], [Statement::Suspect(_)]));
+    // And it is asked at once, in every way.
+    let now = bench.now;
+    bench.core.handle_timeout(now);
+    let bodies = bench.sent().into_iter().map(|(to, m)| (to, m.body));
+    let (pings, others): (Vec<_>, Vec<_>) = bodies.partition(|(to, _)| *to == id("a"));
+    assert!(matches!(pings[..], [(_, Body::Ping { .. })]), "{pings:?}");
+    assert!(matches!(others[0].1, Body::PingReq { .. }), "{others:?}");
+    assert_eq!(
+        bench.core.member(&id("a")).unwrap().status,
+        MemberStatus::Alive
+    );
     // Once it is suspected by somebody else, the same word confirms it.
     let status = accuse(&mut bench, "c", incarnation);
     assert_eq!(status, MemberStatus::Suspect);
@@ -1677,4 +1688,68 @@ fn whose_accusations_were_refuted_twice_in_a_minute_is_not_believed_until_later(
     bench.now += Config::lan().probe_interval * REFUTATION_MEMORY;
     let status = accuse(&mut bench, "b", incarnation);
     assert_eq!(status, MemberStatus::Suspect);
+}
+
+#[test]
+fn what_a_sync_tells_blames_nobody() {
+    let mut bench = Bench::new(Config::lan(), &["a", "b", "c", "d", "e"]);
+    let mut incarnation = 1;
+    for _ in 0..3 {
+        let entry = SyncEntry {
+            record: signed(record("a", incarnation, 1)),
+            status: MemberStatus::Suspect,
+            forced: None,
+        };
+        bench.core.handle_sync(bench.now, &id("b"), vec![entry]);
+        let status = bench.core.member(&id("a")).unwrap().status;
+        assert_eq!(status, MemberStatus::Suspect);
+        incarnation += 1;
+        refute(&mut bench, incarnation);
+    }
+    let accusation = Accusation {
+        node: id("a"),
+        incarnation,
+        accuser: id("b"),
+    };
+    bench.tell("b", Body::Gossip, vec![Statement::Suspect(accusation)]);
+    assert_eq!(bench.core.counters().disbelieved, 0);
+    assert_eq!(
+        bench.core.member(&id("a")).unwrap().status,
+        MemberStatus::Suspect
+    );
+}
+
+#[test]
+fn a_suspect_is_looked_at_although_a_probe_of_its_earlier_incarnation_was_running() {
+    let names: Vec<String> = (0..40).map(|i| format!("n{i}")).collect();
+    let mut members: Vec<&str> = names.iter().map(String::as_str).collect();
+    members.extend(["a", "b"]);
+    let mut bench = Bench::new(Config::lan(), &members);
+    while bench.core.probes.of(&id("a")).is_none() {
+        bench.tick();
+        for (to, message) in bench.sent() {
+            if let (Body::Ping { seq, .. }, true) = (message.body, to != id("a")) {
+                bench.receive(to.as_str(), Body::Ack { seq });
+            }
+        }
+    }
+    let newer = signed(record("a", 2, 1));
+    bench.core.handle_record(bench.now, newer);
+    let accusation = Accusation {
+        node: id("a"),
+        incarnation: 2,
+        accuser: id("b"),
+    };
+    bench.tell("b", Body::Gossip, vec![Statement::Suspect(accusation)]);
+    // The look that was planned finds the old probe running.
+    let old = bench.core.probes.of(&id("a")).unwrap();
+    bench.core.on_check(bench.now, id("a"));
+    bench.core.timers.cancel(&Timer::Check(id("a")));
+    assert_eq!(bench.core.probes.of(&id("a")), Some(old));
+    let failed = bench.core.counters().probes_failed;
+    bench.core.on_probe_failed(bench.now, old);
+    assert_eq!(bench.core.counters().probes_failed, failed + 1);
+    let now = bench.now;
+    bench.core.handle_timeout(now);
+    assert!(bench.core.probes.of(&id("a")).is_some_and(|seq| seq != old));
 }

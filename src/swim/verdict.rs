@@ -9,13 +9,17 @@
 //! the accuser's own authenticated datagram, and those of members that are dead here not at all. A
 //! foreign "dead" shortens the wait. While an answer over the connection is fresh, neither is
 //! believed: no suspicion begins here, none is shortened, and instead of passing the accusation on,
-//! which would go on for ever where nobody remembers it, this node tells the accused. The same goes for
-//! the accusations of a member who **cries wolf**: of two suspicions that it raised here first the
-//! accused has refuted lately. Most often such a member loses what it sends or receives itself, and
-//! would have everybody suspect healthy members and clear them again all the time. If it is right this
-//! once, others fail to reach the accused too and say so, and there its word counts again. Who still doubts
+//! which would go on for ever where nobody remembers it, this node tells the accused. Who still doubts
 //! a member that is dead or has left here is told so, with the record if it lacks the latest, but not
 //! more often than once in a gossip interval.
+//!
+//! A member **cries wolf** when two suspicions that began here in its name were refuted lately. Most often
+//! it loses what it sends or receives itself, and would have everybody suspect healthy members and clear
+//! them again all the time. Its next accusation by gossip begins no suspicion and is not passed on: the
+//! accused is told, and this node asks it at once, so that a true accusation costs one probe more, and
+//! an invented one, be it in the name of somebody honest, no more than that. Its word confirms a
+//! suspicion that runs as anybody's does, and in a sync it counts as before; there nobody is blamed,
+//! since whoever syncs tells what it believes and not what it saw.
 //!
 //! # How long until a crash is known
 //!
@@ -23,6 +27,8 @@
 //! `S_max = max_mult · S_min`, all members healthy (each point of the health score of a prober adds
 //! one `P` to its probe):
 //!
+//! - nobody has refuted or cried wolf lately: that can add four probes of the accused and one of those
+//!   who hear of it;
 //! - some member has a failed probe after at most `(2(n − 1) − 1) · P + P = (2n − 2) · P`, the gap
 //!   between two turns in a list that is shuffled after each pass, and the probe itself; with many
 //!   members probing, 1.6 · P + P is expected, whatever `n`;
@@ -141,6 +147,7 @@ impl Swim {
             Standing::Alive if cries_wolf => {
                 self.counters.disbelieved += 1;
                 self.tell_accused(now, node, statement);
+                self.ask_soon(now, node);
                 false
             }
             Standing::Alive => {

@@ -449,9 +449,8 @@ impl Outbox {
     /// The peer has no application for a stream, or wants no more of it: what waits there is dropped,
     /// and the stream reset, which gives it back to the peer's limit.
     pub(super) fn refuse(&mut self, id: u64, quic: &mut Quic, code: u64) {
-        let stream = self.streams.get_mut(&id);
-        let may = |kind| matches!(kind, StreamKind::Messages | StreamKind::Raw);
-        if let Some(stream) = stream.filter(|stream| may(stream.kind)) {
+        let kind = self.streams.get(&id).map(|stream| stream.kind);
+        if let Some(StreamKind::Messages | StreamKind::Raw) = kind {
             // It fails when the stream is not open: then the peer refused what was never sent.
             let _ = quic.stream_shutdown(id, quiche::Shutdown::Write, code);
             self.stop(id, code);
