@@ -27,6 +27,7 @@
 
 use std::{
     cell::Cell,
+    collections::BTreeSet,
     io,
     net::{SocketAddr, UdpSocket},
     os::fd::AsFd,
@@ -168,19 +169,23 @@ pub(crate) struct Connection {
     replaced: Mutex<Option<Replaced>>,
     /// There is one, and something of it may be under way.
     has_predecessor: AtomicBool,
-    /// Messages were never acknowledged when this connection ended. Its successor knows it, too.
-    pub(super) lost: Arc<AtomicBool>,
+    /// Applications of which messages were never acknowledged when this connection ended. Its successor
+    /// knows them, too.
+    pub(super) lost: LostApps,
     /// The worker let its commands pile up.
     pub(super) is_stuck: AtomicBool,
     /// When the timekeeper is to look at it.
     pub(super) due: Due,
 }
 
+/// Names of applications, at most as many as there are streams of messages.
+type LostApps = Arc<Mutex<BTreeSet<Arc<str>>>>;
+
 /// A connection that another one replaced. Its worker keeps it while it lives; nobody else does.
 #[derive(Clone)]
 struct Replaced {
     connection: Weak<Connection>,
-    lost: Arc<AtomicBool>,
+    lost: LostApps,
     /// Nobody waits for it any longer.
     until: Instant,
     /// It has nothing under way any more, so that nobody need wait for it.
@@ -423,8 +428,9 @@ impl Connection {
             if let Some(connection) = replaced.connection.upgrade() {
                 connection.flush(app, deadline)?;
             }
-            if replaced.lost.swap(false, Relaxed) {
-                let reason = "messages were lost when the connection was replaced".to_owned();
+            if replaced.lost.lock().remove(app) {
+                let reason =
+                    "earlier messages were lost when the connection was replaced".to_owned();
                 let peer = self.peer_name();
                 return Err(SendErrorKind::Disconnected { peer, reason });
             }
@@ -432,7 +438,7 @@ impl Connection {
         let mut outbox = self.outbox.lock();
         loop {
             if let Gate::Closed { reason, .. } = &outbox.gate {
-                if !self.lost.load(Relaxed) {
+                if !self.lost.lock().contains(app) {
                     return Ok(());
                 }
                 let (peer, reason) = (self.peer_name(), reason.clone());

@@ -1846,12 +1846,13 @@ impl Driver {
     pub(super) fn finish(&mut self, connection: &Connection, reason: CloseReason) -> Notice {
         let mut outbox = connection.outbox.lock();
         let unacknowledged = outbox.unacknowledged();
-        connection.lost.store(unacknowledged > 0, Relaxed);
         let counters = &connection.context.counters;
         counters
             .messages_unacknowledged
             .fetch_add(unacknowledged, Relaxed);
         let of_apps = outbox.unacknowledged_by_app();
+        // Before anybody sees that it is over.
+        *connection.lost.lock() = of_apps.iter().map(|(app, _)| Arc::clone(app)).collect();
         self.closed = Some(reason.clone());
         let is_replaced = matches!(
             reason,

@@ -17,7 +17,7 @@
 //! 6. Nobody is connected to itself, or to somebody under another name.
 //! 7. Events of a member form Up (Suspect Alive | Updated)* (Dead | Left)… and their replay is the
 //!    view.
-//! 8. `Started` comes once; a node that stops dials nobody.
+//! 8. `Started` comes once; a node that stops dials nobody, and nobody dials who has left for it.
 //!    Who runs and is connected confirms a leave in time, and who has confirmed it knows of it.
 //! 9. Queues, dials and datagrams are bounded, and so is what one node sends in one probe interval.
 //!    Events of applications: each is told at most once in a life, as its origin emitted it, and only

@@ -21,7 +21,7 @@ use std::{
 };
 
 use nodosum::{
-    BootId, CloseCode, CloseReason, ClusterName, NodeId,
+    BootId, CloseCode, CloseReason, ClusterName, MemberStatus, NodeId,
     unversioned::{
         ConnectionId,
         cluster::{Action, Cluster, Event},
@@ -46,6 +46,9 @@ use super::{
 
 pub(crate) const MS: u64 = 1_000_000;
 pub(crate) const SEC: u64 = 1_000 * MS;
+
+/// How long after a member left a dial of it may still be carried out.
+const WAS_DECIDED: Duration = Duration::from_secs(1);
 
 /// Entries of the agenda in one run. The heaviest seeds take a tenth; what goes beyond goes in circles.
 const MAX_EVENTS: u64 = 5_000_000;
@@ -740,7 +743,23 @@ impl World {
                 node: expected,
                 addr,
                 ..
-            }) => self.dial(node, connection, expected, addr),
+            }) => {
+                // What was decided before it left is still carried out, and whose record cannot be verified
+                // yet is dialled whatever others know of it.
+                let has_left = |name| {
+                    let cluster = self.cluster(node)?;
+                    let view = cluster.swim().member(name)?;
+                    let for_long = now.saturating_duration_since(view.since) > WAS_DECIDED;
+                    let is_member = cluster.mesh().peer(now, name)?.is_member;
+                    Some(view.status == MemberStatus::Left && for_long && is_member)
+                };
+                if let Some(name) = &expected
+                    && has_left(name) == Some(true)
+                {
+                    self.violate(node, &format!("dials {name}, which has left here"));
+                }
+                self.dial(node, connection, expected, addr);
+            }
             Action::Mesh(mesh::Action::Use { connection }) => {
                 self.send_frame(node, connection, Wire::Use);
             }
