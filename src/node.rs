@@ -230,6 +230,16 @@ impl Builder {
         Events::new(self.subscribers.subscribe())
     }
 
+    /// How many threads drive all connections together, up to
+    /// [`MAX_WORKERS`](transport::MAX_WORKERS). Default 0: each connection has a thread of its own, which
+    /// is best for up to some eight busy peers. For dozens of busy peers, or hundreds of idle ones, one,
+    /// or one for each processor, is faster and takes less memory. A handler that runs inline then holds
+    /// up all connections of its thread.
+    pub fn workers(mut self, workers: usize) -> Self {
+        self.transport.workers = workers;
+        self
+    }
+
     /// Settings of the transport, for tests of their own limits.
     #[doc(hidden)]
     pub fn transport(mut self, config: transport::Config) -> Self {
@@ -455,7 +465,12 @@ impl Builder {
         Ok(node)
     }
 
-    fn check(&self) -> Result<(), StartError> {
+    /// Checks what was set, as [`start`](Self::start) does first, and asks nothing of the system.
+    ///
+    /// # Errors
+    ///
+    /// [`StartError::Identity`] and [`StartError::Config`].
+    pub fn check(&self) -> Result<(), StartError> {
         let names = [
             ("node", &self.expected.0, self.identity.node().as_str()),
             (

@@ -179,10 +179,15 @@ impl View {
     /// Threads of this node by role.
     fn threads(&self) -> BTreeMap<&'static str, usize> {
         let runs = !matches!(self.snapshot.stage(), Stage::Stopped | Stage::Failed(_));
+        let connections = self.snapshot.links().len();
+        let peer_threads = match self.context.config.shared_workers() {
+            0 => connections,
+            shared => connections.min(shared),
+        };
         BTreeMap::from([
             ("reactor", usize::from(runs)),
             ("roster", usize::from(runs && self.writer.is_some())),
-            ("peer", self.snapshot.links().len()),
+            ("peer", peer_threads),
             ("work", self.workers.count()),
             ("http", if runs { self.http_threads } else { 0 }),
         ])

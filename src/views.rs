@@ -177,6 +177,9 @@ pub struct StatusView {
     /// How long that is from now; 0 when it has ended.
     #[serde(default)]
     pub certificate_remaining_seconds: f64,
+    /// Where the page and the metrics are served, if they are.
+    #[serde(default)]
+    pub http: Option<String>,
 }
 
 /// What the node has refused since its start, by the names of [`RefusedCounts`](crate::RefusedCounts).
@@ -351,6 +354,7 @@ impl From<Status> for StatusView {
             },
             certificate_ends: rfc3339(status.certificate_ends),
             certificate_remaining_seconds: remaining.unwrap_or_default().as_secs_f64().floor(),
+            http: status.http_addr.map(|addr| addr.to_string()),
         }
     }
 }

@@ -456,6 +456,20 @@ fn configuration_is_written_judged_and_shown() {
         );
     }
 
+    // What each key says can be good, and the whole still nothing that starts.
+    for (line, why) in [
+        ("seeds = [\"foo\"]", "\"foo\" is not HOST:PORT"),
+        ("node = \"n9\"", "configured node is \"n9\""),
+        ("cluster = \"shop\"", "configured cluster is \"shop\""),
+    ] {
+        fs::write(&file, format!("tls_dir = \"{n1}\"\n{line}\n")).unwrap();
+        for args in [&["config", "check", &file][..], &["run", "--config", &file]] {
+            let bad = run(args);
+            assert_eq!((code(&bad), stdout(&bad)), (5, ""), "{args:?}");
+            assert!(stderr(&bad).contains(why), "{}", stderr(&bad));
+        }
+    }
+
     fs::write(&file, "tls_dri = \"x\"\nbind = 7946\n").unwrap();
     for args in [&["config", "check", &file][..], &["run", "--config", &file]] {
         let bad = run(args);

@@ -8,10 +8,10 @@
 #[path = "support/cluster.rs"]
 mod support;
 
-use std::time::Duration;
+use std::{fs, thread, time::Duration};
 
 use nodosum::{EventKind, MemberStatus, Ready};
-use support::{Lab, PATIENCE, await_event, full_mesh, id};
+use support::{Lab, PATIENCE, await_event, eventually, full_mesh, id};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -45,6 +45,69 @@ fn three_nodes_find_each_other_and_exchange_requests_in_every_direction() {
     for node in &nodes {
         let report = node.shutdown(10 * SECOND);
         assert!(report.threads_stuck.is_empty(), "{report:?}");
+    }
+}
+
+/// Threads of this process that drive many connections.
+fn shared_threads() -> usize {
+    let tasks = fs::read_dir("/proc/self/task").unwrap().flatten();
+    let names = tasks.filter_map(|task| fs::read_to_string(task.path().join("comm")).ok());
+    names.filter(|name| name.starts_with("nd-peers-")).count()
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn connections_share_as_many_threads_as_were_asked_for_and_the_threads_end_with_the_node() {
+    // With them forced on every node, the threads of other tests' nodes have the same names.
+    let forced = std::env::var("NODOSUM_WITHOUT").unwrap_or_default();
+    let is_alone = !forced.contains("threads");
+    let lab = Lab::new("shared");
+    let first = lab.builder("n1").workers(2).start().unwrap();
+    let seed = first.quic_addr().to_string();
+    let others = (2..=6).map(|number| {
+        let builder = lab.builder(&format!("n{number}")).workers(2);
+        builder.seed(seed.clone()).start().unwrap()
+    });
+    let nodes: Vec<_> = [first].into_iter().chain(others).collect();
+    for node in &nodes {
+        node.wait_ready(Ready::Peers(5), PATIENCE).unwrap();
+    }
+    if is_alone {
+        assert_eq!(shared_threads(), 2 * nodes.len());
+    }
+    let apps: Vec<_> = nodes
+        .iter()
+        .map(|node| {
+            let app = node.register("echo").unwrap();
+            app.on_request_inline(|request| Ok(request.payload.clone()));
+            app
+        })
+        .collect();
+    // Everybody asks everybody at once, from a thread each.
+    thread::scope(|scope| {
+        for (i, app) in apps.iter().enumerate() {
+            for (j, other) in nodes.iter().enumerate().filter(|(j, _)| *j != i) {
+                scope.spawn(move || {
+                    for round in 0..200 {
+                        let payload = format!("{i} to {j}, {round}");
+                        let reply = app.request(other.id(), &payload, PATIENCE);
+                        assert_eq!(reply.as_deref(), Ok(payload.as_bytes()));
+                    }
+                });
+            }
+        }
+    });
+    // One that ends does not take the others' connections with it.
+    nodes[5].abort();
+    let reply = apps[1].request(nodes[2].id(), "still", PATIENCE);
+    assert_eq!(reply.as_deref(), Ok(&b"still"[..]));
+    for node in &nodes[..5] {
+        let report = node.shutdown(10 * SECOND);
+        assert!(report.threads_stuck.is_empty(), "{report:?}");
+    }
+    drop((nodes, apps));
+    if is_alone {
+        eventually("no thread is left", || shared_threads() == 0);
     }
 }
 

@@ -170,6 +170,7 @@ fn the_read_commands_print_what_was_promised(nodes: &[Node<'_>; 3]) {
         "events",
         "certificate_ends",
         "certificate_remaining_seconds",
+        "http",
     ];
     assert_eq!(keys(&status), sorted(&expected));
     assert_eq!(status["refused"]["implausible"], 0);

@@ -7,13 +7,14 @@ use std::{
     path::Path,
 };
 
+use nodosum::Node;
 use serde::Serialize;
 
 use crate::{
     args::{Config, ConfigCheck, ConfigFormat, ConfigInit, ConfigShow},
     exit::{Exit, Failure},
     output::{json_line, print},
-    run::{judge, load_identity},
+    run::{configure, judge, load_identity},
     seeds,
     settings::{self, Setting},
 };
@@ -62,9 +63,14 @@ fn check(args: &ConfigCheck) -> Result<Exit, Failure> {
     let settings = settings::load_file(Some(&args.file))?;
     judge(&settings.run)?;
     let identity = load_identity(settings.run.tls_dir.as_deref())?;
-    if let Some(path) = &settings.run.seeds_file {
-        seeds::read(path).map_err(Failure::configuration)?;
-    }
+    let listed = match &settings.run.seeds_file {
+        Some(path) => seeds::read(path).map_err(Failure::configuration)?,
+        None => Vec::new(),
+    };
+    let builder = configure(Node::builder(identity.clone()), &settings.run, &listed)?;
+    builder
+        .check()
+        .map_err(|error| Failure::configuration(error.to_string()))?;
     print(&format!(
         "{} is good: node {} of cluster {}\n",
         args.file.display(),

@@ -139,7 +139,7 @@ fn collect(args: &Bundle, status: &StatusView, archive: &mut Archive) -> std::io
         ("metrics.txt", "/metrics"),
         ("page.json", "/debug/quic?format=json"),
     ] {
-        if let Some(addr) = settings.as_ref().ok().and_then(|rows| http_addr(rows)) {
+        if let Some(addr) = status.http.as_deref().and_then(|addr| addr.parse().ok()) {
             archive.add(name, fetch(addr, page))?;
         }
     }
@@ -252,13 +252,6 @@ fn proc(name: &str) -> Result<String, Failure> {
     Ok(text)
 }
 
-/// Where the node serves its page, if it does and the port is known.
-fn http_addr(rows: &[Setting]) -> Option<SocketAddr> {
-    let row = rows.iter().find(|row| row.key == "http")?;
-    let addr: SocketAddr = row.values.first()?.parse().ok()?;
-    (addr.port() != 0).then_some(addr)
-}
-
 /// The body of a page of the node, which closes the connection after it.
 fn fetch(addr: SocketAddr, page: &str) -> Result<String, Failure> {
     let failed = |error: std::io::Error| Failure::failed(format!("http://{addr}{page}: {error}"));
@@ -317,20 +310,6 @@ mod tests {
             failure.message.ends_with("HTTP/1.1 403 Forbidden"),
             "{failure:?}"
         );
-    }
-
-    #[test]
-    fn a_page_is_fetched_only_where_the_node_is_known_to_serve_one() {
-        let row = |key: &str, value: &str| Setting {
-            key: key.to_owned(),
-            values: vec![value.to_owned()],
-            many: false,
-            origin: "default".to_owned(),
-        };
-        assert_eq!(http_addr(&[row("bind", "127.0.0.1:1")]), None);
-        assert_eq!(http_addr(&[row("http", "127.0.0.1:0")]), None);
-        let expected = "127.0.0.1:9".parse().ok();
-        assert_eq!(http_addr(&[row("http", "127.0.0.1:9")]), expected);
     }
 
     #[test]

@@ -197,7 +197,11 @@ pub(crate) fn judge(args: &Run) -> Result<(), Failure> {
 }
 
 /// Takes the settings over, after judging what the library cannot: addresses that nobody can reach.
-fn configure(builder: Builder, args: &Run, listed: &[String]) -> Result<Builder, Failure> {
+pub(crate) fn configure(
+    builder: Builder,
+    args: &Run,
+    listed: &[String],
+) -> Result<Builder, Failure> {
     let gossip_advertise = gossip_advertise(args)?;
     let mut builder = builder
         .bind(args.bind)

@@ -2,7 +2,7 @@
 //!
 //! A connection with a thread of its own costs a stack, and two switches of threads for whatever
 //! arrives. From some dozens of busy peers on, or hundreds of idle ones, that is more than QUIC itself.
-//! With [`Config::workers`](super::Config::workers) a node has so many threads for all its connections:
+//! With [`Builder::workers`](crate::Builder::workers) a node has so many threads for all its connections:
 //! each sleeps on the sockets and wakers of its own in one epoll set and lets those take their turns
 //! that are ready or due. Everything else is as with threads of their own: callers that send or wait
 //! drive a connection themselves, and a worker's turn is the same code.

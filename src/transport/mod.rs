@@ -148,7 +148,7 @@ impl Default for Config {
 impl Config {
     /// Threads that all connections share. The environment variable `NODOSUM_WITHOUT` may name
     /// `threads`, which is there to test connections without threads of their own.
-    fn shared_workers(&self) -> usize {
+    pub(crate) fn shared_workers(&self) -> usize {
         let without = std::env::var("NODOSUM_WITHOUT").unwrap_or_default();
         let least = without.split(',').any(|word| word.trim() == "threads");
         self.workers.max(usize::from(least))
