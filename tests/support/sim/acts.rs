@@ -100,6 +100,7 @@ impl World {
             leaving: false,
             exiting: false,
             streams: 0,
+            owed_sync: None,
             observer: Observer::new(self.now),
             sent: 0,
         });

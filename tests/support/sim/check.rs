@@ -17,7 +17,8 @@
 //! 6. Nobody is connected to itself, or to somebody under another name.
 //! 7. Events of a member form Up (Suspect Alive | Updated)* (Dead | Left)… and their replay is the
 //!    view.
-//! 8. `Started` comes once; a node that stops dials nobody, and nobody dials who has left for it.
+//! 8. `Started` comes once; a node that stops dials nobody, and nobody dials who has left for it. Who
+//!    dials one that was not alive for it begins a sync as soon as the connection is up.
 //!    Who runs and is connected confirms a leave in time, and who has confirmed it knows of it.
 //! 9. Queues, dials and datagrams are bounded, and so is what one node sends in one probe interval.
 //!    Events of applications: each is told at most once in a life, as its origin emitted it, and only
@@ -355,6 +356,14 @@ impl World {
         };
         if let Err(why) = outcome {
             self.violate(node, &why);
+        }
+    }
+
+    /// Whoever dials one that is not alive here asks it for all it knows as soon as it is up.
+    pub(super) fn check_no_sync_is_owed(&mut self, node: usize) {
+        let process = self.nodes[node].process.as_mut();
+        if let Some(connection) = process.and_then(|process| process.owed_sync.take()) {
+            self.violate(node, &format!("begins no sync on {connection}"));
         }
     }
 

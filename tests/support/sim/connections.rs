@@ -338,21 +338,22 @@ impl World {
         };
         let rings_differ = process.keys != peer_keys;
         let keys = process.keys;
-        process.cluster.handle_up(
-            now,
-            id,
-            &name_of(peer),
-            boot,
-            side,
-            addr,
-            proven,
-            rings_differ,
-        );
+        let peer_name = name_of(peer);
+        let view = process.cluster.swim().member(&peer_name);
+        let was_alive = view.is_some_and(|view| view.status == MemberStatus::Alive);
+        let is_kept =
+            process
+                .cluster
+                .handle_up(now, id, &peer_name, boot, side, addr, proven, rings_differ);
+        if is_kept && side == Side::Dialed && !was_alive && !process.leaving {
+            process.owed_sync = Some(id);
+        }
         self.tally.count("connections_up");
         if keys != 0 {
             self.send_frame(node, id, Wire::Keys(keys));
         }
         self.settle(node);
+        self.check_no_sync_is_owed(node);
         // What the other end has said since it was up itself waits for this.
         self.send_on(conn, 1 - end);
     }

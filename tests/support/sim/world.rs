@@ -166,6 +166,8 @@ pub(crate) struct Process {
     pub(crate) leaving: bool,
     pub(crate) exiting: bool,
     pub(super) streams: u64,
+    /// A connection that was dialled to one who was not alive here: both compare what they know.
+    pub(crate) owed_sync: Option<ConnectionId>,
     pub(crate) observer: Observer,
     pub(crate) sent: u64,
 }
@@ -772,7 +774,12 @@ impl World {
             Action::Tell { connection, frame } => {
                 self.send_frame(node, connection, Wire::Frame(frame));
             }
-            Action::StartSync { connection } => self.send_sync(node, connection, None),
+            Action::StartSync { connection } => {
+                if let Some(process) = &mut self.nodes[node].process {
+                    process.owed_sync.take_if(|owed| *owed == connection);
+                }
+                self.send_sync(node, connection, None);
+            }
             Action::AnswerSync { connection, stream } => {
                 self.send_sync(node, connection, Some(stream));
             }
