@@ -50,7 +50,10 @@ fn three_nodes_find_each_other_and_exchange_requests_in_every_direction() {
 
 /// Threads of this process that drive many connections.
 fn shared_threads() -> usize {
-    let tasks = fs::read_dir("/proc/self/task").unwrap().flatten();
+    let tasks = fs::read_dir("/proc/self/task")
+        .into_iter()
+        .flatten()
+        .flatten();
     let names = tasks.filter_map(|task| fs::read_to_string(task.path().join("comm")).ok());
     names.filter(|name| name.starts_with("nd-peers-")).count()
 }
