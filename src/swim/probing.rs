@@ -427,7 +427,8 @@ impl Swim {
         let incarnation = member.incarnation();
         if incarnation != probe.incarnation {
             // It says nothing of this incarnation, and while it ran no other probe did.
-            if matches!(member.standing, Standing::Suspect(_)) {
+            let is_suspect = matches!(member.standing, Standing::Suspect(_));
+            if is_suspect && self.config.rules.check_suspects {
                 self.check_by(now, &node);
             }
             return;
