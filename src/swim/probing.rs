@@ -426,9 +426,8 @@ impl Swim {
         };
         let incarnation = member.incarnation();
         if incarnation != probe.incarnation {
-            // It says nothing of this incarnation, and while it ran no other probe did.
-            let is_suspect = matches!(member.standing, Standing::Suspect(_));
-            if is_suspect && self.config.rules.check_suspects {
+            // It says nothing of this incarnation, and who was in doubt meanwhile was not asked.
+            if self.config.rules.check_suspects {
                 self.check_by(now, &node);
             }
             return;
