@@ -83,6 +83,7 @@ mod view;
 #[doc(hidden)]
 pub mod views;
 mod waker;
+mod without;
 
 #[cfg(feature = "ca")]
 pub mod ca;

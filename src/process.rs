@@ -89,6 +89,7 @@ pub(crate) fn threads() -> BTreeMap<u32, Thread> {
 fn role(name: &str) -> &'static str {
     let roles = [
         ("reactor", "membership, mesh, listener"),
+        // Before the shorter one, which it begins with.
         ("peers", "many connections"),
         ("peer", "one connection"),
         ("work", "handlers of applications"),

@@ -180,7 +180,7 @@ impl View {
     fn threads(&self) -> BTreeMap<&'static str, usize> {
         let runs = !matches!(self.snapshot.stage(), Stage::Stopped | Stage::Failed(_));
         let connections = self.snapshot.links().len();
-        let peer_threads = match self.context.config.shared_workers() {
+        let peer_threads = match self.context.config.workers {
             0 => connections,
             shared => connections.min(shared),
         };

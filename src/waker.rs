@@ -17,6 +17,8 @@ use rustix::{
     pipe::{PipeFlags, pipe_with},
 };
 
+use crate::without::is_without;
+
 /// Wakes one thread. Level-triggered: a wake before the sleep is not lost.
 #[derive(Debug)]
 pub(crate) struct Waker {
@@ -26,13 +28,10 @@ pub(crate) struct Waker {
     write: Option<OwnedFd>,
 }
 
-/// Whether the environment variable `NODOSUM_WITHOUT` names `eventfd`, for systems that have none.
+/// Whether there is to be no eventfd, as on systems that have none.
 fn without_eventfd() -> bool {
     static WITHOUT: OnceLock<bool> = OnceLock::new();
-    *WITHOUT.get_or_init(|| {
-        let without = std::env::var("NODOSUM_WITHOUT").unwrap_or_default();
-        without.split(',').any(|word| word.trim() == "eventfd")
-    })
+    *WITHOUT.get_or_init(|| is_without("eventfd"))
 }
 
 impl Waker {

@@ -15,7 +15,8 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("rng", &[]),
     ("outputs", &[]),
     ("thread", &[]),
-    ("waker", &[]),
+    ("without", &[]),
+    ("waker", &["without"]),
     ("record", &["node_id"]),
     ("error", &["node_id", "record", "app"]),
     ("stats", &["node_id"]),
@@ -44,7 +45,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         "transport",
         &[
             "node_id", "close", "control", "error", "figures", "inbox", "record", "stats",
-            "stream", "thread", "trust", "waker",
+            "stream", "thread", "trust", "waker", "without",
         ],
     ),
     ("srv", &["thread"]),

@@ -25,10 +25,9 @@
 //!
 //! With `n` live members, `P` the probe interval, `S_min = mult · max(1, log₁₀ n) · P` and
 //! `S_max = max_mult · S_min`, all members healthy (each point of the health score of a prober adds
-//! one `P` to its probe):
+//! one `P` to its probe) and none that refuted or cried wolf lately (up to four probes more of the
+//! accused, and one of those who hear of it):
 //!
-//! - nobody has refuted or cried wolf lately: that can add four probes of the accused and one of those
-//!   who hear of it;
 //! - some member has a failed probe after at most `(2(n − 1) − 1) · P + P = (2n − 2) · P`, the gap
 //!   between two turns in a list that is shuffled after each pass, and the probe itself; with many
 //!   members probing, 1.6 · P + P is expected, whatever `n`;

@@ -161,7 +161,7 @@ impl Endpoint {
     ) -> io::Result<Self> {
         let retry = RetryTokens::new()
             .ok_or_else(|| io::Error::other("the system has no random numbers"))?;
-        let crew = Crew::new(context.config.shared_workers())?;
+        let crew = Crew::new(context.config.workers)?;
         Ok(Self {
             context,
             crew,

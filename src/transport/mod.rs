@@ -69,6 +69,7 @@ use crate::{
     node_id::{BootId, ClusterName, ConnectionId, NodeId},
     stats::{Side, TransportCounts},
     waker::Waker,
+    without::is_without,
 };
 
 /// What every path of QUIC carries (RFC 9000 §14).
@@ -112,10 +113,7 @@ pub struct Config {
     /// takes, tens of microseconds, and costs a processor meanwhile: for few connections with fast
     /// peers, 20 to 100 µs. Shared threads ([`workers`](Self::workers)) do not spin. Default 0.
     pub spin: Duration,
-    /// Threads that drive all connections of the node together, up to [`MAX_WORKERS`]. Default 0: each
-    /// connection has a thread of its own, which is best for up to some eight busy peers. For dozens of
-    /// busy peers, or hundreds of idle ones, one thread, or one for each processor, is faster and takes
-    /// less memory. A handler that runs inline then holds up all connections of its thread.
+    /// See [`Builder::workers`](crate::Builder::workers). Default 0.
     pub workers: usize,
     /// What of the system's help is used, where it grants it. Default all.
     pub offload: Offload,
@@ -139,21 +137,14 @@ impl Default for Config {
             max_message_bytes: 16 << 20,
             max_requests_in_flight: 1_024,
             spin: Duration::ZERO,
-            workers: 0,
+            // So that every test of the transport can be run on a shared thread.
+            workers: usize::from(is_without("threads")),
             offload: Offload::default(),
         }
     }
 }
 
 impl Config {
-    /// Threads that all connections share. The environment variable `NODOSUM_WITHOUT` may name
-    /// `threads`, which is there to test connections without threads of their own.
-    pub(crate) fn shared_workers(&self) -> usize {
-        let without = std::env::var("NODOSUM_WITHOUT").unwrap_or_default();
-        let least = without.split(',').any(|word| word.trim() == "threads");
-        self.workers.max(usize::from(least))
-    }
-
     /// What does not fit together, in words.
     pub(crate) fn check(&self) -> Result<(), String> {
         // Replies are always read, control and sync too: four windows are room enough for them.

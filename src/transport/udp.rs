@@ -23,6 +23,8 @@ use std::{
 
 use socket2::{Domain, Protocol, SockAddr, SockAddrStorage, Socket, Type};
 
+use crate::without::is_without;
+
 /// Receive and send buffers asked for; the system may grant less (`net.core.rmem_max`).
 const LISTENER_BUFFER_BYTES: usize = 4 << 20;
 const CONNECTION_BUFFER_BYTES: usize = 4 << 20;
@@ -82,21 +84,13 @@ impl Offload {
         connected_accept: false,
     };
 
-    /// All, less what the environment variable `NODOSUM_WITHOUT` names: a list of `gso`, `gro` and
-    /// `connected`, separated by commas. It is there to tell whether a network card or a sandbox
-    /// fails at one of them.
+    /// All, less what the environment variable `NODOSUM_WITHOUT` names: `gso`, `gro`, `connected`.
     fn from_env() -> Self {
-        let without = std::env::var("NODOSUM_WITHOUT").unwrap_or_default();
-        let mut offload = Self::ALL;
-        for word in without.split(',').map(str::trim) {
-            match word {
-                "gso" => offload.gso = false,
-                "gro" => offload.gro = false,
-                "connected" => offload.connected_accept = false,
-                _ => {}
-            }
+        Self {
+            gso: !is_without("gso"),
+            gro: !is_without("gro"),
+            connected_accept: !is_without("connected"),
         }
-        offload
     }
 
     /// What is both wanted here and granted by the system.
