@@ -215,7 +215,7 @@ pub enum RequestError {
     #[error("no connection to {0}")]
     NotConnected(NodeId),
     /// No reply came in time. The request may have been carried out.
-    #[error("no reply from {peer} within {}", DisplayDuration(*.timeout))]
+    #[error("no reply from {peer} within {}; it may have been carried out", DisplayDuration(*.timeout))]
     Timeout {
         /// The peer.
         peer: NodeId,
@@ -223,7 +223,7 @@ pub enum RequestError {
         timeout: Duration,
     },
     /// The connection ended before a reply came. The request may have been carried out.
-    #[error("connection to {peer} ended before the reply: {reason}")]
+    #[error("connection to {peer} ended before the reply: {reason}; it may have been carried out")]
     Disconnected {
         /// The peer.
         peer: NodeId,

@@ -215,6 +215,19 @@ fn the_others_carry_out_what_was_asked(nodes: &[Node<'_>; 3]) {
     assert_eq!(outcome["ok"], json!(["n2"]));
     assert_eq!(outcome["failed"][0]["node"], "n9");
     assert_eq!(keys(&outcome["failed"][0]), ["error", "node"]);
+    assert_eq!(outcome["failed"][0]["error"], "no member \"n9\"");
+    let to_itself = n1.client(&["ping", "n1"]);
+    let told = String::from_utf8_lossy(&to_itself.stderr);
+    assert!(told.contains("n1 is this node itself"), "{told}");
+
+    // However many application names people have typed, the next one is as good.
+    for name in 0..40 {
+        let output = n1.client(&["send", "--to", "n2", "--app", &format!("typo{name}"), "hi"]);
+        let told = String::from_utf8_lossy(&output.stdout);
+        assert!(told.contains("n2 has no application"), "{told}");
+    }
+    assert!(n1.asks("n2"));
+    assert_eq!(n1.text(&["events", "--name", "n7", "--no-header"]), "");
 
     assert_eq!(
         n1.exit_code(&["wait", "--members", "4", "--timeout", "50ms"]),

@@ -66,11 +66,12 @@ pub(crate) fn run(args: &Events) -> Result<Exit, Failure> {
     }
 }
 
-/// Events that are about no node concern everybody: `lagged` above all.
+/// Who asks for the events of some nodes is told of a gap too: they may have been in it.
 fn concerns(args: &Events, event: &EventView) -> bool {
     match (&args.name, &event.node) {
         (Some(name), Some(node)) => name.is_match(node),
-        (Some(_), None) | (None, _) => true,
+        (Some(_), None) => event.missed.is_some(),
+        (None, _) => true,
     }
 }
 

@@ -43,7 +43,15 @@ fn story(view: &ExplanationView) -> String {
         moment(&view.since),
         view.incarnation
     );
-    line(&mut out, "connection", &connection(&view.connection));
+    if view.member == view.node {
+        line(
+            &mut out,
+            "connection",
+            "none: it is the node that was asked",
+        );
+    } else {
+        line(&mut out, "connection", &connection(&view.connection));
+    }
     evidence(&mut out, &view.evidence);
     let health = format!("{} (0 is healthy)", view.health_score);
     line(&mut out, "own health", &health);

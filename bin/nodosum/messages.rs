@@ -17,7 +17,7 @@ use crate::{
     },
     args::{Broadcast, Message, Ping, Read, Request, Send},
     exit::{Exit, Failure},
-    output::{Column, is_terminal, print, print_bytes, render, seconds},
+    output::{Column, Format, clean, is_terminal, print, print_bytes, render, seconds},
 };
 
 /// The pause between two pings.
@@ -69,16 +69,29 @@ pub(crate) fn ping(args: &Ping) -> Result<Exit, Failure> {
             pong: &pong,
         };
         let name = |pong: &Pong| pong.node.clone();
-        print(&render(
-            layout,
-            &PONG_COLUMNS,
-            std::slice::from_ref(&pong),
-            name,
-            &view,
-        )?)?;
+        let rows = std::slice::from_ref(&pong);
+        let text = match layout.format {
+            Format::Table | Format::Wide => line(layout.header, &pong),
+            Format::Json | Format::Jsonl | Format::Tsv | Format::Name => {
+                render(layout, &PONG_COLUMNS, rows, name, &view)?
+            }
+        };
+        print(&text)?;
         layout.header = false;
     }
     Ok(Exit::Done)
+}
+
+/// Answers come one by one, so that a table cannot wait for its widest cell.
+fn line(header: bool, pong: &Pong) -> String {
+    let width = pong.node.len().max("NODE".len());
+    let rtt = seconds(Some(pong.rtt_seconds));
+    let line = format!("{:<width$}  {rtt}\n", clean(&pong.node));
+    if header {
+        format!("{:<width$}  RTT\n{line}", "NODE")
+    } else {
+        line
+    }
 }
 
 pub(crate) fn send(args: &Send) -> Result<Exit, Failure> {

@@ -39,6 +39,14 @@ pub(crate) const EXPIRY_WARNING: Duration = Duration::from_secs(30 * 24 * 60 * 6
 /// Settings that are taken over without a restart.
 const RELOADED: [&str; 5] = ["log", "seeds", "seeds_file", "tags", "tls_dir"];
 
+/// What became of one part of a reload.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Outcome {
+    Taken,
+    /// What was there before stays, and a line at ERROR says why.
+    Kept,
+}
+
 /// The node's caretaker. Its owner calls [`turn`](Self::turn) until [`next_turn`](Self::next_turn).
 pub(crate) struct Upkeep {
     settings: Settings,
@@ -142,9 +150,11 @@ impl Upkeep {
                 return;
             }
         };
-        renew(node, &new.run);
-        self.reload_seeds(node, &new.run);
-        reload_tags(node, &self.settings.run, &new.run);
+        let outcomes = [
+            renew(node, &new.run),
+            self.reload_seeds(node, &new.run),
+            reload_tags(node, &self.settings.run, &new.run),
+        ];
         crate::logging::set_base(&crate::run::log_filter(&new));
         let mut restart = changed(&self.settings.rows, &new.rows);
         restart.retain(|key| !RELOADED.contains(&key.as_str()));
@@ -153,24 +163,37 @@ impl Upkeep {
             log::warn!(target: "node", keys = keys.join(",").as_str();
                 "changed settings that only a restart takes over");
         }
-        log::info!(target: "node", node:% = node.id(); "reloaded");
+        // What is missing has its own line.
+        let what = if outcomes.contains(&Outcome::Kept) {
+            "reloaded in part"
+        } else {
+            "reloaded"
+        };
+        log::info!(target: "node", node:% = node.id(); "{what}");
         settings::publish(&new);
         self.settings = new;
     }
 
-    fn reload_seeds(&mut self, node: &Node, new: &Run) {
+    fn reload_seeds(&mut self, node: &Node, new: &Run) -> Outcome {
         let listed = |watched: &Option<Watched>| {
             let seeds = watched.as_ref().map(Watched::seeds);
             seeds.unwrap_or_default().to_vec()
         };
         let before = joined(&self.settings.run.seeds, &listed(&self.watched));
-        match new.seeds_file.as_deref().map(Watched::open).transpose() {
-            Ok(watched) => self.watched = watched,
+        let opened = match new.seeds_file.as_deref().map(Watched::open).transpose() {
+            Ok(watched) => {
+                self.watched = watched;
+                Outcome::Taken
+            }
             Err(why) => {
                 log::error!(target: "node", error = why.as_str(); "seeds of the file before stay");
+                Outcome::Kept
             }
+        };
+        match edit_seeds(node, &before, &joined(&new.seeds, &listed(&self.watched))) {
+            Outcome::Taken => opened,
+            Outcome::Kept => Outcome::Kept,
         }
-        edit_seeds(node, &before, &joined(&new.seeds, &listed(&self.watched)));
     }
 }
 
@@ -178,39 +201,51 @@ fn joined(given: &[String], listed: &[String]) -> BTreeSet<String> {
     given.iter().chain(listed).cloned().collect()
 }
 
-fn edit_seeds(node: &Node, before: &BTreeSet<String>, after: &BTreeSet<String>) {
+fn edit_seeds(node: &Node, before: &BTreeSet<String>, after: &BTreeSet<String>) -> Outcome {
     let added: Vec<String> = after.difference(before).cloned().collect();
     let removed: Vec<String> = before.difference(after).cloned().collect();
     if added.is_empty() && removed.is_empty() {
-        return;
+        return Outcome::Taken;
     }
     let (more, fewer) = (added.join(","), removed.join(","));
     match node.edit_seeds(added, removed) {
-        Ok(()) => log::info!(target: "node", added = more.as_str(), removed = fewer.as_str();
-            "seeds changed"),
-        Err(error) => log::error!(target: "node", error:%; "seeds not changed"),
+        Ok(()) => {
+            log::info!(target: "node", added = more.as_str(), removed = fewer.as_str();
+                "seeds changed");
+            Outcome::Taken
+        }
+        Err(error) => {
+            log::error!(target: "node", error:%; "seeds not changed");
+            Outcome::Kept
+        }
     }
 }
 
-fn reload_tags(node: &Node, before: &Run, after: &Run) {
+fn reload_tags(node: &Node, before: &Run, after: &Run) -> Outcome {
     let before: BTreeMap<_, _> = before.tags.iter().cloned().collect();
     let mut set: BTreeMap<_, _> = after.tags.iter().cloned().collect();
     let gone = before.keys().filter(|key| !set.contains_key(*key));
     let gone: BTreeSet<String> = gone.cloned().collect();
     set.retain(|key, value| before.get(key) != Some(value));
     if set.is_empty() && gone.is_empty() {
-        return;
+        return Outcome::Taken;
     }
     match node.edit_tags(set, gone) {
-        Ok(tags) => log::info!(target: "node", tags = tags.len(); "tags changed"),
-        Err(error) => log::error!(target: "node", error:%; "tags not changed"),
+        Ok(tags) => {
+            log::info!(target: "node", tags = tags.len(); "tags changed");
+            Outcome::Taken
+        }
+        Err(error) => {
+            log::error!(target: "node", error:%; "tags not changed");
+            Outcome::Kept
+        }
     }
 }
 
 /// Reads the certificates again.
-fn renew(node: &Node, settings: &Run) {
+fn renew(node: &Node, settings: &Run) -> Outcome {
     let Some(dir) = settings.tls_dir.as_deref() else {
-        return;
+        return Outcome::Taken;
     };
     let renewed = Identity::from_dir(dir)
         .map_err(|error| Failure::configuration(error.to_string()))
@@ -224,11 +259,15 @@ fn renew(node: &Node, settings: &Run) {
         Ok(ends) => {
             let ends = duration(ends);
             log::info!(target: "node", remaining = ends.as_str(); "certificates reloaded");
+            Outcome::Taken
         }
-        Err(failure) => told(
-            "certificates not reloaded; those before stay in use",
-            &failure,
-        ),
+        Err(failure) => {
+            told(
+                "certificates not reloaded; those before stay in use",
+                &failure,
+            );
+            Outcome::Kept
+        }
     }
 }
 

@@ -66,8 +66,9 @@ const RETRY: Duration = Duration::from_millis(50);
 /// The longest time-out that a client may ask for.
 const MAX_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// How many application names clients may send from. Each stays registered while the node runs.
-const MAX_APPS: usize = 32;
+/// How many application names that only clients have used stay registered: half of what a node may
+/// have. The one that was used least lately makes room.
+const MAX_TYPED_APPS: usize = 16;
 
 /// How long clients have to finish when the server stops.
 const GRACE: Duration = Duration::from_millis(500);
@@ -84,7 +85,10 @@ pub(crate) struct Server {
 struct Shared {
     node: Node,
     history: Arc<History>,
-    apps: Mutex<BTreeMap<String, App>>,
+    /// Applications of the process itself.
+    apps: BTreeMap<String, App>,
+    /// Those that clients have named, the one used last at the end.
+    typed_apps: Mutex<Vec<App>>,
     clients: Mutex<BTreeMap<u64, UnixStream>>,
     gone: Condvar,
 }
@@ -106,11 +110,11 @@ impl Server {
         let shared = Arc::new(Shared {
             node,
             history,
-            apps: Mutex::new(
-                apps.into_iter()
-                    .map(|app| (app.name().to_owned(), app))
-                    .collect(),
-            ),
+            apps: apps
+                .into_iter()
+                .map(|app| (app.name().to_owned(), app))
+                .collect(),
+            typed_apps: Mutex::new(Vec::new()),
             clients: Mutex::new(BTreeMap::new()),
             gone: Condvar::new(),
         });
@@ -515,37 +519,58 @@ fn node_id(name: &str) -> Result<NodeId, Failure> {
 fn ping(node: &Node, peer: &str, timeout_seconds: f64) -> Result<Reply, Failure> {
     let rtt = node
         .ping(&node_id(peer)?, duration(timeout_seconds)?)
-        .map_err(request_failure)?;
+        .map_err(|error| request_failure(node, error))?;
     Ok(Reply::Pong {
         rtt_seconds: rtt.as_secs_f64(),
     })
 }
 
-fn request_failure(error: RequestError) -> Failure {
+fn request_failure(node: &Node, error: RequestError) -> Failure {
     match error {
         RequestError::TooLarge { .. } => Failure::usage(error.to_string()),
+        RequestError::NotConnected(peer) => Failure::failed(absence(node, &peer)),
         // The enum is open: whatever comes, the request failed.
         _ => Failure::failed(error.to_string()),
     }
 }
 
+/// Why there is no connection to somebody whom a client has named.
+fn absence(node: &Node, peer: &NodeId) -> String {
+    if peer == node.id() {
+        return format!("{peer} is this node itself; it has connections to others only");
+    }
+    let members = node.members();
+    let Some(member) = members.iter().find(|member| member.node == *peer) else {
+        return CommandError::UnknownMember(peer.to_string()).to_string();
+    };
+    let conns = node.connections();
+    let conn = conns.iter().find(|conn| conn.peer.as_ref() == Some(peer));
+    let why = conn.and_then(|conn| conn.last_error.as_deref());
+    let why = why.map(|why| format!(": {why}")).unwrap_or_default();
+    format!("no connection to {peer}, which is {}{why}", member.status)
+}
+
 /// The handle for an application name. Names that this process has not registered itself are
-/// registered for sending and kept.
+/// registered for sending.
 fn app(shared: &Shared, name: &str) -> Result<App, Failure> {
-    let mut apps = shared.apps.lock();
-    if let Some(app) = apps.get(name) {
+    if let Some(app) = shared.apps.get(name) {
         return Ok(app.clone());
     }
-    if apps.len() == MAX_APPS {
-        return Err(Failure::failed(format!(
-            "commands have used {MAX_APPS} application names on this node, which is the limit"
-        )));
+    let mut typed = shared.typed_apps.lock();
+    if let Some(place) = typed.iter().position(|app| app.name() == name) {
+        let app = typed.remove(place);
+        typed.push(app.clone());
+        return Ok(app);
+    }
+    if typed.len() == MAX_TYPED_APPS {
+        // Commands that use it still keep it registered.
+        typed.remove(0);
     }
     let app = shared.node.register(name).map_err(|error| match error {
         RegisterError::Invalid(_) => Failure::usage(error.to_string()),
         _ => Failure::failed(error.to_string()),
     })?;
-    apps.insert(name.to_owned(), app.clone());
+    typed.push(app.clone());
     Ok(app)
 }
 
@@ -572,13 +597,16 @@ fn send(
         }
         None => app.broadcast(payload, timeout),
     };
-    Ok(Reply::Delivery(acknowledged(&delivery, |node| {
-        app.flush(node, deadline.remaining())
-    })))
+    Ok(Reply::Delivery(acknowledged(
+        &shared.node,
+        &delivery,
+        |node| app.flush(node, deadline.remaining()),
+    )))
 }
 
 /// A message that a connection took over counts only when the peer has acknowledged it.
 fn acknowledged(
+    node: &Node,
     delivery: &Delivery,
     flush: impl Fn(&NodeId) -> Result<(), SendErrorKind>,
 ) -> DeliveryView {
@@ -587,19 +615,23 @@ fn acknowledged(
         ok: Vec::new(),
         failed: Vec::new(),
     };
-    let mut failed = |node: &NodeId, error: String| {
+    let mut failed = |peer: &NodeId, error: String| {
         view.failed.push(FailedView {
-            node: node.to_string(),
+            node: peer.to_string(),
             error,
         });
     };
-    for (node, error) in &delivery.failed {
-        failed(node, error.to_string());
+    for (peer, error) in &delivery.failed {
+        let why = match error {
+            SendErrorKind::NotConnected(_) => absence(node, peer),
+            _ => error.to_string(),
+        };
+        failed(peer, why);
     }
-    for node in &delivery.ok {
-        match flush(node) {
-            Ok(()) => view.ok.push(node.to_string()),
-            Err(error) => failed(node, format!("sent, but not acknowledged: {error}")),
+    for peer in &delivery.ok {
+        match flush(peer) {
+            Ok(()) => view.ok.push(peer.to_string()),
+            Err(error) => failed(peer, format!("sent, but not acknowledged: {error}")),
         }
     }
     view
@@ -615,7 +647,7 @@ fn request(
     let (to, timeout) = (node_id(to)?, duration(timeout_seconds)?);
     app(shared, name)?
         .request(&to, payload, timeout)
-        .map_err(request_failure)
+        .map_err(|error| request_failure(&shared.node, error))
 }
 
 fn command_failure(error: CommandError) -> Failure {

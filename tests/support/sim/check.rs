@@ -2,13 +2,15 @@
 //!
 //! An [`Observer`] is what somebody who listened to one life of one node must believe: it replays
 //! the events and compares the result with the node's own view. [`Truth`] is what really happened:
-//! who lived when, and what was signed. Their numbers are those of reliability's list:
+//! who lived when, and what was signed:
 //!
 //! 1. A node's own incarnation rises with every record that it signs; a stored incarnation never
 //!    falls until the member is forgotten.
 //! 2. At one incarnation, alive gives way to suspect, dead and left, and never the other way.
 //! 3. Nobody is dead for a node that did not probe it itself without success since the suspicion
 //!    began, and not before the shortest suspicion is over.
+//!    Who suspects a member asks it soon, and no suspicion outlasts the longest, unless something
+//!    disturbs the one who suspects.
 //!    And a node that runs, that nothing has disturbed, is not dead for another of that kind,
 //!    whatever third parties suffer or say.
 //! 4. `Left` stands in a record that the leaver signed, or was forced by a named member on one that
@@ -64,6 +66,11 @@ pub(crate) const MAX_EVENTS_WAITING: usize = 256 + swim::MAX_OWN_PENDING;
 const MAX_WITHOUT_EVENTS: usize = 4;
 /// The step of the Lamport clock that is believed (`swim`).
 const MAX_LAMPORT_STEP: u64 = 1 << 32;
+
+/// What a suspicion may take beyond its time: for a probe, its repetition, and room among the checks.
+const OVERTIME: u64 = 20 * SEC;
+/// A probe in the worst health lasts so many intervals (`swim`).
+const LONGEST_PROBE: u64 = 9;
 
 /// Dials of one peer or seed in a probe interval.
 const DIALS_A_PEER: u64 = 10;
@@ -159,6 +166,15 @@ struct Seen {
     pinged_at: Option<u64>,
     /// When its host or a new process last said that the one before is gone.
     refused_at: Option<u64>,
+}
+
+/// How long a suspicion may last, in nanoseconds: until the accused is asked by the node itself, unless
+/// it was being asked so long before, and until it ends.
+#[derive(Debug)]
+struct Patience {
+    under_way: u64,
+    asked: u64,
+    longest: u64,
 }
 
 /// Messages in one probe interval.
@@ -318,6 +334,27 @@ impl Observer {
 
     pub(crate) fn on_sync(&mut self, entries: usize) {
         self.window.statements += entries as u64;
+    }
+
+    /// Nobody stays suspect for long on hearsay, or beyond the longest suspicion. `calm`: for how long
+    /// nothing has disturbed this node and the member.
+    fn doubts_end(&self, now: u64, calm: &[u64], patience: &Patience) -> Result<(), String> {
+        for (index, (seen, calm)) in self.seen.iter().zip(calm).enumerate() {
+            let Some(seen) = seen.as_ref().filter(|seen| seen.told == Told::Suspect) else {
+                continue;
+            };
+            let suspect_for = (now - seen.suspect_at).min(*calm);
+            let asked = seen.pinged_at.map_or(0, |at| at + patience.under_way);
+            let why = if suspect_for > patience.longest {
+                "without end"
+            } else if suspect_for > patience.asked && asked < seen.suspect_at {
+                "and has not asked it"
+            } else {
+                continue;
+            };
+            return Err(format!("suspects n{} {why}", index + 1));
+        }
+        Ok(())
     }
 }
 
@@ -666,6 +703,22 @@ impl World {
             self.options.mesh.max_members,
         );
         let local = self.local(node);
+        let patience = Patience {
+            under_way: LONGEST_PROBE * interval,
+            asked: config.suspicion_min(self.nodes.len()).as_nanos() as u64 / 2 + OVERTIME,
+            longest: config.suspicion_max(self.nodes.len()).as_nanos() as u64 + OVERTIME,
+        };
+        // Who is disturbed may be slow, and may answer every probe while it cannot refute.
+        let calm_for = |node: usize| self.calm_since(node).map_or(0, |since| now - since);
+        let swept_at = self.process(node).map_or(now, |it| it.observer.swept_at);
+        let due = swept_at + SWEEP_INTERVAL <= now;
+        let calm: Vec<u64> = (0..if due { self.nodes.len() } else { 0 })
+            .map(|other| match &self.nodes[other] {
+                state if state.hostile => 0,
+                state if state.process.is_none() => calm_for(node),
+                _ => calm_for(node).min(calm_for(other)),
+            })
+            .collect();
         let Some(process) = &mut self.nodes[node].process else {
             return;
         };
@@ -698,13 +751,15 @@ impl World {
                 ..Window::default()
             };
         }
-        let due = process.observer.swept_at + SWEEP_INTERVAL <= now;
         if outcome.is_ok() && (small || due || process.observer.dirty) {
             outcome = sweep(&process.cluster, &mut process.observer);
         }
         if outcome.is_ok() && due {
             process.observer.swept_at = now;
             outcome = bounds(&process.cluster, limits);
+            if outcome.is_ok() {
+                outcome = process.observer.doubts_end(now, &calm, &patience);
+            }
         }
         process.observer.dirty = false;
         let counters = process.cluster.swim().counters();
