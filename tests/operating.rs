@@ -314,3 +314,33 @@ fn top_prints_one_look_after_the_other_where_there_is_no_terminal() {
     );
     assert!(!text.contains('\u{1b}'));
 }
+
+#[test]
+fn connections_share_the_threads_that_the_configuration_says() {
+    let lab = Lab::new("workers");
+    let mut n1 = lab.node("n1").flags(&["--workers", "1"]);
+    n1.start();
+    let mut others = ["n2", "n3", "n4"].map(|name| lab.node(name).flags(&["--seed", &n1.quic]));
+    for node in &mut others {
+        node.start();
+    }
+    n1.wait(4, 3, PATIENCE);
+    let threads: Vec<String> = fs::read_dir(format!("/proc/{}/task", n1.pid()))
+        .unwrap()
+        .map(|task| fs::read_to_string(task.unwrap().path().join("comm")).unwrap())
+        .collect();
+    let named = |prefix: &str| {
+        threads
+            .iter()
+            .filter(|name| name.starts_with(prefix))
+            .count()
+    };
+    assert_eq!(
+        (named("nd-peers-"), named("nd-peer-")),
+        (1, 0),
+        "{threads:?}"
+    );
+    for node in &others {
+        assert!(n1.asks(&node.name) && node.asks("n1"));
+    }
+}

@@ -188,7 +188,7 @@ pub(crate) struct Run {
     /// Directory with ca.pem, node.pem and node.key
     #[arg(long, value_name = "DIR", env = "NODOSUM_TLS_DIR", hide_env = true)]
     pub(crate) tls_dir: Option<PathBuf>,
-    /// The page /debug/quic, /metrics and health checks over plain HTTP; off unless given
+    /// The page /debug/quic, /metrics, health; off unless given
     #[arg(long, value_name = "IP:PORT", env = "NODOSUM_HTTP", hide_env = true)]
     pub(crate) http: Option<SocketAddr>,
     /// Name under which clients may address --http, beside its address; may be repeated
@@ -233,6 +233,17 @@ pub(crate) struct Run {
         hide_env = true
     )]
     pub(crate) remember_for: Duration,
+    /// Threads that share all connections [default: one each]
+    #[arg(
+        long,
+        value_name = "N",
+        default_value = "0",
+        hide_default_value = true,
+        value_parser = clap::value_parser!(u16).range(0..=256),
+        env = "NODOSUM_WORKERS",
+        hide_env = true
+    )]
+    pub(crate) workers: u16,
     /// How long leaving may take at the end [default: 5s]
     #[arg(
         long,

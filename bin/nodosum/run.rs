@@ -211,6 +211,9 @@ pub(crate) fn configure(
             Profile::Wan => nodosum::Profile::Wan,
             Profile::Local => nodosum::Profile::Local,
         });
+    if args.workers > 0 {
+        builder = builder.workers(args.workers.into());
+    }
     if let Some(addr) = args.http {
         builder = builder.http(addr);
     }
