@@ -115,6 +115,11 @@ pub struct Config {
     pub spin: Duration,
     /// See [`Builder::workers`](crate::Builder::workers). Default 0.
     pub workers: usize,
+    /// Whether keys are agreed by X25519MLKEM768, so that nobody can record a connection now and read
+    /// it with a quantum computer later, or by X25519 alone, for which a handshake takes less computing
+    /// and its first flights less room. Both ends must want the first for it to be used; either reaches
+    /// the other. Default true.
+    pub post_quantum: bool,
     /// What of the system's help is used, where it grants it. Default all.
     pub offload: Offload,
 }
@@ -139,6 +144,7 @@ impl Default for Config {
             spin: Duration::ZERO,
             // So that every test of the transport can be run on a shared thread.
             workers: usize::from(is_without("threads")),
+            post_quantum: true,
             offload: Offload::default(),
         }
     }

@@ -43,7 +43,7 @@ pub(crate) const QUICHE_VERSION: &str = "0.30.0";
 /// What BoringSSL or quiche refused, in words.
 pub(crate) fn quic_config(identity: &Identity, config: &Config) -> Result<quiche::Config, String> {
     config.check()?;
-    let tls = tls_context(identity).map_err(|error| error.to_string())?;
+    let tls = tls_context(identity, config).map_err(|error| error.to_string())?;
     let mut quic = quiche::Config::with_boring_ssl_ctx_builder(quiche::PROTOCOL_VERSION, tls)
         .map_err(|error| error.to_string())?;
     quic.set_application_protos(&[ALPN])
@@ -76,11 +76,19 @@ pub(super) const DATAGRAM_QUEUE: usize = 256;
 /// What a peer may send us in one datagram: as much as its path carries, whatever we send ourselves.
 const MAX_RECEIVED_DATAGRAM_BYTES: usize = super::udp::MAX_BATCH_BYTES;
 
-fn tls_context(identity: &Identity) -> Result<SslContextBuilder, boring::error::ErrorStack> {
+fn tls_context(
+    identity: &Identity,
+    config: &Config,
+) -> Result<SslContextBuilder, boring::error::ErrorStack> {
     let mut tls = SslContextBuilder::new(SslMethod::tls())?;
     tls.set_min_proto_version(Some(SslVersion::TLS1_3))?;
     tls.set_max_proto_version(Some(SslVersion::TLS1_3))?;
     tls.set_options(SslOptions::NO_TICKET);
+    tls.set_curves_list(if config.post_quantum {
+        "X25519MLKEM768:X25519:P-256"
+    } else {
+        "X25519:P-256"
+    })?;
     tls.set_verify(SslVerifyMode::PEER | SslVerifyMode::FAIL_IF_NO_PEER_CERT);
     tls.set_cert_store_builder(identity.trust_store()?);
     let [leaf, intermediates @ ..] = identity.chain() else {
@@ -94,4 +102,72 @@ fn tls_context(identity: &Identity) -> Result<SslContextBuilder, boring::error::
     tls.set_private_key(identity.private_key())?;
     tls.check_private_key()?;
     Ok(tls)
+}
+
+#[cfg(all(test, feature = "ca"))]
+mod tests {
+    use std::{net::SocketAddr, time::Duration};
+
+    use boring::ssl::SslRef;
+
+    use super::*;
+    use crate::ca::Authority;
+
+    fn carry(from: &mut Quic, into: &mut Quic, to: SocketAddr) {
+        let mut datagram = [0; 2_048];
+        while let Ok((len, info)) = from.send(&mut datagram) {
+            let from = info.from;
+            into.recv(&mut datagram[..len], quiche::RecvInfo { from, to })
+                .unwrap();
+        }
+    }
+
+    /// The group by which the two ends of a connection agreed on their keys.
+    fn agreed(client_wants: bool, server_wants: bool) -> Option<&'static str> {
+        let day = Duration::from_secs(86_400);
+        let authority = Authority::new(&"tls".parse().unwrap(), day).unwrap();
+        let config = |name: &str, post_quantum| {
+            let identity = authority.identity(&name.parse().unwrap(), day).unwrap();
+            let config = Config {
+                post_quantum,
+                ..Config::default()
+            };
+            quic_config(&identity, &config).unwrap()
+        };
+        let [here, there]: [SocketAddr; 2] =
+            ["127.0.0.1:1", "127.0.0.1:2"].map(|addr| addr.parse().unwrap());
+        let id = quiche::ConnectionId::from_ref(&[7; 16]);
+        let mut client: Quic = quiche::connect_with_buffer_factory(
+            Some("n2.tls.nodosum"),
+            &id,
+            here,
+            there,
+            &mut config("n1", client_wants),
+        )
+        .unwrap();
+        let mut server: Quic = quiche::accept_with_buf_factory(
+            &id,
+            None,
+            there,
+            here,
+            &mut config("n2", server_wants),
+        )
+        .unwrap();
+        // Far more flights than the handshake has.
+        for _ in 0..10 {
+            carry(&mut client, &mut server, there);
+            carry(&mut server, &mut client, here);
+        }
+        assert!(client.is_established() && server.is_established());
+        let ssl: &mut SslRef = server.as_mut();
+        ssl.curve_name()
+    }
+
+    #[test]
+    fn keys_are_agreed_by_the_hybrid_where_both_ends_want_it() {
+        assert_eq!(agreed(true, true), Some("X25519MLKEM768"));
+        for (client, server) in [(true, false), (false, true), (false, false)] {
+            assert_eq!(agreed(client, server), Some("X25519"));
+        }
+    }
 }

@@ -101,6 +101,8 @@ impl Nodes {
             ping_interval: KEEP_ALIVE,
             idle_timeout: 4 * KEEP_ALIVE,
             workers: usize::from(is_shared(job)),
+            // As the others have it.
+            post_quantum: false,
             ..defaults
         };
         Ok(Self { authority, config })
