@@ -104,7 +104,8 @@ fn tls_context(
     Ok(tls)
 }
 
-#[cfg(all(test, feature = "ca"))]
+#[cfg(test)]
+#[cfg(feature = "ca")]
 mod tests {
     use std::{net::SocketAddr, time::Duration};
 
