@@ -493,6 +493,7 @@ fn explains_a_death(node: &Node<'_>, dead: &str) {
         "incarnation",
         "health_score",
         "evidence",
+        "dead_at",
         "case",
         "last_death",
         "connection",

@@ -65,6 +65,13 @@ fn story(view: &ExplanationView) -> String {
                 "The last suspicion"
             };
             tell(&mut out, title, case, view);
+            if let Some(at) = &view.dead_at {
+                line(
+                    &mut out,
+                    &clock(at),
+                    "it is dead unless it answers or refutes",
+                );
+            }
         }
     }
     if let Some(case) = &view.last_death {
@@ -267,6 +274,7 @@ mod tests {
             incarnation: 4,
             health_score: 0,
             evidence: evidence.clone(),
+            dead_at: None,
             case: Some(CaseView {
                 incarnation: 4,
                 began: at(5),
@@ -319,6 +327,13 @@ mod tests {
             }),
             when_dead: None,
         }
+    }
+
+    #[test]
+    fn a_suspicion_that_runs_says_when_it_ends() {
+        let mut view = view();
+        view.dead_at = Some(at(13));
+        assert!(story(&view).contains("03:04:13.500 it is dead unless it answers or refutes\n"));
     }
 
     #[test]

@@ -71,6 +71,9 @@ pub struct Explanation {
     pub evidence: Evidence,
     /// How unwell this node itself seems to be now; 0 is well.
     pub health_score: u32,
+    /// When a suspect is dead unless it answers or refutes; confirmations bring it nearer. Nothing as
+    /// long as no probe of this node's own has failed, since nobody dies before.
+    pub dead_at: Option<Instant>,
     /// The suspicion that runs, or the last one that did.
     pub case: Option<Case>,
     /// The last one that ended in death, if it is not `case`.

@@ -941,6 +941,12 @@ impl Swim {
     pub fn explain(&self, node: &NodeId) -> Option<Explanation> {
         let member = self.members.get(node)?;
         let (case, last_death) = self.cases.of(node);
+        let dead_at = match &member.standing {
+            Standing::Suspect(suspicion) if suspicion.own_probe_failed() => {
+                Some(suspicion.deadline())
+            }
+            Standing::Suspect(_) | Standing::Alive | Standing::Dead { .. } | Standing::Left => None,
+        };
         Some(Explanation {
             node: node.clone(),
             status: member.status(),
@@ -948,6 +954,7 @@ impl Swim {
             incarnation: member.incarnation(),
             evidence: evidence_of(member),
             health_score: self.awareness.score(),
+            dead_at,
             case,
             last_death,
         })

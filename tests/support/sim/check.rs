@@ -10,7 +10,7 @@
 //! 3. Nobody is dead for a node that did not probe it itself without success since the suspicion
 //!    began, and not before the shortest suspicion is over.
 //!    Who suspects a member asks it soon, and no suspicion outlasts the longest, unless something
-//!    disturbs the one who suspects.
+//!    disturbs the one who suspects; whoever was asked in vain is dead when the time is up.
 //!    And a node that runs, that nothing has disturbed, is not dead for another of that kind,
 //!    whatever third parties suffer or say.
 //! 4. `Left` stands in a record that the leaver signed, or was forced by a named member on one that
@@ -32,6 +32,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
+    time::Instant,
 };
 
 use nodosum::{
@@ -760,6 +761,9 @@ impl World {
             if outcome.is_ok() {
                 outcome = process.observer.doubts_end(now, &calm, &patience);
             }
+            if outcome.is_ok() && calm.get(node).is_some_and(|calm| *calm > OVERTIME) {
+                outcome = nobody_is_overdue(&process.cluster, local);
+            }
         }
         process.observer.dirty = false;
         let counters = process.cluster.swim().counters();
@@ -828,6 +832,24 @@ fn sweep(cluster: &Cluster, observer: &mut Observer) -> Result<(), String> {
         return Err(format!(
             "{told} members were told, {known} of them are known"
         ));
+    }
+    Ok(())
+}
+
+/// No suspect whom the node has asked in vain is still one after its time.
+fn nobody_is_overdue(cluster: &Cluster, local: Instant) -> Result<(), String> {
+    let swim = cluster.swim();
+    for view in swim.members() {
+        if view.status != MemberStatus::Suspect {
+            continue;
+        }
+        let node = &view.record.record.node;
+        let dead_at = swim.explain(node).and_then(|told| told.dead_at);
+        if let Some(late) = dead_at.and_then(|at| local.checked_duration_since(at))
+            && late > swim.config().probe_interval
+        {
+            return Err(format!("{node} is suspect {late:?} after its time"));
+        }
     }
     Ok(())
 }
