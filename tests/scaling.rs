@@ -92,6 +92,7 @@ fn point(peers: usize, throughputs: &[f64]) -> Point {
     Point {
         workload: "requests_64".to_owned(),
         peers,
+        workers: 0,
         runs: throughputs.iter().map(run).collect(),
     }
 }
@@ -244,6 +245,7 @@ fn a_point_is_measured_in_a_cluster_of_its_own() {
     let phases = RefCell::new(Vec::new());
     let load = Load {
         peers: 2,
+        workers: 0,
         measured: Duration::from_millis(300),
         rate: Some(200.0),
         payload_bytes: 64,
@@ -264,6 +266,25 @@ fn a_point_is_measured_in_a_cluster_of_its_own() {
     assert!(figures["cpu_per_request"] > 0.0, "{figures:?}");
     // A request that is asked and waits sleeps at least once.
     assert!(figures["context_switches_per_request"] > 0.5, "{figures:?}");
+}
+
+#[test]
+fn threads_that_are_shared_are_as_many_as_asked_for() {
+    let load = |workers| Load {
+        peers: 15,
+        workers,
+        measured: Duration::from_millis(200),
+        rate: Some(100.0),
+        payload_bytes: 64,
+    };
+    let threads = |workers| {
+        let figures = measure(load(workers), |_| ()).unwrap();
+        let of = |key| figures.iter().find(|(name, _)| *name == key).unwrap().1;
+        assert!(of("throughput") > 0.0);
+        of("threads")
+    };
+    // Six nodes with five connections each. All that the two differ in are the threads of those.
+    assert_eq!(threads(0) - threads(2), 6.0 * (5.0 - 2.0));
 }
 
 fn nodosum_bench(words: &[&str]) -> Output {
@@ -315,6 +336,32 @@ fn the_binary_measures_draws_and_compares() {
     let svg = std::fs::read_to_string(&picture).unwrap();
     assert!(svg.starts_with("<svg") && svg.ends_with("</svg>\n"));
 
+    let shared = path("workers.svg");
+    let output = nodosum_bench(&[
+        "--peers",
+        "6",
+        "--workers",
+        "0,1,2",
+        "--for",
+        "100ms",
+        "--runs",
+        "1",
+        "--svg",
+        shared.to_str().unwrap(),
+    ]);
+    let table = String::from_utf8_lossy(&output.stdout).into_owned();
+    let said: Vec<&str> = table
+        .lines()
+        .filter_map(|line| line.strip_prefix("          6  "))
+        .map(|rest| rest.get(..8).unwrap_or(rest).trim())
+        .collect();
+    assert_eq!(said, ["one each", "1", "2"], "{table}");
+    let svg = std::fs::read_to_string(&shared).unwrap();
+    assert!(
+        svg.contains(">one each<") && svg.contains("over 6 connections"),
+        "{svg}"
+    );
+
     let file = path("a.json");
     std::fs::write(&file, &stdout).unwrap();
     let name = file.to_str().unwrap();
@@ -326,4 +373,11 @@ fn the_binary_measures_draws_and_compares() {
     std::fs::remove_dir_all(&dir).unwrap();
 
     assert_eq!(nodosum_bench(&["--peers", "0"]).status.code(), Some(2));
+    let both = nodosum_bench(&["--peers", "1,2", "--workers", "0,1"]);
+    assert!(!both.status.success());
+    let told = String::from_utf8_lossy(&both.stderr).into_owned();
+    assert!(
+        told.contains("several --workers need one --peers"),
+        "{told}"
+    );
 }

@@ -52,6 +52,8 @@ const STACK_BYTES: usize = 256 << 10;
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Load {
     pub(crate) peers: usize,
+    /// Threads of each node that share its connections; 0: each has one.
+    pub(crate) workers: usize,
     pub(crate) measured: Duration,
     /// Requests a second, in all, whatever the answers; else each thread asks when it was answered.
     pub(crate) rate: Option<f64>,
@@ -95,7 +97,7 @@ pub(crate) fn measure(load: Load, tell: impl Fn(&str)) -> Result<Figures, String
     let before = rss_bytes()?;
     let count = nodes_for(load.peers);
     tell(&format!("forming a cluster of {count} nodes"));
-    let nodes = start(count)?;
+    let nodes = start(count, load.workers)?;
     let apps: Vec<App> = nodes.iter().map(register).collect::<Result<_, _>>()?;
     let phase = Arc::new(AtomicU8::new(WARMING));
     let gate = Arc::new(Mutex::new(()));
@@ -175,7 +177,7 @@ fn figures(
     ])
 }
 
-fn start(count: usize) -> Result<Vec<Node>, String> {
+fn start(count: usize, workers: usize) -> Result<Vec<Node>, String> {
     let authority = Authority::new(&name("bench")?, VALID_FOR).map_err(words)?;
     let mut nodes: Vec<Node> = Vec::new();
     for number in 1..=count {
@@ -186,6 +188,7 @@ fn start(count: usize) -> Result<Vec<Node>, String> {
         let node = Node::builder(identity)
             .profile(Profile::Local)
             .seeds(seed)
+            .workers(workers)
             .start()
             .map_err(words)?;
         nodes.push(node);

@@ -1,5 +1,6 @@
 //! Thread scaling: the same small requests over 1, 2, 4, … 1,024 connections, each with a thread that
-//! asks and a thread of nodosum's at either end.
+//! asks and a thread of nodosum's at either end; or over so many connections with 1, 2, 4, … threads in
+//! each node that share them.
 //!
 //! `./run bench scale` and `nodosum bench` are this. Every point is measured by a process of its
 //! own, so that memory and threads are the point's and nobody else's; [`load`] says what happens in
@@ -22,7 +23,7 @@ use std::{
 
 use clap::{Args, Subcommand, ValueEnum};
 use jiff::SignedDuration;
-use nodosum::transport::Offload;
+use nodosum::transport::{MAX_WORKERS, Offload};
 use serde_json::{Map, Value, json};
 
 use load::{Figures, Load};
@@ -42,6 +43,7 @@ const MEASURED: std::ops::RangeInclusive<Duration> =
     after_help = "\
 Example:
   nodosum bench --peers 1,8,64 --for 5s --svg scale.svg
+  nodosum bench --peers 256 --workers 0,1,2,4
   nodosum bench -o json >a.json; nodosum bench -o json >b.json; nodosum bench compare a.json b.json
 
 A cluster on loopback, in a process of its own for each number. With --rate the requests of a second
@@ -59,6 +61,15 @@ pub(crate) struct Scale {
         value_parser = connections
     )]
     peers: Vec<usize>,
+    /// Threads of each node that share its connections, 0 for one each; several with one of --peers
+    #[arg(
+        long,
+        value_name = "N,N,...",
+        value_delimiter = ',',
+        default_value = "0",
+        value_parser = workers
+    )]
+    workers: Vec<usize>,
     /// How long a run counts, after its warm-up
     #[arg(long = "for", value_name = "DURATION", default_value = "3s", value_parser = measured)]
     measured: Duration,
@@ -117,6 +128,13 @@ fn connections(text: &str) -> Result<usize, String> {
         .ok_or_else(|| format!("a number of connections is 1 to {MAX_CONNECTIONS}"))
 }
 
+fn workers(text: &str) -> Result<usize, String> {
+    text.parse()
+        .ok()
+        .filter(|number| *number <= MAX_WORKERS)
+        .ok_or_else(|| format!("a number of threads is 0 to {MAX_WORKERS}"))
+}
+
 fn measured(text: &str) -> Result<Duration, String> {
     let duration = text
         .parse::<SignedDuration>()
@@ -146,8 +164,11 @@ pub(crate) fn run(scale: &Scale, own: &[&str], out: &mut dyn Write) -> Result<()
         };
         return print(out, &report::compare(&read(before)?, &read(after)?)?);
     }
-    if let Some(peers) = scale.point {
-        let figures = load::measure(scale.load(peers), tell)?;
+    if scale.workers.len() > 1 && scale.peers.len() > 1 {
+        return Err("several --workers need one --peers, such as --peers 64".to_owned());
+    }
+    if let (Some(peers), [workers]) = (scale.point, &scale.workers[..]) {
+        let figures = load::measure(scale.load(peers, *workers), tell)?;
         return print(out, &format!("{}\n", json_of(&figures)));
     }
     let Offload { gso, gro, .. } = Offload::default();
@@ -191,9 +212,10 @@ fn json_of(figures: &Figures) -> Value {
 }
 
 impl Scale {
-    fn load(&self, peers: usize) -> Load {
+    fn load(&self, peers: usize, workers: usize) -> Load {
         Load {
             peers,
+            workers,
             measured: self.measured,
             rate: self.rate,
             payload_bytes: self.payload as usize,
@@ -205,20 +227,27 @@ impl Scale {
         let mode = self
             .rate
             .map_or_else(String::new, |rate| format!("_at_{rate}"));
-        let mut points: Vec<Point> = self
+        // Of the two lists one has a single number.
+        let pairs = self
             .peers
             .iter()
-            .map(|peers| Point {
-                workload: format!("requests_{}{mode}", self.payload),
-                peers: *peers,
+            .flat_map(|peers| self.workers.iter().map(|workers| (*peers, *workers)));
+        let mut points: Vec<Point> = pairs
+            .map(|(peers, workers)| Point {
+                workload: match workers {
+                    0 => format!("requests_{}{mode}", self.payload),
+                    shared => format!("requests_{}{mode}_shared_{shared}", self.payload),
+                },
+                peers,
+                workers,
                 runs: Vec::new(),
             })
             .collect();
         let mut progress = Progress::new(points.len() * self.runs as usize);
         for round in 1..=self.runs {
             for point in &mut points {
-                progress.show(point.peers, round, self.runs);
-                let run = self.child(own, point.peers);
+                progress.show(point, round, self.runs);
+                let run = self.child(own, point);
                 progress.clear();
                 point.runs.push(run?);
                 progress.done += 1;
@@ -227,10 +256,12 @@ impl Scale {
         Ok(points)
     }
 
-    fn child(&self, own: &[&str], peers: usize) -> Result<BTreeMap<String, f64>, String> {
+    fn child(&self, own: &[&str], point: &Point) -> Result<BTreeMap<String, f64>, String> {
+        let peers = point.peers;
         let words = |error: io::Error| error.to_string();
         let mut command = Command::new(std::env::current_exe().map_err(words)?);
         command.args(own).arg("--point").arg(peers.to_string());
+        command.arg("--workers").arg(point.workers.to_string());
         command
             .arg("--for")
             .arg(format!("{}ns", self.measured.as_nanos()));
@@ -283,7 +314,7 @@ impl Progress {
         }
     }
 
-    fn show(&self, peers: usize, round: u32, rounds: u32) {
+    fn show(&self, point: &Point, round: u32, rounds: u32) {
         let left = if self.done == 0 {
             String::new()
         } else {
@@ -301,7 +332,8 @@ impl Progress {
         // Nobody misses progress that cannot be shown.
         let _ = write!(
             stderr,
-            "{begin}{at} {peers} connections, run {round} of {rounds}{left}{end}"
+            "{begin}{at} {}, run {round} of {rounds}{left}{end}",
+            point.name()
         )
         .and_then(|()| stderr.flush());
     }

@@ -112,13 +112,22 @@ fn escaped(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;")
 }
 
-/// Where the point with this index stands. The numbers double, so that equal steps are a
-/// logarithmic scale.
+/// Whether the points differ in their threads, and not in their connections.
+fn is_over_workers(points: &[Point]) -> bool {
+    points
+        .windows(2)
+        .any(|two| two[0].workers != two[1].workers)
+}
+
+/// Where the point with this index stands. Connections double, so that equal steps are a logarithmic
+/// scale; numbers of threads stand side by side, since one of them is "one each".
 fn across(points: &[Point]) -> impl Fn(usize) -> f64 {
-    let logs: Vec<f64> = points
-        .iter()
-        .map(|point| (point.peers as f64).log2())
-        .collect();
+    let logs: Vec<f64> = if is_over_workers(points) {
+        (0..points.len()).map(|place| place as f64).collect()
+    } else {
+        let peers = points.iter().map(|point| point.peers as f64);
+        peers.map(f64::log2).collect()
+    };
     let low = logs.iter().copied().fold(f64::INFINITY, f64::min);
     let high = logs.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     move |index: usize| {
@@ -138,8 +147,8 @@ pub(crate) fn svg(points: &[Point], subtitle: &[String]) -> String {
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" \
          width=\"{WIDTH}\" height=\"{height}\" font-family=\"sans-serif\" font-size=\"12\">\n\
          <rect width=\"100%\" height=\"100%\" fill=\"#ffffff\"/>\n\
-         <text x=\"16\" y=\"28\" font-size=\"17\" font-weight=\"bold\">nodosum: requests over \
-         1 to many connections, one thread each</text>\n"
+         <text x=\"16\" y=\"28\" font-size=\"17\" font-weight=\"bold\">{}</text>\n",
+        title(points)
     );
     for (place, text) in subtitle.iter().enumerate() {
         let _ = writeln!(
@@ -192,12 +201,28 @@ pub(crate) fn svg(points: &[Point], subtitle: &[String]) -> String {
     }
     let _ = writeln!(
         out,
-        "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\">connections, one request outstanding \
-         on each</text>\n</svg>",
+        "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{}</text>\n</svg>",
         f64::midpoint(LEFT, WIDTH - RIGHT),
-        height - 18.0
+        height - 18.0,
+        if is_over_workers(points) {
+            "threads of each node that share its connections"
+        } else {
+            "connections, one request outstanding on each"
+        }
     );
     out
+}
+
+fn title(points: &[Point]) -> String {
+    let shared = points.first().map_or(0, |point| point.workers);
+    let peers = points.first().map_or(0, |point| point.peers);
+    if is_over_workers(points) {
+        format!("nodosum: requests over {peers} connections by more and more threads")
+    } else if shared == 0 {
+        "nodosum: requests over 1 to many connections, one thread each".to_owned()
+    } else {
+        format!("nodosum: requests over 1 to many connections, {shared} threads in each node")
+    }
 }
 
 /// All that has to fit: the ranges too.
@@ -244,7 +269,11 @@ fn frame(
             "<path d=\"M{x:.1} {bottom}v5\" stroke=\"#333333\"/>\
              <text x=\"{x:.1}\" y=\"{:.1}\" text-anchor=\"middle\" fill=\"#333333\">{}</text>",
             bottom + 19.0,
-            point.peers
+            if is_over_workers(points) {
+                point.workers_text()
+            } else {
+                point.peers.to_string()
+            }
         );
     }
     let _ = writeln!(

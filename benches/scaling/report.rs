@@ -49,11 +49,13 @@ const METRICS: [Metric; 9] = [
     metric("threads", "threads", "threads", 1.0),
 ];
 
-/// All runs of one number of connections.
+/// All runs of one number of connections and of threads.
 #[derive(Debug, Clone)]
 pub(crate) struct Point {
     pub(crate) workload: String,
     pub(crate) peers: usize,
+    /// Threads of each node that share its connections; 0: each has one.
+    pub(crate) workers: usize,
     pub(crate) runs: Vec<BTreeMap<String, f64>>,
 }
 
@@ -80,9 +82,24 @@ impl Spread {
 }
 
 impl Point {
+    pub(crate) fn name(&self) -> String {
+        match self.workers {
+            0 => format!("{} connections", self.peers),
+            shared => format!("{} connections, {shared} shared threads a node", self.peers),
+        }
+    }
+
     pub(crate) fn spread(&self, key: &str) -> Option<Spread> {
         let values = self.runs.iter().filter_map(|run| run.get(key).copied());
         Spread::of(values.collect())
+    }
+
+    /// What stands in a column or under a mark.
+    pub(crate) fn workers_text(&self) -> String {
+        match self.workers {
+            0 => "one each".to_owned(),
+            shared => shared.to_string(),
+        }
     }
 
     /// One object for each figure.
@@ -94,6 +111,7 @@ impl Point {
                 "bench": "scale",
                 "workload": self.workload,
                 "peers": self.peers,
+                "workers": self.workers,
                 "metric": metric.key,
                 "unit": metric.unit,
                 "lower_is_better": metric.lower_is_better,
@@ -108,11 +126,11 @@ impl Point {
 }
 
 pub(crate) fn table(points: &[Point]) -> String {
-    let mut head = vec!["connections".to_owned()];
+    let mut head = vec!["connections".to_owned(), "workers".to_owned()];
     head.extend(METRICS.iter().map(|metric| metric.heading.to_owned()));
     let mut rows = vec![head];
     for point in points {
-        let mut row = vec![point.peers.to_string()];
+        let mut row = vec![point.peers.to_string(), point.workers_text()];
         row.extend(METRICS.iter().map(|metric| {
             point
                 .spread(metric.key)
