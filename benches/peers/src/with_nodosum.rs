@@ -254,7 +254,7 @@ pub(crate) fn client(job: &Job, mut control: Control) -> io::Result<Outcome> {
     };
     Ok(outcome.note(
         "cipher as BoringSSL chooses between two ends with AES in hardware: \
-         TLS_AES_128_GCM_SHA256; key exchange X25519MLKEM768, which cannot be set",
+         TLS_AES_128_GCM_SHA256; X25519",
     ))
 }
 
