@@ -23,7 +23,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 use nodosum::{App, Node, NodeId, Ready, ca::Authority};
 use serde_json::json;
 use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
@@ -48,11 +48,17 @@ const PIECE_BYTES: usize = 64 << 10;
 #[command(name = "./run bench allocations", disable_help_subcommand = true)]
 struct Cli {
     /// Messages of each kind
-    #[arg(long, value_name = "N", default_value_t = 20_000, value_parser = clap::value_parser!(u64).range(100..))]
+    #[arg(long, value_name = "N", default_value_t = 20_000, value_parser = clap::value_parser!(u64).range(1_000..))]
     count: u64,
-    /// Print one JSON object a line
-    #[arg(long)]
-    json: bool,
+    /// How to print the figures
+    #[arg(
+        short,
+        long,
+        value_enum,
+        value_name = "FORMAT",
+        default_value = "table"
+    )]
+    output: Format,
     /// What `cargo bench` adds.
     #[arg(long = "bench", hide = true)]
     _bench: bool,
@@ -100,6 +106,13 @@ struct Pair {
     peer: NodeId,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Format {
+    Table,
+    // One object a line.
+    Json,
+}
+
 #[derive(Debug, Clone, Copy, Default)]
 struct Used {
     allocations: f64,
@@ -138,7 +151,7 @@ fn run(cli: &Cli) -> Outcome<()> {
     let before = Used::now();
     thread::sleep(IDLE);
     let idle = Used::now().since(before);
-    if !cli.json {
+    if cli.output == Format::Table {
         println!(
             "idle: {:.0} allocations a second, both nodes\n\n{:<26}{:>12}{:>14}{:>16}",
             idle.allocations / IDLE.as_secs_f64(),
@@ -155,9 +168,11 @@ fn run(cli: &Cli) -> Outcome<()> {
         send,
     } in ROWS
     {
-        let count = cli.count / share;
+        // Every row, and its warm-up, sends whole rounds of what waits at once.
+        let rounds = |count: u64| count.next_multiple_of(OUTSTANDING);
+        let count = rounds(cli.count / share);
         let payload = vec![0x5a; payload_bytes];
-        send(&pair, &payload, count / 10)?;
+        send(&pair, &payload, rounds(count / 10))?;
         let (from, before) = (Instant::now(), Used::now());
         send(&pair, &payload, count)?;
         let used = Used::now().since(before);
@@ -165,12 +180,18 @@ fn run(cli: &Cli) -> Outcome<()> {
         let idle_part = from.elapsed().as_secs_f64() / IDLE.as_secs_f64();
         let allocations = (used.allocations - idle.allocations * idle_part).max(0.0) / count;
         let bytes = (used.bytes - idle.bytes * idle_part).max(0.0) / count;
-        if cli.json {
-            let line = json!({"schema": 1, "bench": "allocations", "workload": what,
-                "payload_bytes": payload_bytes, "allocations": allocations, "bytes": bytes});
-            println!("{line}");
-        } else {
+        if cli.output == Format::Table {
             println!("{what:<26}{allocations:>12.2}{bytes:>14.0}{payload_bytes:>16}");
+            continue;
+        }
+        for (metric, unit, value) in [
+            ("allocations", "allocations", allocations),
+            ("bytes_allocated", "bytes", bytes),
+        ] {
+            let line = json!({"schema": 1, "bench": "allocations",
+                "workload": format!("{what}, {payload_bytes}"), "metric": metric, "unit": unit,
+                "lower_is_better": true, "median": value, "min": value, "max": value, "runs": 1});
+            println!("{line}");
         }
     }
     for node in &pair.nodes {
@@ -239,7 +260,7 @@ fn many_requests(pair: &Pair, payload: &[u8], count: u64) -> Outcome<()> {
         ended,
     });
     for _ in 0..OUTSTANDING {
-        ask(&chain, (count / OUTSTANDING).saturating_sub(1));
+        ask(&chain, count / OUTSTANDING - 1);
     }
     for _ in 0..OUTSTANDING {
         end.recv()??;

@@ -22,6 +22,8 @@ mod arena;
 mod experiments;
 #[path = "membership/plot.rs"]
 mod plot;
+#[path = "membership/promises.rs"]
+mod promises;
 #[path = "membership/report.rs"]
 mod report;
 
@@ -93,8 +95,6 @@ fn arguments() -> Result<Arguments, String> {
             },
             // What `cargo bench` adds.
             "--bench" => {}
-            // `cargo test` runs benches as well: tiny, to see that they live.
-            "--test" => out.context.quick = true,
             "--help" | "-h" => return Err(String::new()),
             other => return Err(format!("unknown argument {other:?}")),
         }
@@ -124,8 +124,11 @@ fn main() -> ExitCode {
             rows,
             plots: found,
             notes,
-            missed: promises,
+            missed: mut promises,
         } = run(&arguments.context);
+        if !arguments.context.quick {
+            promises.extend(promises::missed(name, &rows));
+        }
         if arguments.json {
             rows.iter().for_each(|row| println!("{}", row.json()));
         } else {

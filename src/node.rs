@@ -240,6 +240,14 @@ impl Builder {
         self
     }
 
+    /// Whether two nodes that both want it agree on their keys by X25519MLKEM768, so that nobody can
+    /// record a connection now and read it with a quantum computer later (default), or by X25519 alone,
+    /// for which a handshake takes less computing. Nodes that differ in this reach each other, by X25519.
+    pub fn post_quantum(mut self, wanted: bool) -> Self {
+        self.transport.post_quantum = wanted;
+        self
+    }
+
     /// Settings of the transport, for tests of their own limits.
     #[doc(hidden)]
     pub fn transport(mut self, config: transport::Config) -> Self {

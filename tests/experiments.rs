@@ -14,6 +14,8 @@ mod arena;
 mod experiments;
 #[path = "../benches/membership/plot.rs"]
 mod plot;
+#[path = "../benches/membership/promises.rs"]
+mod promises;
 #[path = "../benches/membership/report.rs"]
 mod report;
 
@@ -56,6 +58,58 @@ fn evidence_makes_a_crash_known_sooner_than_the_model_knows_it() {
     let findings = play("E2");
     let row = row(&findings, "known_everywhere_p50");
     assert!(row.nodosum < row.model, "{row:?}");
+}
+
+#[test]
+fn every_experiment_still_plays() {
+    for (name, ..) in EXPERIMENTS {
+        let findings = play(name);
+        assert!(!findings.rows.is_empty(), "{name}");
+        for row in &findings.rows {
+            let ours = row
+                .nodosum
+                .unwrap_or_else(|| panic!("{name} {}", row.metric));
+            assert!(
+                ours.is_finite() && ours >= 0.0,
+                "{name} {}: {ours}",
+                row.metric
+            );
+        }
+        for plot in &findings.plots {
+            assert!(plot.svg().ends_with("</svg>\n"), "{name}");
+        }
+    }
+}
+
+#[test]
+fn a_promise_that_is_not_kept_is_told() {
+    let row = |metric, nodes, ours| Row::new("E2", metric, nodes, "s").ours(ours);
+    let of = |rows: &[Row]| promises::missed("E2", rows);
+    assert!(of(&[row("known_everywhere_p99", 100, 2.9)]).is_empty());
+    assert!(
+        of(&[row("known_everywhere_p99", 10, 4.0)]).is_empty(),
+        "another size"
+    );
+    let told = of(&[row("known_everywhere_p99", 100, 3.1)]);
+    assert_eq!(
+        told,
+        ["known_everywhere_p99 at 100 members: nodosum has 3.100, the limit is 3.000 s"]
+    );
+    let traffic = |ours| {
+        let row = Row::new("E6", "change_gossip_sent_p99", 1_000, "B/s").ours(ours);
+        promises::missed("E6", &[row.other("memberlist_published", 6_400.0)]).len()
+    };
+    assert_eq!((traffic(6_000.0), traffic(7_000.0)), (0, 1));
+    let mistakes = |without: f64| {
+        let row = Row::new("E1", "false_positives", 100, "events").ours(0.0);
+        let row = row
+            .other("swim", 1_000.0)
+            .other("nodosum_without_evidence", without);
+        promises::missed("E1", &[row]).len()
+    };
+    assert_eq!((mistakes(20.0), mistakes(21.0)), (0, 1));
+    let left = Row::new("E14", "known_within_1_s", 3_600, "%").ours(99.9);
+    assert_eq!(promises::missed("E14", &[left]).len(), 1);
 }
 
 #[test]

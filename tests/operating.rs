@@ -72,6 +72,22 @@ fn a_file_configures_a_node_and_hup_takes_over_what_changed_in_it() {
     assert_eq!(why["error"], "n1.toml:2: unknown key \"zones\"");
     assert_eq!(tags_seen(&n2, "n1"), expected);
     assert_eq!(n1.json(&["log", "show"])["configured"], "debug");
+
+    // Tags that are too large stay as they were, and the next reload knows that they did.
+    let tags = |large: &str| format!("{}large = \"{large}\"\n", changed.replace("\"b\"", "\"c\""));
+    fs::write(&file, tags(&"x".repeat(600))).unwrap();
+    reloaded(&n1, "reloaded in part");
+    assert_eq!(tags_seen(&n2, "n1"), expected);
+    let shown = n1.text(&["config", "show", "--origin"]);
+    assert!(
+        shown.contains("zone=b") && !shown.contains("xxx"),
+        "{shown}"
+    );
+    fs::write(&file, tags("no")).unwrap();
+    reloaded(&n1, "reloaded");
+    eventually("the tags are taken over in the end", || {
+        tags_seen(&n2, "n1") == json!({"zone": "c", "canary": "yes", "large": "no"})
+    });
 }
 
 /// Puts a new certificate of `node` in the place of the one it has.

@@ -385,6 +385,20 @@ fn a_node_joins_leaves_and_follows_events_on_command() {
 }
 
 #[test]
+fn a_leave_names_who_did_not_confirm_it() {
+    let lab = Lab::new("silent");
+    let [n1, n2, n3] = lab.three("lan");
+    n2.signal(Signal::STOP);
+    let told = n1.text(&["leave", "--timeout", "1s"]);
+    n2.signal(Signal::CONT);
+    assert_eq!(told, "left; 1 member confirmed it, not n2\n");
+    for node in [&n2, &n3] {
+        let left = node.await_event("member_left", "n1", 1);
+        assert_eq!(left["reason"], "left");
+    }
+}
+
+#[test]
 fn a_node_that_cannot_serve_refuses_to_start_and_says_why() {
     let lab = Lab::new("refusals");
     lab.certify("n1");

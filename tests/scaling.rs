@@ -283,8 +283,10 @@ fn threads_that_are_shared_are_as_many_as_asked_for() {
         assert!(of("throughput") > 0.0);
         of("threads")
     };
-    // Six nodes with five connections each. All that the two differ in are the threads of those.
-    assert_eq!(threads(0) - threads(2), 6.0 * (5.0 - 2.0));
+    // Six nodes with five connections each. All that the two differ in are the threads of those, and of
+    // those that lost when two nodes dialled each other and are not quite over.
+    let saved = threads(0) - threads(2);
+    assert!(saved >= 6.0 * (5.0 - 2.0), "{saved}");
 }
 
 fn nodosum_bench(words: &[&str]) -> Output {

@@ -167,7 +167,10 @@ pub(crate) fn run(scale: &Scale, own: &[&str], out: &mut dyn Write) -> Result<()
     if scale.workers.len() > 1 && scale.peers.len() > 1 {
         return Err("several --workers need one --peers, such as --peers 64".to_owned());
     }
-    if let (Some(peers), [workers]) = (scale.point, &scale.workers[..]) {
+    if let Some(peers) = scale.point {
+        let [workers] = &scale.workers[..] else {
+            return Err("--point wants one of --workers".to_owned());
+        };
         let figures = load::measure(scale.load(peers, *workers), tell)?;
         return print(out, &format!("{}\n", json_of(&figures)));
     }

@@ -217,7 +217,7 @@ fn title(points: &[Point]) -> String {
     let shared = points.first().map_or(0, |point| point.workers);
     let peers = points.first().map_or(0, |point| point.peers);
     if is_over_workers(points) {
-        format!("nodosum: requests over {peers} connections by more and more threads")
+        format!("nodosum: requests over {peers} connections by different numbers of threads")
     } else if shared == 0 {
         "nodosum: requests over 1 to many connections, one thread each".to_owned()
     } else {

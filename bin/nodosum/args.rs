@@ -188,7 +188,7 @@ pub(crate) struct Run {
     /// Directory with ca.pem, node.pem and node.key
     #[arg(long, value_name = "DIR", env = "NODOSUM_TLS_DIR", hide_env = true)]
     pub(crate) tls_dir: Option<PathBuf>,
-    /// The page /debug/quic, /metrics, health; off unless given
+    /// Page, metrics, health checks over plain HTTP; off unless given
     #[arg(long, value_name = "IP:PORT", env = "NODOSUM_HTTP", hide_env = true)]
     pub(crate) http: Option<SocketAddr>,
     /// Name under which clients may address --http, beside its address; may be repeated

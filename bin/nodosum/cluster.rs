@@ -39,7 +39,8 @@ pub(crate) fn leave(args: &Leave) -> Result<Exit, Failure> {
     else {
         return Err(unexpected());
     };
-    let mut text = format!("left; {} members confirmed it", confirmed.len());
+    let s = if confirmed.len() == 1 { "" } else { "s" };
+    let mut text = format!("left; {} member{s} confirmed it", confirmed.len());
     if !unconfirmed.is_empty() {
         text.push_str(&format!(", not {}", clean(&unconfirmed.join(", "))));
     }

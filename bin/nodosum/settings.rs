@@ -49,6 +49,18 @@ pub(crate) struct Settings {
     pub(crate) rows: Vec<Setting>,
 }
 
+impl Settings {
+    /// Puts the rows of these keys back to what they were.
+    pub(crate) fn keep(&mut self, before: &Self, keys: &[&str]) {
+        for row in &mut self.rows {
+            let old = before.rows.iter().find(|old| old.key == row.key);
+            if let Some(old) = old.filter(|old| keys.contains(&old.key.as_str())) {
+                row.clone_from(old);
+            }
+        }
+    }
+}
+
 /// One setting, as text.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Setting {

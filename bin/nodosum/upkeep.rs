@@ -139,7 +139,7 @@ impl Upkeep {
 
     /// HUP.
     pub(crate) fn reload(&mut self, node: &Node) {
-        let new = match settings::load(&["run"])
+        let mut new = match settings::load(&["run"])
             .and_then(|new| crate::run::judge(&new.run).map(|()| new))
         {
             Ok(new) => new,
@@ -150,21 +150,35 @@ impl Upkeep {
                 return;
             }
         };
-        let outcomes = [
-            renew(node, &new.run),
-            self.reload_seeds(node, &new.run),
-            reload_tags(node, &self.settings.run, &new.run),
-        ];
+        let certificates = renew(node, &new.run);
+        let tags = reload_tags(node, &self.settings.run, &new.run);
+        let seeds = self.reload_seeds(node, &new.run);
+        let before = &self.settings;
+        // What was not taken over is what the next reload compares with, and what `config show` says.
+        if certificates == Outcome::Kept {
+            new.run.tls_dir.clone_from(&before.run.tls_dir);
+            new.keep(before, &["tls_dir"]);
+        }
+        if seeds == Outcome::Kept {
+            new.run.seeds.clone_from(&before.run.seeds);
+            new.run.seeds_file.clone_from(&before.run.seeds_file);
+            new.keep(before, &["seeds", "seeds_file"]);
+        }
+        if tags == Outcome::Kept {
+            new.run.tags.clone_from(&before.run.tags);
+            new.keep(before, &["tags"]);
+        }
         crate::logging::set_base(&crate::run::log_filter(&new));
         let mut restart = changed(&self.settings.rows, &new.rows);
         restart.retain(|key| !RELOADED.contains(&key.as_str()));
         if !restart.is_empty() {
-            let keys: Vec<_> = restart.into_iter().collect();
+            let keys: Vec<_> = restart.iter().map(String::as_str).collect();
+            new.keep(&self.settings, &keys);
             log::warn!(target: "node", keys = keys.join(",").as_str();
                 "changed settings that only a restart takes over");
         }
         // What is missing has its own line.
-        let what = if outcomes.contains(&Outcome::Kept) {
+        let what = if [certificates, seeds, tags].contains(&Outcome::Kept) {
             "reloaded in part"
         } else {
             "reloaded"

@@ -72,7 +72,7 @@ pub struct Explanation {
     /// How unwell this node itself seems to be now; 0 is well.
     pub health_score: u32,
     /// When a suspect is dead unless it answers or refutes; confirmations bring it nearer. Nothing as
-    /// long as no probe of this node's own has failed, since nobody dies before.
+    /// long as no probe of this node's own has failed: then it is asked first.
     pub dead_at: Option<Instant>,
     /// The suspicion that runs, or the last one that did.
     pub case: Option<Case>,

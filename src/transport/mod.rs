@@ -113,7 +113,8 @@ pub struct Config {
     /// takes, tens of microseconds, and costs a processor meanwhile: for few connections with fast
     /// peers, 20 to 100 µs. Shared threads ([`workers`](Self::workers)) do not spin. Default 0.
     pub spin: Duration,
-    /// See [`Builder::workers`](crate::Builder::workers). Default 0.
+    /// See [`Builder::workers`](crate::Builder::workers). Default 0, and 1 where the environment
+    /// variable `NODOSUM_WITHOUT` names `threads`. At most [`MAX_WORKERS`].
     pub workers: usize,
     /// Whether keys are agreed by X25519MLKEM768, so that nobody can record a connection now and read
     /// it with a quantum computer later, or by X25519 alone, for which a handshake takes less computing

@@ -85,9 +85,9 @@ fn tls_context(
     tls.set_max_proto_version(Some(SslVersion::TLS1_3))?;
     tls.set_options(SslOptions::NO_TICKET);
     tls.set_curves_list(if config.post_quantum {
-        "X25519MLKEM768:X25519:P-256"
+        "X25519MLKEM768:X25519"
     } else {
-        "X25519:P-256"
+        "X25519"
     })?;
     tls.set_verify(SslVerifyMode::PEER | SslVerifyMode::FAIL_IF_NO_PEER_CERT);
     tls.set_cert_store_builder(identity.trust_store()?);
@@ -107,12 +107,12 @@ fn tls_context(
 #[cfg(test)]
 #[cfg(feature = "ca")]
 mod tests {
-    use std::{net::SocketAddr, time::Duration};
+    use std::net::SocketAddr;
 
     use boring::ssl::SslRef;
 
     use super::*;
-    use crate::ca::Authority;
+    use crate::trust::testing::Authority;
 
     fn carry(from: &mut Quic, into: &mut Quic, to: SocketAddr) {
         let mut datagram = [0; 2_048];
@@ -125,21 +125,19 @@ mod tests {
 
     /// The group by which the two ends of a connection agreed on their keys.
     fn agreed(client_wants: bool, server_wants: bool) -> Option<&'static str> {
-        let day = Duration::from_secs(86_400);
-        let authority = Authority::new(&"tls".parse().unwrap(), day).unwrap();
+        let authority = Authority::new();
         let config = |name: &str, post_quantum| {
-            let identity = authority.identity(&name.parse().unwrap(), day).unwrap();
             let config = Config {
                 post_quantum,
                 ..Config::default()
             };
-            quic_config(&identity, &config).unwrap()
+            quic_config(&authority.identity(name), &config).unwrap()
         };
         let [here, there]: [SocketAddr; 2] =
             ["127.0.0.1:1", "127.0.0.1:2"].map(|addr| addr.parse().unwrap());
         let id = quiche::ConnectionId::from_ref(&[7; 16]);
         let mut client: Quic = quiche::connect_with_buffer_factory(
-            Some("n2.tls.nodosum"),
+            Some("n2.test.nodosum"),
             &id,
             here,
             there,

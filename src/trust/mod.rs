@@ -11,7 +11,7 @@ mod leaf;
 mod seal;
 #[cfg(test)]
 #[cfg(feature = "ca")]
-mod testing;
+pub(crate) mod testing;
 mod verifier;
 
 pub use crate::node_id::KeyId;

@@ -47,7 +47,7 @@ pub(super) fn record(node: &str, incarnation: u64) -> Record {
 }
 
 /// An authority with its key.
-pub(super) struct Authority(CertifiedIssuer<'static, KeyPair>);
+pub(crate) struct Authority(CertifiedIssuer<'static, KeyPair>);
 
 /// A certificate and its key, both PEM.
 pub(super) struct Issued {
@@ -58,7 +58,7 @@ pub(super) struct Issued {
 
 impl Authority {
     /// Constrained to the cluster `test`.
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let mut params = Self::params();
         params.name_constraints = Some(NameConstraints {
             permitted_subtrees: vec![GeneralSubtree::DnsName("test.nodosum".into())],
@@ -121,7 +121,7 @@ impl Authority {
     }
 
     /// The identity of a node in the cluster `test`.
-    pub(super) fn identity(&self, node: &str) -> Identity {
+    pub(crate) fn identity(&self, node: &str) -> Identity {
         self.identity_of(&self.issue(&[&format!("{node}.test.nodosum")]))
             .unwrap()
     }

@@ -67,8 +67,8 @@ const RETRY: Duration = Duration::from_millis(50);
 const MAX_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// How many application names that only clients have used stay registered: half of what a node may
-/// have. The one that was used least lately makes room.
-const MAX_TYPED_APPS: usize = 16;
+/// have. The one that was used least lately, and by no command now, makes room.
+const MAX_NAMED_APPS: usize = 16;
 
 /// How long clients have to finish when the server stops.
 const GRACE: Duration = Duration::from_millis(500);
@@ -86,9 +86,9 @@ struct Shared {
     node: Node,
     history: Arc<History>,
     /// Applications of the process itself.
-    apps: BTreeMap<String, App>,
+    apps: BTreeMap<String, Arc<App>>,
     /// Those that clients have named, the one used last at the end.
-    typed_apps: Mutex<Vec<App>>,
+    named_by_clients: Mutex<Vec<Arc<App>>>,
     clients: Mutex<BTreeMap<u64, UnixStream>>,
     gone: Condvar,
 }
@@ -112,9 +112,9 @@ impl Server {
             history,
             apps: apps
                 .into_iter()
-                .map(|app| (app.name().to_owned(), app))
+                .map(|app| (app.name().to_owned(), Arc::new(app)))
                 .collect(),
-            typed_apps: Mutex::new(Vec::new()),
+            named_by_clients: Mutex::new(Vec::new()),
             clients: Mutex::new(BTreeMap::new()),
             gone: Condvar::new(),
         });
@@ -552,25 +552,27 @@ fn absence(node: &Node, peer: &NodeId) -> String {
 
 /// The handle for an application name. Names that this process has not registered itself are
 /// registered for sending.
-fn app(shared: &Shared, name: &str) -> Result<App, Failure> {
+fn app(shared: &Shared, name: &str) -> Result<Arc<App>, Failure> {
     if let Some(app) = shared.apps.get(name) {
-        return Ok(app.clone());
+        return Ok(Arc::clone(app));
     }
-    let mut typed = shared.typed_apps.lock();
-    if let Some(place) = typed.iter().position(|app| app.name() == name) {
-        let app = typed.remove(place);
-        typed.push(app.clone());
+    let mut named = shared.named_by_clients.lock();
+    if let Some(place) = named.iter().position(|app| app.name() == name) {
+        let app = named.remove(place);
+        named.push(Arc::clone(&app));
         return Ok(app);
-    }
-    if typed.len() == MAX_TYPED_APPS {
-        // Commands that use it still keep it registered.
-        typed.remove(0);
     }
     let app = shared.node.register(name).map_err(|error| match error {
         RegisterError::Invalid(_) => Failure::usage(error.to_string()),
         _ => Failure::failed(error.to_string()),
     })?;
-    typed.push(app.clone());
+    if named.len() >= MAX_NAMED_APPS
+        && let Some(unused) = named.iter().position(|app| Arc::strong_count(app) == 1)
+    {
+        named.remove(unused);
+    }
+    let app = Arc::new(app);
+    named.push(Arc::clone(&app));
     Ok(app)
 }
 

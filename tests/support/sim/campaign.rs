@@ -81,6 +81,7 @@ const COUNTS: &[&str] = &[
     "probes_connection",
     "probes_indirect",
     "rosters_restored",
+    "suspects_judged",
     "vetoes",
     "crashes",
     "drains",

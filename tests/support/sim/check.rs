@@ -68,9 +68,10 @@ const MAX_WITHOUT_EVENTS: usize = 4;
 /// The step of the Lamport clock that is believed (`swim`).
 const MAX_LAMPORT_STEP: u64 = 1 << 32;
 
-/// What a suspicion may take beyond its time: for a probe, its repetition, and room among the checks.
-const OVERTIME: u64 = 20 * SEC;
-/// A probe in the worst health lasts so many intervals (`swim`).
+/// What a suspicion may take beyond its time, in probe intervals: for a probe in the worst health, its
+/// repetition, and room among the checks.
+const OVERTIME: u64 = 20;
+/// A probe in the worst health lasts eight intervals (`swim`); one is for what comes late.
 const LONGEST_PROBE: u64 = 9;
 
 /// Dials of one peer or seed in a probe interval.
@@ -172,10 +173,10 @@ struct Seen {
 /// How long a suspicion may last, in nanoseconds: until the accused is asked by the node itself, unless
 /// it was being asked so long before, and until it ends.
 #[derive(Debug)]
-struct Patience {
-    under_way: u64,
+struct SuspicionBounds {
+    probe: u64,
     asked: u64,
-    longest: u64,
+    whole: u64,
 }
 
 /// Messages in one probe interval.
@@ -339,16 +340,16 @@ impl Observer {
 
     /// Nobody stays suspect for long on hearsay, or beyond the longest suspicion. `calm`: for how long
     /// nothing has disturbed this node and the member.
-    fn doubts_end(&self, now: u64, calm: &[u64], patience: &Patience) -> Result<(), String> {
+    fn doubts_end(&self, now: u64, calm: &[u64], bounds: &SuspicionBounds) -> Result<(), String> {
         for (index, (seen, calm)) in self.seen.iter().zip(calm).enumerate() {
             let Some(seen) = seen.as_ref().filter(|seen| seen.told == Told::Suspect) else {
                 continue;
             };
             let suspect_for = (now - seen.suspect_at).min(*calm);
-            let asked = seen.pinged_at.map_or(0, |at| at + patience.under_way);
-            let why = if suspect_for > patience.longest {
+            let asked = seen.pinged_at.map_or(0, |at| at + bounds.probe);
+            let why = if suspect_for > bounds.whole {
                 "without end"
-            } else if suspect_for > patience.asked && asked < seen.suspect_at {
+            } else if suspect_for > bounds.asked && asked < seen.suspect_at {
                 "and has not asked it"
             } else {
                 continue;
@@ -704,10 +705,11 @@ impl World {
             self.options.mesh.max_members,
         );
         let local = self.local(node);
-        let patience = Patience {
-            under_way: LONGEST_PROBE * interval,
-            asked: config.suspicion_min(self.nodes.len()).as_nanos() as u64 / 2 + OVERTIME,
-            longest: config.suspicion_max(self.nodes.len()).as_nanos() as u64 + OVERTIME,
+        let suspicions = SuspicionBounds {
+            probe: LONGEST_PROBE * interval,
+            asked: config.suspicion_min(self.nodes.len()).as_nanos() as u64 / 2
+                + OVERTIME * interval,
+            whole: config.suspicion_max(self.nodes.len()).as_nanos() as u64 + OVERTIME * interval,
         };
         // Who is disturbed may be slow, and may answer every probe while it cannot refute.
         let calm_for = |node: usize| self.calm_since(node).map_or(0, |since| now - since);
@@ -724,6 +726,7 @@ impl World {
             return;
         };
         let mut outcome = Ok(());
+        let mut judged = 0;
         let window = &process.observer.window;
         if now >= window.since + interval {
             // Each message is answered at most once and each statement too; a step at the edge may
@@ -759,16 +762,23 @@ impl World {
             process.observer.swept_at = now;
             outcome = bounds(&process.cluster, limits);
             if outcome.is_ok() {
-                outcome = process.observer.doubts_end(now, &calm, &patience);
+                outcome = process.observer.doubts_end(now, &calm, &suspicions);
             }
-            if outcome.is_ok() && calm.get(node).is_some_and(|calm| *calm > OVERTIME) {
-                outcome = nobody_is_overdue(&process.cluster, local);
+            if outcome.is_ok()
+                && calm
+                    .get(node)
+                    .is_some_and(|calm| *calm > OVERTIME * interval)
+            {
+                outcome = nobody_is_overdue(&process.cluster, local).map(|count| judged = count);
             }
         }
         process.observer.dirty = false;
         let counters = process.cluster.swim().counters();
         process.observer.probes_failed = counters.probes_failed;
         process.observer.fast_deaths = counters.fast_deaths;
+        for _ in 0..judged {
+            self.tally.count("suspects_judged");
+        }
         if let Err(why) = outcome {
             self.violate(node, &why);
         }
@@ -836,22 +846,24 @@ fn sweep(cluster: &Cluster, observer: &mut Observer) -> Result<(), String> {
     Ok(())
 }
 
-/// No suspect whom the node has asked in vain is still one after its time.
-fn nobody_is_overdue(cluster: &Cluster, local: Instant) -> Result<(), String> {
+/// No suspect whom the node has asked in vain is still one after its time. How many there are.
+fn nobody_is_overdue(cluster: &Cluster, local: Instant) -> Result<usize, String> {
     let swim = cluster.swim();
+    let mut judged = 0;
     for view in swim.members() {
         if view.status != MemberStatus::Suspect {
             continue;
         }
         let node = &view.record.record.node;
         let dead_at = swim.explain(node).and_then(|told| told.dead_at);
+        judged += usize::from(dead_at.is_some());
         if let Some(late) = dead_at.and_then(|at| local.checked_duration_since(at))
             && late > swim.config().probe_interval
         {
             return Err(format!("{node} is suspect {late:?} after its time"));
         }
     }
-    Ok(())
+    Ok(judged)
 }
 
 fn bounds(cluster: &Cluster, (dials, members): (usize, usize)) -> Result<(), String> {
