@@ -39,11 +39,20 @@ impl World {
             Memory::Lost => None,
         };
         let image = saved.and_then(|bytes| Image::decode(bytes).ok());
+        if image.is_some() && matches!(memory, Memory::Old) {
+            self.tally.fault("old_memory");
+        }
         let incarnation = image.as_ref().map_or(1, |image| image.incarnation + 1);
         let boot = u128::from(self.rng.u64()) << 64 | u128::from(self.rng.u64());
         let boot = BootId(boot.to_be_bytes());
         let addr = self.nodes[node].addr;
         let skewed = self.script.skewed.contains(node);
+        if skewed {
+            self.tally.fault("skew");
+        }
+        if self.nodes[node].clock_ppm != 0 {
+            self.tally.fault("clock_rate");
+        }
         let mut certificate = [0; 32];
         certificate[..8].copy_from_slice(&(node as u64).to_be_bytes());
         let record = Record {

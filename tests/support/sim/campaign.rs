@@ -39,8 +39,11 @@ const TRANSITIONS: &[&str] = &[
 ];
 const FAULTS: &[&str] = &[
     "block",
+    "block_around",
     "block_frame",
     "block_handshake",
+    "block_one_way",
+    "clock_rate",
     "clog",
     "corrupt",
     "delay",
@@ -50,9 +53,11 @@ const FAULTS: &[&str] = &[
     "key_holder",
     "loss",
     "no_names",
+    "old_memory",
     "outsider",
     "reorder",
     "sever",
+    "skew",
     "stuck_worker",
     "unsigned",
 ];

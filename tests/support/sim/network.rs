@@ -159,6 +159,15 @@ impl World {
         }
         if self.conditions.is_blocked(from, to) {
             self.tally.fault("block");
+            if !self.conditions.is_blocked(to, from) {
+                self.tally.fault("block_one_way");
+            }
+            // Somebody reaches both, who cannot reach each other: a bridge, a ring, a broken path.
+            let between = (from + 1) % self.nodes.len();
+            let is_free = |a, b| !self.conditions.is_blocked(a, b);
+            if between != to && is_free(from, between) && is_free(between, to) {
+                self.tally.fault("block_around");
+            }
             return;
         }
         let loss = self.conditions.loss(from, to);
