@@ -182,6 +182,25 @@ fn what_makes_no_sense_exits_with_2_and_prints_no_data() {
 }
 
 #[test]
+fn a_refused_value_says_which_variable_it_is_from() {
+    let told = |args: &[&str]| {
+        let output = nodosum(args)
+            .env("NODOSUM_BIND", "nowhere")
+            .output()
+            .unwrap();
+        assert_eq!(code(&output), 2);
+        stderr(&output).to_owned()
+    };
+    let from_variable = told(&["run"]);
+    assert!(
+        from_variable.contains("'nowhere'") && from_variable.contains("that of NODOSUM_BIND"),
+        "{from_variable}"
+    );
+    let from_flag = told(&["run", "--bind", "elsewhere"]);
+    assert!(!from_flag.contains("NODOSUM_BIND"), "{from_flag}");
+}
+
+#[test]
 fn a_node_that_is_not_there_exits_with_3_and_a_hint() {
     let dir = Dir::new();
     let socket = dir.path("none.sock");

@@ -43,7 +43,10 @@ mod watch;
 
 use std::{io::Write as _, process::ExitCode, time::Duration};
 
-use clap::{CommandFactory as _, FromArgMatches as _};
+use clap::{
+    CommandFactory as _, FromArgMatches as _,
+    error::{ContextKind, ContextValue},
+};
 
 use crate::{
     args::{Cli, Command},
@@ -71,8 +74,17 @@ fn main() -> ExitCode {
         Ok(matches) => Cli::from_arg_matches(&matches),
         Err(error) => Err(error),
     };
-    // A usage error, or help that was asked for: clap prints it and knows the code.
-    let cli = cli.unwrap_or_else(|error| error.exit());
+    let cli = match cli {
+        Ok(cli) => cli,
+        Err(error) => {
+            // A usage error, or help that was asked for: clap prints it and knows the code.
+            let _ = error.print();
+            if let Some(variable) = variable_of(&error) {
+                output::note(&format!("The value is that of {variable}."));
+            }
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+        }
+    };
     output::set_colour(cli.color);
     let exit = carry_out(cli).unwrap_or_else(|failure| {
         // Nobody reading standard error changes nothing about the exit code.
@@ -80,6 +92,31 @@ fn main() -> ExitCode {
         failure.exit
     });
     ExitCode::from(exit.code())
+}
+
+/// The environment variable from which a refused value was taken, and not from a flag.
+fn variable_of(error: &clap::Error) -> Option<String> {
+    let ContextValue::String(flag) = error.get(ContextKind::InvalidArg)? else {
+        return None;
+    };
+    let long = flag.strip_prefix("--")?.split_whitespace().next()?;
+    let is_given = std::env::args().any(|word| {
+        word.strip_prefix("--")
+            .and_then(|word| word.split('=').next())
+            == Some(long)
+    });
+    let root = Cli::command();
+    let mut commands = vec![&root];
+    let mut variable = None;
+    while let Some(command) = commands.pop() {
+        commands.extend(command.get_subcommands());
+        let arg = command
+            .get_arguments()
+            .find(|arg| arg.get_long() == Some(long));
+        variable = variable.or_else(|| arg.and_then(clap::Arg::get_env).map(ToOwned::to_owned));
+    }
+    let variable = variable.filter(|name| !is_given && std::env::var_os(name).is_some())?;
+    Some(variable.to_string_lossy().into_owned())
 }
 
 /// What `--color` says to help and usage errors, which are printed before the flags are read.
