@@ -107,7 +107,7 @@ fn connection(view: &ConnView) -> String {
         );
     }
     if let Some(error) = &view.last_error {
-        let _ = write!(text, "; the one before ended: {error}");
+        let _ = write!(text, "; last error: {error}");
     }
     if view.next_dial_seconds.is_some() {
         let _ = write!(
@@ -141,6 +141,7 @@ fn evidence(out: &mut String, evidence: &EvidenceView) {
 fn tell(out: &mut String, title: &str, case: &CaseView, view: &ExplanationView) {
     let confirmations = match case.confirmations_wanted {
         0 => "so few need no confirmation".to_owned(),
+        1 => "one confirmation makes it shortest".to_owned(),
         wanted => format!("{wanted} confirmations make it shortest"),
     };
     let _ = writeln!(
@@ -181,7 +182,7 @@ fn tell(out: &mut String, title: &str, case: &CaseView, view: &ExplanationView) 
         if probe.helpers > 0 {
             let _ = write!(
                 text,
-                "; {} others tried, {} of them heard nothing either",
+                "; helpers that tried: {}, of whom {} heard nothing either",
                 probe.helpers, probe.nacks
             );
         }
@@ -341,14 +342,14 @@ mod tests {
         assert_eq!(
             story(&view()),
             "n3 is dead since 2026-01-02T03:04:09.500Z, incarnation 4
-  connection   down; the one before ended: idle time-out; 2 dials, next in 12.0 s
+  connection   down; last error: idle time-out; 2 dials, next in 12.0 s
   last answer  03:04:01.500 over the connection
   doubt        03:04:04.500 unanswered
   own health   0 (0 is healthy)
 
-The last suspicion: incarnation 4, 3 members, 3.0 s to 18.0 s; 1 confirmations make it shortest
+The last suspicion: incarnation 4, 3 members, 3.0 s to 18.0 s; one confirmation makes it shortest
   03:04:05.500 n1 accuses it (this node)
-  03:04:05.500 this node's probe failed after 1.0 s; 1 others tried, 1 of them heard nothing either; the connection was tried as well
+  03:04:05.500 this node's probe failed after 1.0 s; helpers that tried: 1, of whom 1 heard nothing either; the connection was tried as well
   03:04:05.500 the connection when it was suspected: established, up for 1m 00s, last datagram 3.0 s ago, last ping 2.00 ms, 2 pings unanswered
   03:04:06.500 n2 accuses it; counts as a confirmation
                and 2 accusations and probes more
