@@ -1,4 +1,10 @@
 //! The timers of the core: what is due, in an order that is the same in every run.
+//!
+//! A timer is known by what it is for, so that each runs once at most: setting it again moves it. Two
+//! indexes hold all of them, one by purpose, to move and cancel, one by time, whose first entry is when
+//! the reactor must look again. What is due is taken one after the other, and what one of them starts may
+//! be due at once; equal times go by the order of the list below, and then by name or number, never by
+//! chance, so that a seed is the same run every time.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
