@@ -166,6 +166,8 @@ struct Seen {
     /// Failed probes of this node before the step in which the suspicion began.
     failed_before: u64,
     pinged_at: Option<u64>,
+    /// Since when it is suspect beyond its time.
+    overdue_since: Option<u64>,
     /// When its host or a new process last said that the one before is gone.
     refused_at: Option<u64>,
 }
@@ -253,6 +255,7 @@ impl Observer {
             failed_before: 0,
             pinged_at: None,
             refused_at: None,
+            overdue_since: None,
         })
     }
 
@@ -336,6 +339,32 @@ impl Observer {
 
     pub(crate) fn on_sync(&mut self, entries: usize) {
         self.window.statements += entries as u64;
+    }
+
+    /// No suspect whom the node has asked in vain is still one after its time. What brings the time
+    /// nearer may bring it into the past, so that an interval is left to act on it. How many there are.
+    fn overdue(&mut self, swim: &swim::Swim, local: Instant, now: u64) -> Result<usize, String> {
+        let interval = swim.config().probe_interval.as_nanos() as u64;
+        let mut judged = 0;
+        for (index, seen) in self.seen.iter_mut().enumerate() {
+            let Some(seen) = seen else { continue };
+            if seen.told != Told::Suspect {
+                seen.overdue_since = None;
+                continue;
+            }
+            let name = super::world::name_of(index);
+            let dead_at = swim.explain(&name).and_then(|told| told.dead_at);
+            judged += usize::from(dead_at.is_some());
+            if dead_at.is_none_or(|at| at >= local) {
+                seen.overdue_since = None;
+                continue;
+            }
+            let since = *seen.overdue_since.get_or_insert(now);
+            if now > since + interval {
+                return Err(format!("{name} is suspect, and its time is long over"));
+            }
+        }
+        Ok(judged)
     }
 
     /// Nobody stays suspect for long on hearsay, or beyond the longest suspicion. `calm`: for how long
@@ -513,7 +542,8 @@ impl World {
                 if matches!(told, Told::Up | Told::Suspect) {
                     return wrong("Up");
                 }
-                if seen.gone_at.is_some_and(|gone| incarnation <= gone) {
+                // One that has left again in the same step: what the view shows is that leave.
+                if !is_left && seen.gone_at.is_some_and(|gone| incarnation <= gone) {
                     let gone = seen.gone_at;
                     return Err(format!(
                         "{name} is back at incarnation {incarnation}, gone at {gone:?}"
@@ -769,7 +799,9 @@ impl World {
                     .get(node)
                     .is_some_and(|calm| *calm > OVERTIME * interval)
             {
-                outcome = nobody_is_overdue(&process.cluster, local).map(|count| judged = count);
+                let swim = process.cluster.swim();
+                let overdue = process.observer.overdue(swim, local, now);
+                outcome = overdue.map(|count| judged = count);
             }
         }
         process.observer.dirty = false;
@@ -844,26 +876,6 @@ fn sweep(cluster: &Cluster, observer: &mut Observer) -> Result<(), String> {
         ));
     }
     Ok(())
-}
-
-/// No suspect whom the node has asked in vain is still one after its time. How many there are.
-fn nobody_is_overdue(cluster: &Cluster, local: Instant) -> Result<usize, String> {
-    let swim = cluster.swim();
-    let mut judged = 0;
-    for view in swim.members() {
-        if view.status != MemberStatus::Suspect {
-            continue;
-        }
-        let node = &view.record.record.node;
-        let dead_at = swim.explain(node).and_then(|told| told.dead_at);
-        judged += usize::from(dead_at.is_some());
-        if let Some(late) = dead_at.and_then(|at| local.checked_duration_since(at))
-            && late > swim.config().probe_interval
-        {
-            return Err(format!("{node} is suspect {late:?} after its time"));
-        }
-    }
-    Ok(judged)
 }
 
 fn bounds(cluster: &Cluster, (dials, members): (usize, usize)) -> Result<(), String> {
