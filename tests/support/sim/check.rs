@@ -162,6 +162,8 @@ struct Seen {
     incarnation: u64,
     /// The incarnation at which it was told to be gone.
     gone_at: Option<u64>,
+    /// When it was last told to have left.
+    left_at: Option<u64>,
     suspect_at: u64,
     /// Failed probes of this node before the step in which the suspicion began.
     failed_before: u64,
@@ -251,6 +253,7 @@ impl Observer {
             told: Told::Nothing,
             incarnation: 0,
             gone_at: None,
+            left_at: None,
             suspect_at: 0,
             failed_before: 0,
             pinged_at: None,
@@ -542,8 +545,11 @@ impl World {
                 if matches!(told, Told::Up | Told::Suspect) {
                     return wrong("Up");
                 }
-                // One that has left again in the same step: what the view shows is that leave.
-                if !is_left && seen.gone_at.is_some_and(|gone| incarnation <= gone) {
+                // Left, back and left again, all told in one step: the view shows the last leave only,
+                // so that nothing lies between the two.
+                let between_leaves = is_left && seen.left_at == Some(now);
+                let least = |gone: u64| gone + u64::from(!between_leaves);
+                if seen.gone_at.is_some_and(|gone| incarnation < least(gone)) {
                     let gone = seen.gone_at;
                     return Err(format!(
                         "{name} is back at incarnation {incarnation}, gone at {gone:?}"
@@ -615,6 +621,7 @@ impl World {
                     None | Some(_) => {}
                 }
                 seen.told = Told::Left;
+                seen.left_at = Some(now);
                 // Back in the same step: the view is past the record with which it left.
                 seen.gone_at = Some(incarnation - u64::from(!is_left));
                 observer.changed_at = now;
