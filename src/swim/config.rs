@@ -81,6 +81,8 @@ pub struct Rules {
     /// A node that has just joined syncs soon and then ever more rarely. Off: always at the full
     /// interval.
     pub early_syncs: bool,
+    /// Two syncs in a row go to two members. Off: both are drawn by lot.
+    pub alternate_syncs: bool,
     /// Who leaves says so to many members in its first datagrams.
     pub leave_burst: bool,
     /// Who has refuted suspicions lately has to fail several probes in a row before it is suspected
@@ -105,6 +107,7 @@ impl Rules {
             bursts: true,
             feedback: true,
             early_syncs: true,
+            alternate_syncs: true,
             leave_burst: true,
             patience: true,
         }
@@ -122,6 +125,7 @@ impl Rules {
             bursts: false,
             feedback: false,
             early_syncs: false,
+            alternate_syncs: false,
             leave_burst: false,
             patience: false,
             ..Self::nodosum()

@@ -416,6 +416,9 @@ pub struct Swim {
     /// The time to the next sync but one. A node that has just joined may have missed those that
     /// join with it, so it syncs soon, then ever more rarely.
     sync_pause: Duration,
+    /// Whom the last sync went to: the next goes elsewhere, so that one other member that missed
+    /// the same news cannot be all that this node asks.
+    synced_with: Option<NodeId>,
     rival: Option<Rival>,
     members: Members,
     /// Forgotten members and their last incarnation; at most `max_members`.
@@ -465,6 +468,7 @@ impl Swim {
             signing: false,
             sync_after_signing: None,
             gossiped: None,
+            synced_with: None,
             sync_pause: if config.rules.early_syncs {
                 config.probe_interval
             } else {
@@ -1198,13 +1202,16 @@ impl Swim {
     }
 
     fn on_sync_turn(&mut self, now: Instant) {
-        let partner = self
+        let is_alive = |member: &Member| matches!(member.standing, Standing::Alive);
+        let last = self.synced_with.take();
+        let another = self
             .members
-            .choose(1, &mut self.rng, |_, member| {
-                matches!(member.standing, Standing::Alive)
+            .choose(1, &mut self.rng, |node, member| {
+                is_alive(member) && last.as_ref() != Some(node)
             })
             .pop();
-        let Some(with) = partner else {
+        let again = || last.filter(|node| self.members.get(node).is_some_and(is_alive));
+        let Some(with) = another.or_else(again) else {
             if self.members.live() > 1 {
                 // None was drawn among many tombstones.
                 self.timers
@@ -1220,6 +1227,9 @@ impl Swim {
         let every = self.config.sync_every(self.members.live());
         self.timers.set(Timer::Sync, now + self.sync_pause);
         self.sync_pause = (self.sync_pause * 2).min(every);
+        if self.config.rules.alternate_syncs {
+            self.synced_with = Some(with.clone());
+        }
         self.actions.push_back(Action::Sync { with });
     }
 

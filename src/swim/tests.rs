@@ -1753,3 +1753,42 @@ fn a_suspect_is_looked_at_although_a_probe_of_its_earlier_incarnation_was_runnin
     bench.core.handle_timeout(now);
     assert!(bench.core.probes.of(&id("a")).is_some_and(|seq| seq != old));
 }
+
+/// The partners of the first `count` syncs of a node whose members are all well.
+fn sync_partners(members: &[&str], count: usize) -> Vec<NodeId> {
+    let mut bench = Bench::new(Config::lan(), members);
+    let mut partners = Vec::new();
+    while partners.len() < count {
+        bench.tick();
+        for (to, message) in bench.sent() {
+            if let Body::Ping { seq, .. } = message.body {
+                bench.receive(to.as_str(), Body::Ack { seq });
+            }
+        }
+        partners.extend(
+            bench
+                .actions()
+                .into_iter()
+                .filter_map(|action| match action {
+                    Action::Sync { with } => Some(with),
+                    _ => None,
+                }),
+        );
+    }
+    partners
+}
+
+#[test]
+fn two_syncs_in_a_row_go_to_two_members() {
+    let partners = sync_partners(&["a", "b", "c"], 60);
+    assert!(
+        partners.windows(2).all(|pair| pair[0] != pair[1]),
+        "{partners:?}"
+    );
+    for name in ["a", "b", "c"] {
+        let share = partners.iter().filter(|node| **node == id(name)).count();
+        assert!(share >= 10, "{name} is asked {share} times of 60");
+    }
+    let only = sync_partners(&["a"], 3);
+    assert_eq!(only, [id("a"), id("a"), id("a")]);
+}

@@ -30,7 +30,8 @@
 //!
 //! **Repair.** Gossip misses a member now and then: with `r` transmissions by each of many members, one
 //! in `eʳ`. So with a sync goes what was heard in the last two sync intervals, as far as it fits 64 KiB,
-//! and whoever missed an event gets it there, or in the first sync after a short partition.
+//! and whoever missed an event gets it there, or in the first sync after a short partition. Two syncs
+//! in a row go to two members, so one other that missed the event as well does not stand in the way.
 //!
 //! **The clock** goes up with every event heard, but never by more than [`MAX_LAMPORT_STEP`] at
 //! once: an event from further ahead is delivered, for its signature is good, and counted, and moves

@@ -550,6 +550,19 @@ impl World {
             self.lie(&mut entries);
         }
         let to = self.conns[conn].ends[1 - end].node;
+        self.say(|| {
+            let what = if answer_to.is_some() {
+                "answers the sync of"
+            } else {
+                "syncs with"
+            };
+            format!(
+                "{} {what} {}: {} entries",
+                name_of(node),
+                name_of(to),
+                entries.len()
+            )
+        });
         let (latency, _) = self.reliable_latency(node, to, PTO);
         let latency = latency + entries.len() as u64 * SYNC_ENTRY_BYTES * SEC / SYNC_RATE;
         self.tally.count(if answer_to.is_some() {
