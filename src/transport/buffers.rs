@@ -1,15 +1,18 @@
 //! Room for what is received and sent at once, shared by all connections of the process.
 //!
 //! A batch needs 64 KiB, a connection that is idle needs nothing: so whoever is about to read or
-//! write a socket takes a buffer and gives it back when the turn is over. There are never more in
-//! use than threads at work, and never more kept than [`MAX_KEPT`].
+//! write a socket takes a buffer and gives it back when the turn is over; there are never more of
+//! those in use than threads at work. Large pieces of what waits to be sent are in buffers as well,
+//! within the limits of the outbox, until the peer has acknowledged them: an allocator gives so much
+//! back to the system and gets it again, page by page. Never more than [`MAX_KEPT`] are kept.
 
+use bytes::Bytes;
 use parking_lot::Mutex;
 
 use super::udp::RECEIVE_BYTES;
 
-/// Buffers kept for the next turn. More threads at work than this are more than the machine has
-/// processors, and then an allocation is the least of their delays.
+/// Buffers kept for the next time, 4 MiB: what one busy stream has under way by default, and more
+/// threads at work than most machines have processors.
 const MAX_KEPT: usize = 64;
 
 static KEPT: Mutex<Vec<Box<[u8]>>> = Mutex::new(Vec::new());
@@ -22,6 +25,30 @@ pub(super) struct Buffer(Box<[u8]>);
 pub(super) fn take() -> Buffer {
     let kept = KEPT.lock().pop();
     Buffer(kept.unwrap_or_else(|| vec![0; RECEIVE_BYTES].into_boxed_slice()))
+}
+
+/// A copy of `bytes` that is kept until nobody refers to it any more: in a buffer, if they fill at
+/// least half of one.
+pub(super) fn copy_of(bytes: &[u8]) -> Bytes {
+    if bytes.len() < RECEIVE_BYTES / 2 || bytes.len() > RECEIVE_BYTES {
+        return Bytes::copy_from_slice(bytes);
+    }
+    let mut buffer = take();
+    buffer[..bytes.len()].copy_from_slice(bytes);
+    let length = bytes.len();
+    Bytes::from_owner(Filled { buffer, length })
+}
+
+/// A buffer of which the front is in use.
+struct Filled {
+    buffer: Buffer,
+    length: usize,
+}
+
+impl AsRef<[u8]> for Filled {
+    fn as_ref(&self) -> &[u8] {
+        &self.buffer[..self.length]
+    }
 }
 
 impl std::ops::Deref for Buffer {
@@ -58,5 +85,14 @@ mod tests {
         assert!(taken.iter().all(|buffer| buffer.len() == RECEIVE_BYTES));
         drop(taken);
         assert!(KEPT.lock().len() <= MAX_KEPT);
+    }
+
+    #[test]
+    fn a_copy_has_all_bytes_whatever_their_number() {
+        for length in [0, 1, RECEIVE_BYTES / 2, RECEIVE_BYTES, RECEIVE_BYTES + 1] {
+            let bytes: Vec<u8> = (0..length).map(|at| at as u8).collect();
+            let copies = [copy_of(&bytes), copy_of(&bytes)];
+            assert!(copies.iter().all(|copy| *copy == bytes), "{length}");
+        }
     }
 }

@@ -60,6 +60,7 @@ use crate::{
         outbox::{Gate, Outbox, Outcome, Unit},
         raw::RawPipe,
         reply::{Awaited, Then, Waiter},
+        seats::Seat,
         slot::Slot,
         tls::Quic,
         udp,
@@ -527,10 +528,10 @@ impl Connection {
         }
         let slot = Arc::new(Slot::default());
         let waiter = || Waiter::Slot(Arc::clone(&slot));
-        let in_line = |outbox: &mut Outbox| self.begin_waiting(outbox);
+        let in_line = |outbox: &mut Outbox| self.begin_waiting(outbox, None);
         let submitted = self.submit(app, payload, deadline, timeout, waiter, flight, in_line);
-        let (id, leads) = submitted?;
-        self.nudge_and_wait(leads, &slot, deadline);
+        let (id, seat) = submitted?;
+        self.nudge_and_wait(seat, &slot, deadline, false);
         self.give_up(id, deadline);
         Ok(slot.take().unwrap_or_else(|| {
             let peer = self.peer_name();
@@ -566,7 +567,8 @@ impl Connection {
     ) -> Result<PendingReply, Untaken<RequestError>> {
         let slot = Arc::new(Slot::default());
         let waiter = || Waiter::Slot(Arc::clone(&slot));
-        let submitted = self.submit(app, payload, deadline, timeout, waiter, flight, |_| ());
+        let in_line = |outbox: &mut Outbox| self.end_keeping(outbox);
+        let submitted = self.submit(app, payload, deadline, timeout, waiter, flight, in_line);
         let (id, ()) = submitted?;
         self.nudge();
         Ok(PendingReply {
@@ -594,7 +596,8 @@ impl Connection {
             expires_at: deadline,
             timeout,
         };
-        self.submit(app, payload, deadline, timeout, waiter, flight, |_| ())?;
+        let in_line = |outbox: &mut Outbox| self.end_keeping(outbox);
+        self.submit(app, payload, deadline, timeout, waiter, flight, in_line)?;
         self.nudge();
         Ok(())
     }
@@ -724,6 +727,7 @@ impl Connection {
         if now >= deadline || is_turning() {
             return false;
         }
+        self.end_keeping(outbox);
         self.changed
             .wait_until(outbox, deadline.min(now + Duration::from_millis(50)));
         true
@@ -896,6 +900,15 @@ impl Connection {
         }
     }
 
+    /// Whoever waits for room, or for another change, looks. `writers`: those of an application's own
+    /// streams.
+    pub(super) fn tell_changed(&self, writers: Vec<Arc<Slot<()>>>) {
+        self.changed.notify_all();
+        for writer in writers {
+            self.fill(&writer, ());
+        }
+    }
+
     fn fill<T>(&self, slot: &Slot<T>, outcome: T) {
         if slot.fill(outcome)
             && let Some(leader) = self.leader.get()
@@ -906,37 +919,65 @@ impl Connection {
 
     // ---- leading
 
-    /// Somebody begins to wait for something of the peer. Returns whether it leads: nobody else waits,
-    /// and the connection has a socket of its own.
-    pub(super) fn begin_waiting(&self, outbox: &mut Outbox) -> bool {
-        outbox.seats.sit_down(self.path.own().is_some())
+    /// Somebody begins to wait for something of the peer. `looped_at`: now, for one that is likely to do
+    /// so again soon.
+    pub(super) fn begin_waiting(&self, outbox: &mut Outbox, looped_at: Option<Instant>) -> Seat {
+        outbox.seats.sit_down(self.path.own().is_some(), looped_at)
     }
 
     /// Has what is in the outbox sent, then waits until `slot` is filled, or until `deadline`.
-    pub(super) fn nudge_and_wait<T>(&self, leads: bool, slot: &Slot<T>, deadline: Instant) {
-        match (leads, self.path.own(), self.leader()) {
-            (true, Some(socket), Some(waker)) => {
-                // Before anything is sent, or the answer would wake the worker.
-                self.poller.watch(socket.as_fd(), None);
+    /// `in_loop`: the caller is likely to wait again soon.
+    pub(super) fn nudge_and_wait<T>(
+        &self,
+        seat: Seat,
+        slot: &Slot<T>,
+        deadline: Instant,
+        in_loop: bool,
+    ) {
+        match (seat, self.path.own(), self.leader()) {
+            (Seat::Leader | Seat::Kept, Some(socket), Some(waker)) => {
+                let is_kept = seat == Seat::Kept;
+                if !is_kept {
+                    // Before anything is sent, or the answer would wake the worker.
+                    self.poller.watch(socket.as_fd(), None);
+                }
                 self.nudge();
-                self.lead(socket, waker, slot, deadline);
-                self.end_waiting(leads);
+                self.lead(socket, waker, slot, deadline, is_kept);
             }
             _ => {
                 self.nudge();
                 slot.wait_filled(deadline);
-                self.end_waiting(leads);
             }
+        }
+        let looped_at = in_loop.then(clock);
+        // Under the lock, or the worker might undo it on account of a leader that is gone.
+        let mut outbox = self.outbox.lock();
+        let is_news = outbox
+            .seats
+            .get_up(seat, looped_at, || self.give_socket_back());
+        drop(outbox);
+        if is_news {
+            self.waker.wake();
         }
     }
 
-    fn end_waiting(&self, led: bool) {
-        // Under the lock, or the worker might undo it on account of a leader that is gone.
-        self.outbox.lock().seats.get_up(led, || {
-            if let Some(socket) = self.path.own() {
-                self.poller.watch(socket.as_fd(), Some(Interest::Read));
-            }
-        });
+    /// The worker has the socket.
+    fn give_socket_back(&self) {
+        if let Some(socket) = self.path.own() {
+            self.poller.watch(socket.as_fd(), Some(Interest::Read));
+        }
+    }
+
+    /// Somebody is about to wait for the peer in a way that needs the worker.
+    pub(super) fn end_keeping(&self, outbox: &mut Outbox) {
+        outbox.seats.end_keeping(|| self.give_socket_back());
+    }
+
+    /// For the worker: takes the socket back from one in a loop that did not return. When to look
+    /// again.
+    pub(super) fn watch_seats(&self, now: Instant) -> Option<Instant> {
+        let mut outbox = self.outbox.lock();
+        outbox.seats.watch(now, || self.give_socket_back())
     }
 
     fn leader(&self) -> Option<&Waker> {
@@ -948,16 +989,25 @@ impl Connection {
         Some(self.leader.get_or_init(|| waker))
     }
 
-    /// Reads the socket until the slot is filled, or until `deadline`.
-    fn lead<T>(&self, socket: &UdpSocket, waker: &Waker, slot: &Slot<T>, deadline: Instant) {
+    /// Reads the socket until the slot is filled, or until `deadline`. `is_likely`: something has
+    /// probably arrived already.
+    fn lead<T>(
+        &self,
+        socket: &UdpSocket,
+        waker: &Waker,
+        slot: &Slot<T>,
+        deadline: Instant,
+        mut is_likely: bool,
+    ) {
         let spin = self.context.config.spin;
         loop {
             let began = clock();
             if began >= deadline {
                 break;
             }
-            let spun = !spin.is_zero() && self.spin(socket, slot, began + spin);
-            if !spun && slot.go_to_socket() {
+            let is_there = std::mem::take(&mut is_likely)
+                || (!spin.is_zero() && self.spin(socket, slot, began + spin));
+            if !is_there && slot.go_to_socket() {
                 let interest = if self.is_full.load(Relaxed) {
                     Interest::ReadWrite
                 } else {
@@ -1097,11 +1147,9 @@ impl PendingReply {
             if is_turning() {
                 return Err(RequestError::WouldDeadlock(self.connection.peer_name()));
             }
-            let leads = self
-                .connection
-                .begin_waiting(&mut self.connection.outbox.lock());
-            self.connection
-                .nudge_and_wait(leads, &self.slot, self.deadline);
+            let connection = &self.connection;
+            let seat = connection.begin_waiting(&mut connection.outbox.lock(), None);
+            connection.nudge_and_wait(seat, &self.slot, self.deadline, false);
         }
         self.slot.take().unwrap_or_else(|| {
             Err(RequestError::Timeout {

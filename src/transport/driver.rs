@@ -1209,13 +1209,14 @@ impl Driver {
                 let mut outbox = connection.outbox.lock();
                 let is_known = outbox.knows(stream);
                 outbox.refuse(stream, &mut self.quic, NO_SUCH_APP);
+                let writers = outbox.take_writers(true);
                 drop(outbox);
                 // Control frames overtake: the stream itself may be still to come.
                 let is_to_come = !is_known && is_theirs(connection, stream);
                 if is_to_come && self.early_refusals.len() < MAX_RAW_STREAMS {
                     self.early_refusals.insert(stream);
                 }
-                connection.changed.notify_all();
+                connection.tell_changed(writers);
                 self.must_send = true;
                 Ok(())
             }
@@ -1503,35 +1504,29 @@ impl Driver {
 
     // ---- an application's own streams
 
-    /// Reads bytes of a stream. `None` when there are none now: then `reader` is told of the next.
-    pub(super) fn read_raw(
-        &mut self,
-        id: u64,
-        buffer: &mut [u8],
-        reader: &Arc<Slot<()>>,
-        window: u64,
-    ) -> Option<io::Result<usize>> {
+    /// Reads bytes of a stream.
+    pub(super) fn read_raw(&mut self, id: u64, buffer: &mut [u8], window: u64) -> RawRead {
         let Some(incoming) = self.inflow.streams.get_mut(&id) else {
-            return Some(Ok(0));
+            return RawRead::Done(Ok(0));
         };
         if incoming.refused {
-            return Some(Ok(0));
+            return RawRead::Done(Ok(0));
         }
         if !incoming.leftover.is_empty() {
             let count = incoming.leftover.len().min(buffer.len());
             buffer[..count].copy_from_slice(&incoming.leftover[..count]);
             incoming.leftover.drain(..count);
-            return Some(Ok(count));
+            return RawRead::Done(Ok(count));
         }
         if incoming.fin {
             self.inflow.streams.remove(&id);
-            return Some(Ok(0));
+            return RawRead::Done(Ok(0));
         }
         match self.quic.stream_recv(id, buffer) {
             Ok((0, false)) | Err(quiche::Error::Done) => {
                 // Whoever comes to wait has read what there was: the peer may go on.
                 self.must_send |= self.read_bytes > 0;
-                wait_for(incoming, reader)
+                wait_for(incoming)
             }
             Ok((count, fin)) => {
                 self.read_bytes += count as u64;
@@ -1541,21 +1536,23 @@ impl Driver {
                 } else {
                     incoming.fin = fin;
                 }
-                Some(Ok(count))
+                RawRead::Done(Ok(count))
             }
             // Opened here, and nothing has been sent on it yet.
             Err(quiche::Error::InvalidStreamState(_)) if !incoming.fin && self.is_unborn(id) => {
-                let incoming = self.inflow.streams.get_mut(&id)?;
-                wait_for(incoming, reader)
+                match self.inflow.streams.get_mut(&id) {
+                    Some(incoming) => wait_for(incoming),
+                    None => RawRead::Done(Ok(0)),
+                }
             }
             Err(quiche::Error::StreamReset(code)) => {
                 self.inflow.streams.remove(&id);
                 let why = format!("the peer reset the stream with code {code}");
-                Some(Err(io::Error::new(io::ErrorKind::ConnectionReset, why)))
+                RawRead::Done(Err(io::Error::new(io::ErrorKind::ConnectionReset, why)))
             }
             Err(error) => {
                 self.inflow.streams.remove(&id);
-                Some(Err(io::Error::other(error.to_string())))
+                RawRead::Done(Err(io::Error::other(error.to_string())))
             }
         }
     }
@@ -1622,6 +1619,7 @@ impl Driver {
         }
         let max_datagram = self.max_datagram();
         let written = outbox.write(&mut self.quic, max_datagram);
+        let writers = outbox.take_writers(written.room);
         drop(outbox);
         if written.lost_datagrams > 0 {
             let counters = &connection.context.counters;
@@ -1629,7 +1627,7 @@ impl Driver {
             counters.datagrams_dropped.fetch_add(lost, Relaxed);
         }
         if written.room {
-            connection.changed.notify_all();
+            connection.tell_changed(writers);
             if !self.inflow.stalled.is_empty() {
                 // Requests may wait for room for their replies.
                 connection.waker.wake();
@@ -1699,8 +1697,13 @@ impl Driver {
     /// Puts datagrams of one size, the last of which may be shorter, on the socket. `false` when it is
     /// full: then they are kept.
     fn put(&mut self, connection: &Connection, batch: &[u8], segment: usize, now: Instant) -> bool {
-        let is_cut = batch.len() > segment && self.segment != segment;
-        if self.gso && (is_cut || batch.len() > self.segment) {
+        // What goes alone only has to be no longer than what the kernel cuts it to.
+        let fits = if batch.len() > segment {
+            self.segment == segment
+        } else {
+            batch.len() <= self.segment
+        };
+        if self.gso && !fits {
             // The size of the path has changed. Where that is refused, they go one by one.
             let own = connection.path.own();
             self.gso = own.is_some_and(|socket| udp::segment_to(socket, segment).is_ok());
@@ -1859,6 +1862,7 @@ impl Driver {
             CloseReason::Local(CloseCode::Duplicate) | CloseReason::Peer(CloseCode::Duplicate)
         );
         let waiters = outbox.close(reason.to_string(), is_replaced);
+        let writers = outbox.take_writers(true);
         drop(outbox);
         for (app, count) in of_apps {
             let figures = connection.context.registry.figures_of(&app);
@@ -1876,7 +1880,7 @@ impl Driver {
             }
         }
         self.pings.clear();
-        connection.changed.notify_all();
+        connection.tell_changed(writers);
         connection.set_info(ConnectionInfo {
             last_error: Some(reason.to_string()),
             ..self.figures(
@@ -2028,18 +2032,27 @@ fn is_theirs(connection: &Connection, stream: u64) -> bool {
     is_bidirectional(stream) && (stream & 1 == 0) != (connection.side == Side::Dialed)
 }
 
+/// What became of an attempt to read a stream of an application's own.
+pub(super) enum RawRead {
+    /// Bytes, the end, or an error.
+    Done(io::Result<usize>),
+    /// There is nothing now; this is filled when there may be.
+    Wait(Arc<Slot<()>>),
+}
+
 /// Puts a reader with those who wait for bytes of a stream.
-fn wait_for(incoming: &mut Incoming, reader: &Arc<Slot<()>>) -> Option<io::Result<usize>> {
+fn wait_for(incoming: &mut Incoming) -> RawRead {
     // Those whose time was over have not told.
     incoming
         .readers
         .retain(|other| Arc::strong_count(other) > 1);
     if incoming.readers.len() >= MAX_READERS {
         let why = "too many threads read this stream";
-        return Some(Err(io::Error::other(why)));
+        return RawRead::Done(Err(io::Error::other(why)));
     }
-    incoming.readers.push(Arc::clone(reader));
-    None
+    let reader = Arc::new(Slot::default());
+    incoming.readers.push(Arc::clone(&reader));
+    RawRead::Wait(reader)
 }
 
 fn protocol(error: FramingError) -> Refusal {

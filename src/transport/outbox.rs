@@ -26,10 +26,12 @@ use crate::{
     error::RequestError,
     inbox::MAX_APPS,
     transport::{
+        buffers,
         framing::{self, Preamble, StreamKind},
         incoming::MAX_RAW_STREAMS,
         reply::Awaited,
         seats::Seats,
+        slot::Slot,
         tls::{DATAGRAM_QUEUE, Quic},
         withdrawal::{Line, WITHDRAWN, Withdrawal},
     },
@@ -179,7 +181,7 @@ impl Outgoing {
     /// Puts bytes after what is there, small pieces together.
     fn push_bytes(&mut self, bytes: &[u8]) {
         if bytes.len() > MAX_SMALL_BYTES {
-            self.push(bytes.to_vec());
+            self.push(buffers::copy_of(bytes));
             return;
         }
         self.tail.extend_from_slice(bytes);
@@ -315,6 +317,8 @@ pub(super) struct Outbox {
     pub(super) asked: BTreeSet<u64>,
     /// Callers that wait for something of the peer.
     pub(super) seats: Seats,
+    /// Those that wait for room on applications' own streams; each is a thread.
+    writers: Vec<Arc<Slot<()>>>,
 }
 
 impl Outbox {
@@ -342,6 +346,7 @@ impl Outbox {
             answering: 0,
             asked: BTreeSet::new(),
             seats: Seats::default(),
+            writers: Vec::new(),
         }
     }
 
@@ -712,6 +717,25 @@ impl Outbox {
             Self::mark_ready(&mut self.ready, id, stream);
         }
         Ok(room)
+    }
+
+    /// `writer` is filled when there may be room on an application's own stream, or the stream is over.
+    pub(super) fn await_room(&mut self, writer: &Arc<Slot<()>>) {
+        self.writers.push(Arc::clone(writer));
+    }
+
+    /// It waits no longer.
+    pub(super) fn forget_writer(&mut self, writer: &Arc<Slot<()>>) {
+        self.writers.retain(|other| !Arc::ptr_eq(other, writer));
+    }
+
+    /// Those that wait for room, to be told, if there is `room`.
+    pub(super) fn take_writers(&mut self, room: bool) -> Vec<Arc<Slot<()>>> {
+        if room {
+            std::mem::take(&mut self.writers)
+        } else {
+            Vec::new()
+        }
     }
 
     /// Ends this half of an application's own stream after what waits on it.

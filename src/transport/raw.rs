@@ -4,17 +4,26 @@
 //! bytes stay with QUIC until they are read here: what is not read is not granted to the peer again,
 //! and so it feels the reader's pace. A reader that waits leads like one that waits for a reply.
 
-use std::{io, sync::Arc, time::Instant};
+use std::{
+    io,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use crate::{
     node_id::NodeId,
     stream::Pipe,
     transport::{
         connection::{Connection, clock, is_turning},
+        driver::RawRead,
         outbox::{Gate, Unwritable},
         slot::Slot,
     },
 };
+
+/// How often a writer looks whether there is room again, as what it was refused may have been a share of
+/// the process's budget. It is freed by other connections too, which do not tell.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 /// One end of a stream.
 pub(crate) struct RawPipe {
@@ -55,7 +64,6 @@ impl Pipe for RawPipe {
     fn read(&self, buffer: &mut [u8], deadline: Instant) -> io::Result<usize> {
         let connection = &self.connection;
         loop {
-            let slot = Arc::new(Slot::default());
             let mut driver = connection.driver.lock();
             if driver.closed.is_some() || driver.is_broken {
                 let gate = &connection.outbox.lock().gate;
@@ -64,20 +72,22 @@ impl Pipe for RawPipe {
                 }));
             }
             let window = connection.context.config.stream_window;
-            let read = driver.read_raw(self.id, buffer, &slot, window);
+            let read = driver.read_raw(self.id, buffer, window);
             if driver.wants_flush() {
                 // The peer may go on.
                 connection.work_is_there();
             }
             connection.release(driver);
-            if let Some(read) = read {
-                return read;
-            }
-            if clock() >= deadline || is_turning() {
+            let slot = match read {
+                RawRead::Done(read) => return read,
+                RawRead::Wait(slot) => slot,
+            };
+            let now = clock();
+            if now >= deadline || is_turning() {
                 return Err(Self::late());
             }
-            let leads = connection.begin_waiting(&mut connection.outbox.lock());
-            connection.nudge_and_wait(leads, &slot, deadline);
+            let seat = connection.begin_waiting(&mut connection.outbox.lock(), Some(now));
+            connection.nudge_and_wait(seat, &slot, deadline, true);
             if !slot.is_done() {
                 return Err(Self::late());
             }
@@ -107,9 +117,17 @@ impl Pipe for RawPipe {
                     return Err(io::Error::new(io::ErrorKind::BrokenPipe, why));
                 }
             }
-            if !connection.wait(&mut outbox, deadline) {
+            let now = clock();
+            if now >= deadline || is_turning() {
                 return Err(Self::late());
             }
+            let slot = Arc::new(Slot::default());
+            outbox.await_room(&slot);
+            let seat = connection.begin_waiting(&mut outbox, Some(now));
+            drop(outbox);
+            connection.nudge_and_wait(seat, &slot, deadline.min(now + LOOK_AGAIN), true);
+            outbox = connection.outbox.lock();
+            outbox.forget_writer(&slot);
         }
     }
 
@@ -130,16 +148,26 @@ impl Pipe for RawPipe {
     }
 
     fn release(&self) {
-        self.connection.outbox.lock().give_back_raw(self.id);
+        let mut outbox = self.connection.outbox.lock();
+        outbox.give_back_raw(self.id);
+        self.connection.end_keeping(&mut outbox);
     }
 
     fn finish(&self) {
-        self.connection.outbox.lock().finish_raw(self.id);
+        let mut outbox = self.connection.outbox.lock();
+        outbox.finish_raw(self.id);
+        let writers = outbox.take_writers(true);
+        drop(outbox);
+        self.connection.tell_changed(writers);
         self.connection.nudge();
     }
 
     fn reset(&self, code: u64) {
-        self.connection.outbox.lock().reset_raw(self.id, code);
+        let mut outbox = self.connection.outbox.lock();
+        outbox.reset_raw(self.id, code);
+        let writers = outbox.take_writers(true);
+        drop(outbox);
+        self.connection.tell_changed(writers);
         self.connection.nudge();
     }
 

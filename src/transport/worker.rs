@@ -55,6 +55,8 @@ pub(super) struct Worker {
     has_received: bool,
     /// The socket was full at the end of the last turn.
     was_full: bool,
+    /// When the next turn is due, if nothing wakes it before.
+    due: Option<Instant>,
     /// The connection is over, and its closing datagram is repeated.
     farewell: Option<Farewell>,
 }
@@ -88,6 +90,7 @@ impl Worker {
             is_crowded: true,
             has_received: false,
             was_full: false,
+            due: None,
             farewell: None,
         }
     }
@@ -119,6 +122,11 @@ impl Worker {
         let stepped = catch_unwind(AssertUnwindSafe(|| {
             if self.farewell.is_some() {
                 return self.repeat_farewell();
+            }
+            if woken == Woken::default()
+                && let Some(step) = self.watch_seats()
+            {
+                return step;
             }
             self.is_crowded |= was_short;
             self.take_turn(woken)
@@ -177,6 +185,17 @@ impl Worker {
         connection.poller.leave(&connection.waker, socket);
     }
 
+    /// After a sleep that nobody ended: if no turn is due, looks only after a seat that may be kept. Those
+    /// who are at work on the connection are not held up by that.
+    fn watch_seats(&self) -> Option<Step> {
+        let now = Instant::now();
+        if self.due.is_some_and(|due| due <= now) {
+            return None;
+        }
+        let seats = self.connection.watch_seats(now);
+        Some(Step::Sleep(earlier(self.due, seats)))
+    }
+
     fn take_turn(&mut self, woken: Woken) -> Step {
         if self.was_full {
             self.watch_socket(Interest::Read);
@@ -193,6 +212,7 @@ impl Worker {
                 // room; and the listener's readiness is the reactor's business.
                 let full = driver.is_full().then(|| Instant::now() + FULL_RETRY);
                 let deadline = [deadline, retry, resume, full].into_iter().flatten().min();
+                self.due = deadline;
                 driver.armed = deadline;
                 self.was_full = driver.is_full();
                 connection.is_full.store(self.was_full, Relaxed);
@@ -200,7 +220,8 @@ impl Worker {
                 if self.was_full {
                     self.watch_socket(Interest::ReadWrite);
                 }
-                Step::Sleep(deadline)
+                let seats = connection.watch_seats(Instant::now());
+                Step::Sleep(earlier(deadline, seats))
             }
             Turn::Over { linger } => {
                 loop {
@@ -349,4 +370,8 @@ impl Worker {
         }
         retry
     }
+}
+
+fn earlier(a: Option<Instant>, b: Option<Instant>) -> Option<Instant> {
+    a.into_iter().chain(b).min()
 }

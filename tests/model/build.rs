@@ -8,7 +8,7 @@ use std::{env, fs, path::Path};
 const FILES: [&str; 4] = ["due.rs", "handoff.rs", "seats.rs", "slot.rs"];
 
 /// Name, file, what is there, and what is put there. `src/main.rs` says which model has to notice.
-const PLANTED: [(&str, &str, &str, &str); 7] = [
+const PLANTED: [(&str, &str, &str, &str); 10] = [
     (
         "no_second_look",
         "handoff.rs",
@@ -48,8 +48,26 @@ const PLANTED: [(&str, &str, &str, &str); 7] = [
     (
         "keeps_the_socket",
         "seats.rs",
-        "            give_back();\n",
-        "            let _ = give_back;\n",
+        "        self.has_leader = false;\n        give_back();\n        false\n",
+        "        self.has_leader = false;\n        let _ = give_back;\n        false\n",
+    ),
+    (
+        "keeps_a_seat_for_ever",
+        "seats.rs",
+        "            self.returns = 0;\n            give_back();\n",
+        "            self.returns = 0;\n            let _ = give_back;\n",
+    ),
+    (
+        "keeps_a_seat_in_secret",
+        "seats.rs",
+        "return !std::mem::replace(&mut self.is_watched, true);",
+        "return self.waiting > 0 && !std::mem::replace(&mut self.is_watched, true);",
+    ),
+    (
+        "believes_to_be_watched",
+        "seats.rs",
+        "self.is_watched = self.kept_until.is_some() || (self.has_leader && is_in_loop);",
+        "self.is_watched |= self.kept_until.is_some() || (self.has_leader && is_in_loop);",
     ),
 ];
 

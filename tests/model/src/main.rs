@@ -48,7 +48,10 @@ code!(
     sleeps_although_filled,
     forgets_the_time_too_late,
     off_the_list_without_a_look,
-    keeps_the_socket
+    keeps_the_socket,
+    keeps_a_seat_for_ever,
+    keeps_a_seat_in_secret,
+    believes_to_be_watched
 );
 
 /// Random orders of a model that is too large for all of them, and as many with few switches.
@@ -106,11 +109,15 @@ fn main() {
         "leaders and followers get their replies",
         real::leaders_and_followers_get_their_replies,
     );
+    in_many_orders(
+        "a seat is kept for a while",
+        real::a_seat_is_kept_for_a_while,
+    );
     in_many_orders("the end reaches everybody", real::the_end_reaches_everybody);
 
     println!("what the scheduler reports from here on are bugs that were planted");
     std::panic::set_hook(Box::new(|_| {}));
-    let planted: [(&str, fn()); 7] = [
+    let planted: [(&str, fn()); 10] = [
         (
             "no_second_look",
             no_second_look::nothing_stays_in_the_outbox,
@@ -138,6 +145,18 @@ fn main() {
         (
             "keeps_the_socket",
             keeps_the_socket::leaders_and_followers_get_their_replies,
+        ),
+        (
+            "keeps_a_seat_for_ever",
+            keeps_a_seat_for_ever::a_seat_is_kept_for_a_while,
+        ),
+        (
+            "keeps_a_seat_in_secret",
+            keeps_a_seat_in_secret::a_seat_is_kept_for_a_while,
+        ),
+        (
+            "believes_to_be_watched",
+            believes_to_be_watched::a_seat_is_kept_for_a_while,
         ),
     ];
     let missed = planted.iter().filter(|(bug, model)| !notices(bug, *model));

@@ -8,7 +8,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use self::{due::Due, handoff::Handoff, seats::Seats, slot::Slot};
+use self::{
+    due::Due,
+    handoff::Handoff,
+    seats::{Seat, Seats},
+    slot::Slot,
+};
 use crate::{
     mpsc,
     sync::{Condvar, Mutex},
@@ -130,6 +135,8 @@ struct Socket {
     is_watched: bool,
     /// The leader was woken without.
     is_leader_woken: bool,
+    /// The worker was.
+    is_worker_woken: bool,
     is_over: bool,
 }
 
@@ -152,14 +159,17 @@ impl Wire {
         }
     }
 
-    fn request(&self, id: usize, peer: &mpsc::Sender<usize>) {
+    /// `looped_at`: the time at which one in a loop sits down and gets up.
+    fn request(&self, id: usize, peer: &mpsc::Sender<usize>, looped_at: Option<Instant>) {
         let slot = &self.slots[id];
-        let leads = self.seats.lock().sit_down(true);
-        if leads {
+        let seat = self.seats.lock().sit_down(true, looped_at);
+        if seat == Seat::Leader {
             self.watch(false);
         }
         peer.send(id).expect("the peer is there");
-        if leads {
+        if seat == Seat::Beside {
+            slot.wait_filled(far());
+        } else {
             while !slot.is_done() {
                 if slot.go_to_socket() {
                     let mut arrived = self.arrived.lock();
@@ -174,63 +184,119 @@ impl Wire {
                 }
             }
             slot.leave_socket();
-        } else {
-            slot.wait_filled(far());
         }
-        self.seats.lock().get_up(leads, || self.watch(true));
+        let is_news = self
+            .seats
+            .lock()
+            .get_up(seat, looped_at, || self.watch(true));
+        if is_news {
+            self.arrived.lock().is_worker_woken = true;
+            self.changed.notify_all();
+        }
         assert_eq!(slot.take(), Some(()));
     }
 
-    fn work(&self) {
+    /// `now`: when it looks after the seats without being asked again.
+    fn work(&self, now: Instant) {
+        let mut again = None;
         loop {
             let mut arrived = self.arrived.lock();
-            while !arrived.is_over && (arrived.replies.is_empty() || !arrived.is_watched) {
+            let has_work = |arrived: &Socket| {
+                arrived.is_over
+                    || arrived.is_worker_woken
+                    || (arrived.is_watched && !arrived.replies.is_empty())
+            };
+            while again.is_none() && !has_work(&arrived) {
                 self.changed.wait(&mut arrived);
             }
             if arrived.is_over {
                 return;
             }
+            let may_read = arrived.is_watched;
+            arrived.is_worker_woken = false;
             drop(arrived);
-            self.read();
+            if may_read {
+                self.read();
+            }
+            // If it was to look again, that time is over.
+            let now = again.map_or(now, |_| now + Duration::from_secs(10));
+            again = self.seats.lock().watch(now, || self.watch(true));
         }
     }
 }
 
-/// Two callers request at the same time, and one of them reads the socket: both get their reply,
-/// whoever reads it, also when the leader has left.
-pub(crate) fn leaders_and_followers_get_their_replies() {
-    let wire = Arc::new(Wire {
+fn wire(slots: usize) -> Wire {
+    Wire {
         arrived: Mutex::new(Socket {
             replies: Vec::new(),
             is_watched: true,
             is_leader_woken: false,
+            is_worker_woken: false,
             is_over: false,
         }),
         changed: Condvar::new(),
         driver: Handoff::new(()),
         seats: Mutex::default(),
-        slots: vec![Slot::default(), Slot::default()],
-    });
+        slots: (0..slots).map(|_| Slot::default()).collect(),
+    }
+}
+
+/// Answers until nobody can ask any more.
+fn peer_of(wire: &Arc<Wire>) -> (mpsc::Sender<usize>, thread::JoinHandle<()>) {
     let (sender, requests) = mpsc::channel();
-    let answering = Arc::clone(&wire);
+    let wire = Arc::clone(wire);
     let peer = thread::spawn(move || {
         while let Ok(id) = requests.recv() {
-            answering.arrived.lock().replies.push(id);
-            answering.changed.notify_all();
+            wire.arrived.lock().replies.push(id);
+            wire.changed.notify_all();
         }
     });
-    let working = Arc::clone(&wire);
-    let worker = thread::spawn(move || working.work());
-    let (asking, to_peer) = (Arc::clone(&wire), sender.clone());
-    let caller = thread::spawn(move || asking.request(0, &to_peer));
-    wire.request(1, &sender);
-    caller.join().expect("it does not panic");
-    drop(sender);
-    peer.join().expect("it does not panic");
+    (sender, peer)
+}
+
+fn worker_of(wire: &Arc<Wire>) -> thread::JoinHandle<()> {
+    let wire = Arc::clone(wire);
+    thread::spawn(move || wire.work(Instant::now()))
+}
+
+fn end(wire: &Wire, worker: thread::JoinHandle<()>) {
     assert!(wire.arrived.lock().is_watched, "the worker has the socket");
     wire.arrived.lock().is_over = true;
     wire.changed.notify_all();
     worker.join().expect("it does not panic");
+}
+
+/// Two callers request at the same time, and one of them reads the socket: both get their reply,
+/// whoever reads it, also when the leader has left.
+pub(crate) fn leaders_and_followers_get_their_replies() {
+    let wire = Arc::new(wire(2));
+    let (sender, peer) = peer_of(&wire);
+    let worker = worker_of(&wire);
+    let (asking, to_peer) = (Arc::clone(&wire), sender.clone());
+    let caller = thread::spawn(move || asking.request(0, &to_peer, None));
+    wire.request(1, &sender, None);
+    caller.join().expect("it does not panic");
+    drop(sender);
+    peer.join().expect("it does not panic");
+    end(&wire, worker);
+}
+
+/// A caller in a loop keeps its seat and does not come back: what arrives then, the worker reads, and
+/// nobody has to ask it to.
+pub(crate) fn a_seat_is_kept_for_a_while() {
+    const ASKED: usize = 4;
+    let wire = Arc::new(wire(ASKED + 1));
+    let (sender, peer) = peer_of(&wire);
+    let worker = worker_of(&wire);
+    let now = Instant::now();
+    for id in 0..ASKED {
+        wire.request(id, &sender, Some(now));
+    }
+    sender.send(ASKED).expect("the peer is there");
+    wire.slots[ASKED].wait_filled(far());
+    drop(sender);
+    peer.join().expect("it does not panic");
+    end(&wire, worker);
 }
 
 /// The connection ends while two callers request: each is refused, or has its slot filled.
@@ -262,7 +328,7 @@ pub(crate) fn the_end_reaches_everybody() {
             }
             outbox.units.push(id);
             outbox.waiting.push(Arc::clone(&slot));
-            let leads = outbox.seats.sit_down(true);
+            let seat = outbox.seats.sit_down(true, None);
             drop(outbox);
             shared.driver.note_work();
             shared.driver.offer(|is_over| {
@@ -270,7 +336,7 @@ pub(crate) fn the_end_reaches_everybody() {
                     shared.outbox.lock().units.clear();
                 }
             });
-            if leads {
+            if seat == Seat::Leader {
                 while !slot.is_done() {
                     if slot.go_to_socket() {
                         shared.leader.sleep();
@@ -280,7 +346,7 @@ pub(crate) fn the_end_reaches_everybody() {
             } else {
                 slot.wait_filled(far());
             }
-            shared.outbox.lock().seats.get_up(leads, || {});
+            let _ = shared.outbox.lock().seats.get_up(seat, None, || {});
             assert_eq!(slot.take(), Some(false));
         })
     });

@@ -34,7 +34,7 @@ mod real {
 const TIMES: usize = 2_000;
 
 fn main() {
-    let models: [(&str, fn()); 6] = [
+    let models: [(&str, fn()); 7] = [
         (
             "nothing stays in the outbox",
             real::nothing_stays_in_the_outbox,
@@ -46,6 +46,10 @@ fn main() {
         (
             "the owner beside a leader is woken",
             real::the_owner_beside_a_leader_is_woken,
+        ),
+        (
+            "a seat is kept for a while",
+            real::a_seat_is_kept_for_a_while,
         ),
         (
             "leaders and followers get their replies",
