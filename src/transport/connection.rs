@@ -46,13 +46,13 @@ use crate::{
     control::Control,
     error::{DatagramError, RequestError, SendErrorKind},
     figures::{DropReason, Flight, RequestEnd},
-    inbox::{Answer, Replier},
+    inbox::{Answer, Replier, Request},
     node_id::{ConnectionId, NodeId},
     stats::{ConnectionInfo, ConnectionState, Side},
     thread::panic_message,
     transport::{
         Command, Context, Datagram, MIN_DATAGRAM_BYTES,
-        driver::{Beginning, Driver, Effect},
+        driver::{Asked, Beginning, Driver, Effect},
         due::Due,
         framing::{self, ReplyStatus, StreamKind},
         handoff::Handoff,
@@ -853,14 +853,9 @@ impl Connection {
             drop(driver);
             let outer = TURNING.replace(Some(self.address()));
             let now = clock();
-            while !effects.is_empty() {
-                let count = effects.len().min(EFFECTS_AT_ONCE);
-                for effect in effects.drain(..count) {
-                    self.run_effect(effect, now);
-                }
-                if !effects.is_empty() && self.driver.take_work() {
-                    self.drive_out(&mut self.driver.lock(), false);
-                }
+            let mut done = 0;
+            for effect in effects.drain(..) {
+                self.run_effect(effect, now, &mut done);
             }
             TURNING.set(outer);
             driver = self.driver.lock();
@@ -870,32 +865,60 @@ impl Connection {
         driver
     }
 
-    fn run_effect(&self, effect: Effect, now: Instant) {
+    /// Sends what effects have brought so far, if that were enough of them.
+    fn send_between(&self, done: &mut usize) {
+        if *done >= EFFECTS_AT_ONCE {
+            *done = 0;
+            if self.driver.take_work() {
+                self.drive_out(&mut self.driver.lock(), false);
+            }
+        }
+    }
+
+    fn run_effect(&self, effect: Effect, now: Instant, done: &mut usize) {
+        self.send_between(done);
+        *done += 1;
         match effect {
             Effect::Answer { awaited, outcome } => match awaited.over(&outcome, now) {
                 Waiter::Slot(slot) => self.fill(&slot, outcome),
                 Waiter::Then { then, .. } => then(outcome),
             },
-            Effect::Request {
-                handler,
-                app,
-                id,
-                request,
-                expires_at,
-            } => {
-                let answer = if now >= expires_at {
-                    Answer::Expired
-                } else {
-                    handler(&request)
-                };
-                self.answer(&app, id, answer, None);
-            }
+            Effect::Requests(asked) => self.handle_inline(asked, now, done),
             Effect::Message { handler, message } => handler(message),
             Effect::Readable(slot) => self.fill(&slot, ()),
             Effect::Offer { inbox, stream } => {
                 if let Err(stream) = inbox.deliver_stream(stream) {
                     stream.reset(super::driver::NO_SUCH_APP);
                 }
+            }
+        }
+    }
+
+    /// Has an inline handler answer requests.
+    fn handle_inline(&self, asked: Asked, now: Instant, done: &mut usize) {
+        let app = &asked.inbox.name;
+        let mut left = asked.list.len();
+        let received = &asked.inbox.figures.requests_received;
+        received.fetch_add(left as u64, Relaxed);
+        let mut request = Request::new(self.peer_name(), Vec::new());
+        let mut replies = Vec::with_capacity(left.min(EFFECTS_AT_ONCE));
+        for one in asked.list {
+            let answer = if now >= one.expires_at {
+                Answer::Expired
+            } else {
+                request.payload = one.payload;
+                (asked.handler)(&request)
+            };
+            let (status, payload) = self.reply_of(app, answer);
+            replies.push((one.id, status, payload));
+            left -= 1;
+            if left == 0 {
+                *done += replies.len();
+                self.reply_at_once(app, &mut replies, asked.places);
+            } else if replies.len() == EFFECTS_AT_ONCE {
+                *done += replies.len();
+                self.reply_at_once(app, &mut replies, 0);
+                self.send_between(done);
             }
         }
     }
@@ -1076,9 +1099,10 @@ impl Connection {
         self.release(driver);
     }
 
-    fn answer(&self, app: &Arc<str>, id: u64, answer: Answer, wait_until: Option<Instant>) {
+    /// What goes back to whoever asked.
+    fn reply_of(&self, app: &str, answer: Answer) -> (ReplyStatus, Vec<u8>) {
         let max = self.context.config.max_message_bytes;
-        let (status, payload) = match answer {
+        match answer {
             Answer::Ok(payload) if payload.len() > max => (
                 ReplyStatus::Error,
                 b"reply is larger than a message may be".to_vec(),
@@ -1091,43 +1115,48 @@ impl Connection {
                 figures.drop_for(DropReason::Expired, 1);
                 (ReplyStatus::Expired, Vec::new())
             }
-        };
-        let head = framing::reply_head(id, status);
-        let unit = Unit::new(&head, &payload);
+        }
+    }
+
+    /// Sends replies of a thread that may not wait. It gets more room than others; where that is not
+    /// enough, the requester is told. `places`: so many fewer are being made.
+    fn reply_at_once(
+        &self,
+        app: &Arc<str>,
+        replies: &mut Vec<(u64, ReplyStatus, Vec<u8>)>,
+        places: usize,
+    ) {
+        let mut dropped = 0;
         let mut outbox = self.outbox.lock();
-        match wait_until {
-            None => outbox.answering = outbox.answering.saturating_sub(1),
-            // Withdrawn meanwhile, or the connection is over: nobody waits for it.
-            Some(_) if !outbox.asked.remove(&id) => return,
-            Some(_) => {}
-        }
-        while !matches!(outbox.gate, Gate::Closed { .. }) {
-            let has_room = match wait_until {
-                Some(_) => outbox.has_room(StreamKind::Replies, app, payload.len()),
-                // Whoever may not wait gets more room, and then tells the requester.
-                None => outbox.has_room_at_once(app, payload.len()),
-            };
-            if has_room {
-                outbox.push(StreamKind::Replies, app, unit);
-                drop(outbox);
-                self.nudge();
-                return;
+        outbox.answering = outbox.answering.saturating_sub(places);
+        for (id, status, payload) in replies.drain(..) {
+            if matches!(outbox.gate, Gate::Closed { .. }) {
+                dropped += 1;
+            } else if outbox.has_room_at_once(app, payload.len()) {
+                let head = framing::reply_head(id, status);
+                outbox.push(StreamKind::Replies, app, Unit::new(&head, &payload));
+            } else {
+                dropped += 1;
+                let head = framing::reply_head(id, ReplyStatus::Error);
+                let why = b"replies pile up: the requester does not read them fast enough";
+                outbox.push(StreamKind::Replies, app, Unit::new(&head, why));
             }
-            let may_wait = wait_until.is_some_and(|deadline| self.wait(&mut outbox, deadline));
-            if !may_wait {
-                break;
-            }
-        }
-        if wait_until.is_none() && !matches!(outbox.gate, Gate::Closed { .. }) {
-            let head = framing::reply_head(id, ReplyStatus::Error);
-            let why = b"replies pile up: the requester does not read them fast enough";
-            outbox.push(StreamKind::Replies, app, Unit::new(&head, why));
         }
         drop(outbox);
-        self.context.counters.replies_dropped.fetch_add(1, Relaxed);
+        self.nudge();
+        if dropped > 0 {
+            self.note_dropped_replies(app, dropped);
+        }
+    }
+
+    fn note_dropped_replies(&self, app: &str, count: u64) {
+        self.context
+            .counters
+            .replies_dropped
+            .fetch_add(count, Relaxed);
         let figures = self.context.registry.figures_of(app);
-        figures.drop_for(DropReason::Reply, 1);
-        log::debug!(target: "transport", peer:% = self.peer_name(), app:%; "reply not delivered");
+        figures.drop_for(DropReason::Reply, count);
+        log::debug!(target: "transport", peer:% = self.peer_name(), app:%; "{count} replies not delivered");
     }
 }
 
@@ -1174,7 +1203,27 @@ impl Replier for Connection {
     fn reply(&self, app: &Arc<str>, id: u64, answer: Answer, expires_at: Instant) {
         // Nobody waits for it after that, and this is a handler's thread.
         let deadline = expires_at.min(Instant::now() + REPLY_PATIENCE);
-        self.answer(app, id, answer, Some(deadline));
+        let (status, payload) = self.reply_of(app, answer);
+        let head = framing::reply_head(id, status);
+        let unit = Unit::new(&head, &payload);
+        let mut outbox = self.outbox.lock();
+        // If not, it was withdrawn meanwhile, or the connection is over: nobody waits for it.
+        if !outbox.asked.remove(&id) {
+            return;
+        }
+        while !matches!(outbox.gate, Gate::Closed { .. }) {
+            if outbox.has_room(StreamKind::Replies, app, payload.len()) {
+                outbox.push(StreamKind::Replies, app, unit);
+                drop(outbox);
+                self.nudge();
+                return;
+            }
+            if !self.wait(&mut outbox, deadline) {
+                break;
+            }
+        }
+        drop(outbox);
+        self.note_dropped_replies(app, 1);
     }
 
     fn is_awaited(&self, id: u64) -> bool {

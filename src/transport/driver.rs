@@ -14,6 +14,7 @@
 //! likely to come and carries it for nothing.
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, BTreeSet, VecDeque},
     io,
     net::{SocketAddr, UdpSocket},
@@ -91,6 +92,11 @@ const MAX_SYNCS: usize = 4;
 /// Threads that read one stream at the same time. More than one or two is a mistake.
 const MAX_READERS: usize = 16;
 
+/// Requests that are given to an inline handler together, and those that there is room for from the
+/// beginning.
+const MAX_ASKED_TOGETHER: usize = 64;
+const FEW_ASKED: usize = 16;
+
 /// Effects that a connection keeps room for while there are none.
 const MAX_SPARE_EFFECTS: usize = 64;
 
@@ -145,14 +151,8 @@ const DRAIN_PATIENCE: u32 = 10;
 pub(super) enum Effect {
     /// Somebody has an answer.
     Answer { awaited: Awaited, outcome: Outcome },
-    /// A handler that promised not to block has a request.
-    Request {
-        handler: Arc<InlineRequests>,
-        app: Arc<str>,
-        id: u64,
-        request: Request,
-        expires_at: Instant,
-    },
+    /// A handler that promised not to block has requests.
+    Requests(Asked),
     /// A handler that promised not to block has a message.
     Message {
         handler: Arc<InlineMessages>,
@@ -162,6 +162,22 @@ pub(super) enum Effect {
     Readable(Arc<Slot<()>>),
     /// An application has a stream that the peer opened.
     Offer { inbox: Arc<Inbox>, stream: Stream },
+}
+
+/// Requests of one application that came one after the other.
+pub(super) struct Asked {
+    pub(super) inbox: Arc<Inbox>,
+    pub(super) handler: Arc<InlineRequests>,
+    pub(super) list: Vec<AskedOne>,
+    /// Answers that the outbox counts as being made: at least as many.
+    pub(super) places: usize,
+}
+
+/// One of them.
+pub(super) struct AskedOne {
+    pub(super) id: u64,
+    pub(super) payload: Vec<u8>,
+    pub(super) expires_at: Instant,
 }
 
 /// A health ping on its way: when it left, and who waits for the answer.
@@ -219,6 +235,8 @@ pub(super) struct Driver {
     greeted: Option<Hello>,
     pub(super) effects: VecDeque<Effect>,
     spare_effects: VecDeque<Effect>,
+    /// Replies that have just been read.
+    replies: Vec<(u64, ReplyStatus, Vec<u8>)>,
     /// Streams of the peer that it reads no answer on, and that are still to come.
     early_refusals: BTreeSet<u64>,
     early_withdrawals: Early,
@@ -301,6 +319,7 @@ impl Driver {
             greeted: None,
             effects: VecDeque::new(),
             spare_effects: VecDeque::new(),
+            replies: Vec::new(),
             early_refusals: BTreeSet::new(),
             early_withdrawals: Early::default(),
             datagrams_seen: 0,
@@ -705,7 +724,9 @@ impl Driver {
         now: Instant,
     ) -> Result<Reading, Refusal> {
         if let Some(unit) = incoming.blocked.take() {
-            match self.deliver(connection, id, incoming, unit, now)? {
+            let delivered = self.deliver(connection, id, incoming, Cow::Owned(unit), now);
+            self.settle_replies(connection, incoming);
+            match delivered? {
                 Delivered::Yes => {}
                 Delivered::Blocked => return Ok(Reading::Stalled),
                 Delivered::Ignore => refuse(connection, id, incoming),
@@ -761,6 +782,19 @@ impl Driver {
 
     /// Makes units of bytes and delivers them. `Some` when the stream is not read on now.
     fn decode(
+        &mut self,
+        connection: &Connection,
+        id: u64,
+        incoming: &mut Incoming,
+        input: &[u8],
+        now: Instant,
+    ) -> Result<Option<Reading>, Refusal> {
+        let end = self.decode_units(connection, id, incoming, input, now);
+        self.settle_replies(connection, incoming);
+        end
+    }
+
+    fn decode_units(
         &mut self,
         connection: &Connection,
         id: u64,
@@ -969,7 +1003,7 @@ impl Driver {
         connection: &Connection,
         id: u64,
         incoming: &mut Incoming,
-        unit: Vec<u8>,
+        unit: Cow<'_, [u8]>,
         now: Instant,
     ) -> Result<Delivered, Refusal> {
         let Some(preamble) = &incoming.preamble else {
@@ -1000,8 +1034,8 @@ impl Driver {
                 self.deliver_request(connection, incoming, unit, now)
             }
             StreamKind::Replies | StreamKind::LargeReply => {
-                let (id, status, payload) = framing::split_reply(unit).map_err(protocol)?;
-                self.deliver_reply(connection, preamble, id, status, payload);
+                let reply = framing::split_reply(unit).map_err(protocol)?;
+                self.replies.push(reply);
                 Ok(Delivered::Yes)
             }
             StreamKind::Raw => Err(protocol(FramingError::Preamble)),
@@ -1013,22 +1047,23 @@ impl Driver {
         connection: &Connection,
         id: u64,
         incoming: &mut Incoming,
-        unit: Vec<u8>,
+        unit: Cow<'_, [u8]>,
     ) -> Delivered {
-        let Some(inbox) = incoming.inbox(&connection.context.registry) else {
+        incoming.find_inbox(&connection.context.registry);
+        let Some(inbox) = &incoming.inbox else {
             let app = incoming.preamble.as_ref().map(|preamble| &*preamble.app);
             note_nobody(connection, app.unwrap_or_default());
             return Delivered::Ignore;
         };
         let Some(permit) = inbox.message_budget.take(unit.len(), &connection.waker) else {
-            incoming.blocked = Some(unit);
+            incoming.blocked = Some(unit.into_owned());
             return Delivered::Blocked;
         };
         if incoming.delivered == incoming.acknowledged {
             self.inflow.unacknowledged.push(id);
         }
         incoming.delivered += 1;
-        let message = Message::new(connection.peer_name(), unit, permit);
+        let message = Message::new(connection.peer_name(), unit.into_owned(), permit);
         match inbox.inline_messages() {
             Some(handler) => {
                 inbox.figures.received.fetch_add(1, Relaxed);
@@ -1043,17 +1078,16 @@ impl Driver {
         &mut self,
         connection: &Connection,
         incoming: &mut Incoming,
-        unit: Vec<u8>,
+        unit: Cow<'_, [u8]>,
         now: Instant,
     ) -> Result<Delivered, Refusal> {
         if framing::request_id(&unit).is_some_and(|id| self.early_withdrawals.take(id)) {
             self.note_withdrawn(connection);
             return Ok(Delivered::Yes);
         }
-        let inbox = incoming
-            .inbox(&connection.context.registry)
-            .filter(|inbox| inbox.takes_requests.load(Relaxed));
-        let Some(inbox) = inbox else {
+        incoming.find_inbox(&connection.context.registry);
+        let inbox = incoming.inbox.as_ref();
+        let Some(inbox) = inbox.filter(|inbox| inbox.takes_requests.load(Relaxed)) else {
             let (id, _, _) = framing::split_request(unit).map_err(protocol)?;
             let head = framing::reply_head(id, ReplyStatus::NoHandler);
             let app = incoming.preamble.as_ref().map(|preamble| &*preamble.app);
@@ -1067,29 +1101,48 @@ impl Driver {
             outbox.push(StreamKind::Replies, &app, Unit::new(&head, &[]));
             return Ok(Delivered::Yes);
         };
-        if let Some(handler) = inbox.inline_requests() {
-            // It holds nothing for longer than this turn, so it needs no room; but its replies do.
-            let mut outbox = connection.outbox.lock();
-            let is_much = outbox.answering >= connection.context.config.max_requests_in_flight;
-            if is_much || !outbox.has_room(StreamKind::Replies, &inbox.name, 0) {
-                incoming.blocked = Some(unit);
-                return Ok(Delivered::Blocked);
-            }
-            outbox.answering += 1;
-            drop(outbox);
+        let expiry = |timeout_ms: u32| now + Duration::from_millis(timeout_ms.into());
+        if let Some(Effect::Requests(asked)) = self.effects.back_mut()
+            && asked.list.len() < asked.places
+            && Arc::ptr_eq(&asked.inbox, inbox)
+        {
             let (id, timeout_ms, payload) = framing::split_request(unit).map_err(protocol)?;
-            inbox.figures.requests_received.fetch_add(1, Relaxed);
-            self.effects.push_back(Effect::Request {
-                handler,
-                app: Arc::clone(&inbox.name),
+            asked.list.push(AskedOne {
                 id,
-                request: Request::new(connection.peer_name(), payload),
-                expires_at: now + Duration::from_millis(timeout_ms.into()),
+                payload,
+                expires_at: expiry(timeout_ms),
             });
             return Ok(Delivered::Yes);
         }
+        if let Some(handler) = inbox.inline_requests() {
+            // It holds nothing for longer than this turn, so it needs no room; but its replies do.
+            let mut outbox = connection.outbox.lock();
+            let limit = connection.context.config.max_requests_in_flight;
+            let places = limit.saturating_sub(outbox.answering);
+            if places == 0 || !outbox.has_room(StreamKind::Replies, &inbox.name, 0) {
+                incoming.blocked = Some(unit.into_owned());
+                return Ok(Delivered::Blocked);
+            }
+            let places = places.min(MAX_ASKED_TOGETHER);
+            outbox.answering += places;
+            drop(outbox);
+            let mut asked = Asked {
+                inbox: Arc::clone(inbox),
+                handler,
+                list: Vec::with_capacity(FEW_ASKED),
+                places,
+            };
+            let (id, timeout_ms, payload) = framing::split_request(unit).map_err(protocol)?;
+            asked.list.push(AskedOne {
+                id,
+                payload,
+                expires_at: expiry(timeout_ms),
+            });
+            self.effects.push_back(Effect::Requests(asked));
+            return Ok(Delivered::Yes);
+        }
         let Some(permit) = inbox.request_budget.take(unit.len(), &connection.waker) else {
-            incoming.blocked = Some(unit);
+            incoming.blocked = Some(unit.into_owned());
             return Ok(Delivered::Blocked);
         };
         let (id, timeout_ms, payload) = framing::split_request(unit).map_err(protocol)?;
@@ -1097,43 +1150,46 @@ impl Driver {
         inbox.deliver_request(PendingRequest {
             request: Request::new(connection.peer_name(), payload),
             id,
-            expires_at: now + Duration::from_millis(timeout_ms.into()),
+            expires_at: expiry(timeout_ms),
             replier: connection.arc() as Arc<dyn Replier>,
             permit,
         });
         Ok(Delivered::Yes)
     }
 
-    fn deliver_reply(
-        &mut self,
-        connection: &Connection,
-        preamble: &Preamble,
-        id: u64,
-        status: ReplyStatus,
-        payload: Vec<u8>,
-    ) {
-        let Some(awaited) = connection.outbox.lock().answered(id) else {
-            // It gave up before the reply came.
-            let counters = &connection.context.counters;
-            counters.replies_late.fetch_add(1, Relaxed);
+    /// Finds who waits for the replies that have been read from a stream.
+    fn settle_replies(&mut self, connection: &Connection, incoming: &Incoming) {
+        if self.replies.is_empty() {
             return;
-        };
-        let outcome = match status {
-            ReplyStatus::Ok => Ok(payload),
-            ReplyStatus::Error => Err(RequestError::Remote {
-                peer: connection.peer_name(),
-                message: String::from_utf8_lossy(&payload).into_owned(),
-            }),
-            ReplyStatus::NoHandler => Err(RequestError::NoHandler {
-                peer: connection.peer_name(),
-                app: preamble.app.clone(),
-            }),
-            ReplyStatus::Expired => Err(RequestError::Remote {
-                peer: connection.peer_name(),
-                message: "the request expired before it was handled".to_owned(),
-            }),
-        };
-        self.effects.push_back(Effect::Answer { awaited, outcome });
+        }
+        let mut outbox = connection.outbox.lock();
+        for (id, status, payload) in self.replies.drain(..) {
+            let Some(awaited) = outbox.answered(id) else {
+                // It gave up before the reply came.
+                let counters = &connection.context.counters;
+                counters.replies_late.fetch_add(1, Relaxed);
+                continue;
+            };
+            let outcome = match status {
+                ReplyStatus::Ok => Ok(payload),
+                ReplyStatus::Error => Err(RequestError::Remote {
+                    peer: connection.peer_name(),
+                    message: String::from_utf8_lossy(&payload).into_owned(),
+                }),
+                ReplyStatus::NoHandler => Err(RequestError::NoHandler {
+                    peer: connection.peer_name(),
+                    app: incoming
+                        .preamble
+                        .as_ref()
+                        .map_or_else(String::new, |preamble| preamble.app.clone()),
+                }),
+                ReplyStatus::Expired => Err(RequestError::Remote {
+                    peer: connection.peer_name(),
+                    message: "the request expired before it was handled".to_owned(),
+                }),
+            };
+            self.effects.push_back(Effect::Answer { awaited, outcome });
+        }
     }
 
     fn handle_control(

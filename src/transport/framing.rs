@@ -22,6 +22,8 @@
 //! a request starts with `id: u64, timeout_ms: u32`, that of a reply with `id: u64, status: u8`.
 //! Memory for a unit grows with the bytes that arrive, never with what they announce.
 
+use std::borrow::Cow;
+
 /// The largest body of one frame.
 pub const MAX_FRAME_BYTES: usize = 64 * 1_024;
 
@@ -243,46 +245,61 @@ impl Decoder {
     }
 
     /// Takes bytes off the front of `input` up to the end of one unit and returns it; `None` when
-    /// the input ends first.
+    /// the input ends first. A unit that lies in the input in one piece is not copied.
     ///
     /// # Errors
     ///
     /// [`FramingError`] when the bytes break the format or a limit.
-    pub fn unit(&mut self, input: &mut &[u8]) -> Result<Option<Vec<u8>>, FramingError> {
+    pub fn unit<'a>(
+        &mut self,
+        input: &mut &'a [u8],
+    ) -> Result<Option<Cow<'a, [u8]>>, FramingError> {
         loop {
             let Some((left, more)) = self.current else {
-                let Some((&byte, rest)) = input.split_first() else {
+                if self.header.is_empty()
+                    && let Some((header, rest)) = input.split_first_chunk()
+                {
+                    self.current = Some(self.frame_header(*header)?);
+                    *input = rest;
+                } else if let Some((&byte, rest)) = input.split_first() {
+                    *input = rest;
+                    self.header.push(byte);
+                    if let Ok(header) = <[u8; HEADER_BYTES]>::try_from(&*self.header) {
+                        self.current = Some(self.frame_header(header)?);
+                        self.header.clear();
+                    }
+                } else {
                     return Ok(None);
-                };
-                *input = rest;
-                self.header.push(byte);
-                if self.header.len() == HEADER_BYTES {
-                    self.current = Some(self.frame_header()?);
-                    self.header.clear();
                 }
                 continue;
             };
             let take = left.min(input.len());
-            self.unit.extend_from_slice(&input[..take]);
-            *input = &input[take..];
+            let (body, rest) = input.split_at(take);
+            *input = rest;
+            let is_whole = take == left && !more;
+            if is_whole && self.unit.is_empty() {
+                self.current = None;
+                return Ok(Some(Cow::Borrowed(body)));
+            }
+            self.unit.extend_from_slice(body);
             if take < left {
                 self.current = Some((left - take, more));
                 return Ok(None);
             }
             self.current = None;
-            if !more {
-                return Ok(Some(std::mem::take(&mut self.unit)));
+            if is_whole {
+                return Ok(Some(Cow::Owned(std::mem::take(&mut self.unit))));
             }
         }
     }
 
-    fn frame_header(&self) -> Result<(usize, bool), FramingError> {
-        let flags = self.header[0];
+    fn frame_header(&self, header: [u8; HEADER_BYTES]) -> Result<(usize, bool), FramingError> {
+        let [flags, length @ ..] = header;
         if flags & !MORE != 0 {
             return Err(FramingError::Reserved);
         }
         let more = flags & MORE != 0;
-        let body = u32::from_be_bytes([0, self.header[1], self.header[2], self.header[3]]) as usize;
+        let body = u32::from_be_bytes([0, length[0], length[1], length[2]]) as usize;
         if body > MAX_FRAME_BYTES || self.unit.len() + body > self.max_unit_bytes {
             return Err(FramingError::TooLarge);
         }
@@ -341,12 +358,11 @@ pub fn request_id(unit: &[u8]) -> Option<u64> {
 /// # Errors
 ///
 /// [`FramingError::Short`] when it has no complete head.
-pub fn split_request(mut unit: Vec<u8>) -> Result<(u64, u32, Vec<u8>), FramingError> {
+pub fn split_request(unit: Cow<'_, [u8]>) -> Result<(u64, u32, Vec<u8>), FramingError> {
     let (id, rest) = unit.split_first_chunk::<8>().ok_or(FramingError::Short)?;
     let (timeout_ms, _) = rest.split_first_chunk::<4>().ok_or(FramingError::Short)?;
     let (id, timeout_ms) = (u64::from_be_bytes(*id), u32::from_be_bytes(*timeout_ms));
-    unit.drain(..REQUEST_HEAD_BYTES);
-    Ok((id, timeout_ms, unit))
+    Ok((id, timeout_ms, without_head(unit, REQUEST_HEAD_BYTES)))
 }
 
 /// The head of a reply.
@@ -367,7 +383,7 @@ pub fn reply_head(id: u64, status: ReplyStatus) -> [u8; REPLY_HEAD_BYTES] {
 /// # Errors
 ///
 /// [`FramingError::Short`] when it has no complete head.
-pub fn split_reply(mut unit: Vec<u8>) -> Result<(u64, ReplyStatus, Vec<u8>), FramingError> {
+pub fn split_reply(unit: Cow<'_, [u8]>) -> Result<(u64, ReplyStatus, Vec<u8>), FramingError> {
     let (id, rest) = unit.split_first_chunk::<8>().ok_or(FramingError::Short)?;
     let id = u64::from_be_bytes(*id);
     let status = match rest.first().ok_or(FramingError::Short)? {
@@ -376,8 +392,17 @@ pub fn split_reply(mut unit: Vec<u8>) -> Result<(u64, ReplyStatus, Vec<u8>), Fra
         3 => ReplyStatus::Expired,
         _ => ReplyStatus::Error,
     };
-    unit.drain(..REPLY_HEAD_BYTES);
-    Ok((id, status, unit))
+    Ok((id, status, without_head(unit, REPLY_HEAD_BYTES)))
+}
+
+fn without_head(unit: Cow<'_, [u8]>, head_bytes: usize) -> Vec<u8> {
+    match unit {
+        Cow::Borrowed(unit) => unit[head_bytes..].to_vec(),
+        Cow::Owned(mut unit) => {
+            unit.drain(..head_bytes);
+            unit
+        }
+    }
 }
 
 #[cfg(test)]
@@ -444,13 +469,13 @@ mod tests {
 
     #[test]
     fn limits_and_reserved_bits_are_refused_before_any_body_arrives() {
-        let decode = |bytes: &[u8]| Decoder::new(1_000).unit(&mut &bytes[..]);
+        let decode = |mut bytes: &'static [u8]| Decoder::new(1_000).unit(&mut bytes);
         assert_eq!(decode(&[0, 0, 3, 233]), Err(FramingError::TooLarge));
         assert_eq!(decode(&[0, 255, 255, 255]), Err(FramingError::TooLarge));
         assert_eq!(decode(&[2, 0, 0, 1]), Err(FramingError::Reserved));
         assert_eq!(decode(&[1, 0, 0, 0]), Err(FramingError::Empty));
-        assert_eq!(split_request(vec![0; 11]), Err(FramingError::Short));
-        assert_eq!(split_reply(vec![0; 8]), Err(FramingError::Short));
+        assert_eq!(split_request(vec![0; 11].into()), Err(FramingError::Short));
+        assert_eq!(split_reply(vec![0; 8].into()), Err(FramingError::Short));
     }
 
     #[test]

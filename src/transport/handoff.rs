@@ -37,8 +37,13 @@ impl<T> Handoff<T> {
 
     /// There is work. Whoever says so sees to it that the lock is let go of after this, by
     /// [`release`](Self::release), or [`offers`](Self::offer) to do so.
+    ///
+    /// The work lies under a lock that whoever does it takes after [`take_work`](Self::take_work). So if
+    /// it was noted before and is seen here, it has not been looked for since.
     pub(super) fn note_work(&self) {
-        self.has_work.store(true, SeqCst);
+        if !self.has_work.load(SeqCst) {
+            self.has_work.store(true, SeqCst);
+        }
     }
 
     /// Whether there is work, which the caller, who has the lock, is about to do.

@@ -27,7 +27,7 @@ pub(super) struct Incoming {
     pub(super) decoder: Decoder,
     pub(super) preamble: Option<Preamble>,
     /// The application's inbox, as long as it is registered.
-    inbox: Option<Arc<Inbox>>,
+    pub(super) inbox: Option<Arc<Inbox>>,
     /// Bytes read from QUIC that a full inbox keeps from being decoded, or that came with the
     /// preamble of an application's own stream.
     pub(super) leftover: Vec<u8>,
@@ -76,13 +76,12 @@ impl Incoming {
         incoming
     }
 
-    /// The inbox of the stream's application, if there is one.
-    pub(super) fn inbox(&mut self, registry: &Registry) -> Option<Arc<Inbox>> {
+    /// Looks for the inbox of the stream's application, unless it is known and still there.
+    pub(super) fn find_inbox(&mut self, registry: &Registry) {
         if self.inbox.as_ref().is_none_or(|inbox| inbox.is_gone()) {
             let app = self.preamble.as_ref().map(|preamble| &*preamble.app);
             self.inbox = app.and_then(|app| registry.get(app));
         }
-        self.inbox.clone()
     }
 
     pub(super) fn is(&self, kind: StreamKind) -> bool {

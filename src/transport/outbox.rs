@@ -115,6 +115,8 @@ struct Outgoing {
     queue: VecDeque<Bytes>,
     /// Small units put together, after the queue: QUIC's price is by the piece.
     tail: Vec<u8>,
+    /// How long the last one became: the next is likely to become as long.
+    last_tail: usize,
     queued_bytes: usize,
     opened: bool,
     fin: bool,
@@ -140,6 +142,7 @@ impl Outgoing {
             kind,
             queue: VecDeque::new(),
             tail: Vec::new(),
+            last_tail: 0,
             queued_bytes: 0,
             opened: false,
             fin: false,
@@ -171,6 +174,9 @@ impl Outgoing {
     /// Puts a unit that fits one frame after what is there.
     fn push_small(&mut self, head: &[u8], payload: &[u8]) {
         let before = self.tail.len();
+        if before == 0 {
+            self.tail.reserve(self.last_tail);
+        }
         framing::append_unit(head, payload, &mut self.tail);
         self.count(self.tail.len() - before);
         if self.tail.len() >= MAX_TAIL_BYTES {
@@ -201,6 +207,7 @@ impl Outgoing {
     fn seal_tail(&mut self) {
         if !self.tail.is_empty() {
             let tail = std::mem::take(&mut self.tail);
+            self.last_tail = tail.len();
             self.queue.push_back(tail.into());
         }
     }
