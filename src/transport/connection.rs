@@ -22,7 +22,7 @@
 
 #![expect(
     clippy::disallowed_methods,
-    reason = "time enters here: quiche's deadlines are real"
+    reason = "time enters here: quiche's deadlines are real; and commands are counted where they are sent"
 )]
 
 use std::{
@@ -39,7 +39,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crossbeam_channel::{Receiver, Sender, TrySendError};
+use crossbeam_channel::{Receiver, Sender};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::{
@@ -229,7 +229,8 @@ pub(super) fn new(
     key: u64,
 ) -> io::Result<(Arc<Connection>, Worker)> {
     let now = Instant::now();
-    let (commands, received) = crossbeam_channel::bounded(COMMAND_CAPACITY);
+    // Bounded where they are sent; a bounded channel would hold room for all of them from the start.
+    let (commands, received) = crossbeam_channel::unbounded();
     let offload = context.offload;
     let mut gso = false;
     if let Some(socket) = start.path.own() {
@@ -309,21 +310,19 @@ impl Connection {
     /// Gives the worker a command. `false` when its queue is full.
     pub(crate) fn command(&self, command: Command) -> bool {
         let is_datagram = matches!(command, Command::Inject(_));
-        if is_datagram && self.commands.len() >= INJECT_CAPACITY {
+        let waiting = self.commands.len();
+        if is_datagram && waiting >= INJECT_CAPACITY {
             return false;
         }
-        match self.commands.try_send(command) {
-            Ok(()) => {
-                self.waker.wake();
-                true
-            }
-            Err(TrySendError::Full(_)) => {
-                self.is_stuck.store(true, Relaxed);
-                false
-            }
-            // The worker is gone; what it was told has no meaning any more.
-            Err(TrySendError::Disconnected(_)) => true,
+        if waiting >= COMMAND_CAPACITY {
+            self.is_stuck.store(true, Relaxed);
+            return false;
         }
+        // If the worker is gone, what it was told has no meaning any more.
+        if self.commands.send(command).is_ok() {
+            self.waker.wake();
+        }
+        true
     }
 
     /// The figures for onlookers, at most a ping interval old.
