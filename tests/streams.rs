@@ -252,6 +252,46 @@ fn a_reader_that_reads_little_at_a_time_keeps_its_writer_going() {
     pair.shut_down();
 }
 
+/// A thread in a loop keeps reading the socket for all. When it stays away, somebody else has to.
+#[test]
+fn who_stops_in_the_middle_of_a_loop_holds_nobody_up() {
+    let pair = Pair::new("loop");
+    for app in [&pair.here, &pair.there] {
+        app.on_request_inline(|request| Ok(request.payload.clone()));
+    }
+    let (opened, accepted) = pair.open();
+    thread::scope(|scope| {
+        let writer = scope.spawn(|| write_all_until_reset(&opened));
+        let mut buffer = vec![0; 64 * 1_024];
+        for round in 0..40_u8 {
+            for _ in 0..20 {
+                assert!((&accepted).read(&mut buffer).unwrap() > 0);
+            }
+            // The reader is here, and so nobody reads; the writer waits for room by now or will.
+            let ask = |app: &App, to: &Node| app.request(to.id(), [round], PATIENCE).unwrap();
+            assert_eq!(ask(&pair.here, &pair.nodes[1]), [round]);
+            assert_eq!(ask(&pair.there, &pair.nodes[0]), [round]);
+            pair.here.send(pair.to(), [round], PATIENCE).unwrap();
+            let message = pair.there.messages().recv_timeout(PATIENCE).unwrap();
+            assert_eq!(message.payload, [round]);
+        }
+        // A writer that waits for room is told that there will be none.
+        opened.reset(7);
+        writer.join().unwrap();
+    });
+    pair.shut_down();
+}
+
+fn write_all_until_reset(mut stream: &Stream) {
+    let buffer = vec![0; 64 * 1_024];
+    let end = loop {
+        if let Err(error) = stream.write(&buffer) {
+            break error;
+        }
+    };
+    assert_eq!(end.kind(), ErrorKind::BrokenPipe, "{end}");
+}
+
 #[test]
 fn streams_that_are_given_up_at_once_cost_nothing_for_good() {
     let pair = Pair::new("given-up");
