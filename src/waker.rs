@@ -259,12 +259,6 @@ pub(crate) fn sleep(
     }
 }
 
-/// Whether a receive would bring something, be it an error.
-pub(crate) fn is_ready(socket: BorrowedFd<'_>) -> bool {
-    let mut polled = [PollFd::from_borrowed_fd(socket, PollFlags::IN)];
-    poll(&mut polled, Some(&timespec(Duration::ZERO))).is_ok_and(|ready| ready > 0)
-}
-
 /// Sleeps until the waker or the socket is ready or `deadline` is reached.
 pub(crate) fn sleep_on_two(
     waker: &Waker,

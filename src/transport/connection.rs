@@ -52,7 +52,7 @@ use crate::{
     thread::panic_message,
     transport::{
         Command, Context, Datagram, MIN_DATAGRAM_BYTES,
-        driver::{Asked, Beginning, Driver, Effect},
+        driver::{Arrived, Asked, Beginning, Driver, Effect, spin_for},
         due::Due,
         framing::{self, ReplyStatus, StreamKind},
         handoff::Handoff,
@@ -66,7 +66,7 @@ use crate::{
         udp,
         worker::Worker,
     },
-    waker::{Interest, PollSet, Poller, Waker, Woken, is_ready, sleep_on_two},
+    waker::{Interest, PollSet, Poller, Waker, Woken, sleep_on_two},
 };
 
 /// Commands that may wait for a worker. Injected datagrams may fill half of the queue and are
@@ -1027,8 +1027,12 @@ impl Connection {
             if began >= deadline {
                 break;
             }
-            let is_there = std::mem::take(&mut is_likely)
-                || (!spin.is_zero() && self.spin(socket, slot, began + spin));
+            let first = if spin.is_zero() {
+                None
+            } else {
+                spin_for(socket, began + spin, || slot.is_done())
+            };
+            let is_there = std::mem::take(&mut is_likely) || first.is_some();
             if !is_there && slot.go_to_socket() {
                 let interest = if self.is_full.load(Relaxed) {
                     Interest::ReadWrite
@@ -1052,10 +1056,11 @@ impl Connection {
                 }
             }
             slot.leave_socket();
-            if slot.is_done() {
+            // What was taken off the socket has to be seen to by whoever took it.
+            if first.is_none() && slot.is_done() {
                 break;
             }
-            self.turn_of_leader(socket);
+            self.turn_of_leader(socket, first);
             if slot.is_done() {
                 break;
             }
@@ -1063,19 +1068,7 @@ impl Connection {
         slot.leave_socket();
     }
 
-    /// Looks at the socket without sleeping, until there is something or `until`. `true` when there
-    /// is.
-    fn spin<T>(&self, socket: &UdpSocket, slot: &Slot<T>, until: Instant) -> bool {
-        while clock() < until {
-            if slot.is_done() || is_ready(socket.as_fd()) {
-                return true;
-            }
-            std::hint::spin_loop();
-        }
-        false
-    }
-
-    fn turn_of_leader(&self, socket: &UdpSocket) {
+    fn turn_of_leader(&self, socket: &UdpSocket, first: Option<io::Result<Arrived>>) {
         let now = clock();
         let mut driver = self.driver.lock();
         if driver.closed.is_some() || driver.is_broken {
@@ -1085,7 +1078,7 @@ impl Connection {
             return;
         }
         let turned = catch_unwind(AssertUnwindSafe(|| {
-            driver.receive(self, socket, true, now);
+            driver.receive(self, socket, first, true, now);
             driver.proceed(self, now);
         }));
         if let Err(panic) = turned {

@@ -362,36 +362,57 @@ impl Driver {
     }
 
     /// Reads the socket until it is empty or the budget is used up; then the next sleep ends at once.
-    /// `is_one_enough`: a little that arrived is probably all that there is, and another call only to
-    /// learn that costs as much as to handle it. Returns how many receives brought something.
+    /// `first`: what has been received of it before. `is_one_enough`: a little that arrived is probably
+    /// all that there is, and another call only to learn that costs as much as to handle it. Returns how
+    /// many receives brought something.
     pub(super) fn receive(
         &mut self,
         connection: &Connection,
         socket: &UdpSocket,
+        first: Option<io::Result<Arrived>>,
         is_one_enough: bool,
         now: Instant,
     ) -> usize {
-        let mut buffer = buffers::take();
         let (mut bytes, mut count) = (0, 0);
+        let mut is_enough = |received: Received| {
+            bytes += received.bytes;
+            count += 1;
+            bytes >= MAX_RECEIVED_BYTES || (is_one_enough && bytes <= LITTLE_BYTES)
+        };
+        let mut buffer = match first {
+            Some(Ok(mut arrived)) => {
+                self.take_in(connection, &mut arrived.buffer, arrived.received, now);
+                if is_enough(arrived.received) {
+                    return count;
+                }
+                arrived.buffer
+            }
+            Some(Err(error)) => {
+                self.note_failed(&error, now);
+                buffers::take()
+            }
+            None => buffers::take(),
+        };
         for _ in 0..MAX_RECEIVES {
             match udp::receive(socket, &mut buffer) {
                 Ok(received) => {
                     self.take_in(connection, &mut buffer, received, now);
-                    bytes += received.bytes;
-                    count += 1;
-                    if bytes >= MAX_RECEIVED_BYTES || (is_one_enough && bytes <= LITTLE_BYTES) {
+                    if is_enough(received) {
                         break;
                     }
                 }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-                    self.note_refused(now);
-                }
+                Err(error) if is_passing(&error) => self.note_failed(&error, now),
                 // Nothing there, or nothing that this thread could mend.
                 Err(_) => break,
             }
         }
         count
+    }
+
+    fn note_failed(&mut self, error: &io::Error, now: Instant) {
+        if error.kind() == io::ErrorKind::ConnectionRefused {
+            self.note_refused(now);
+        }
     }
 
     /// Anybody can forge it, so it is a hint: ask at once, and give up soon.
@@ -2086,6 +2107,35 @@ fn is_bidirectional(stream: u64) -> bool {
 /// Whether it is a bidirectional stream that the peer has opened. Bit 0 tells who opened it.
 fn is_theirs(connection: &Connection, stream: u64) -> bool {
     is_bidirectional(stream) && (stream & 1 == 0) != (connection.side == Side::Dialed)
+}
+
+/// What one receive brought.
+pub(super) struct Arrived {
+    buffer: buffers::Buffer,
+    received: Received,
+}
+
+/// Whether there may be more behind the error.
+fn is_passing(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionRefused, Interrupted};
+    matches!(error.kind(), ConnectionRefused | Interrupted)
+}
+
+/// Looks at the socket without sleeping, until there is something, the time is over, or `is_over`.
+pub(super) fn spin_for(
+    socket: &UdpSocket,
+    until: Instant,
+    mut is_over: impl FnMut() -> bool,
+) -> Option<io::Result<Arrived>> {
+    let mut buffer = buffers::take();
+    while !is_over() && super::connection::clock() < until {
+        match udp::receive(socket, &mut buffer) {
+            Ok(received) => return Some(Ok(Arrived { buffer, received })),
+            Err(error) if is_passing(&error) => return Some(Err(error)),
+            Err(_) => std::hint::spin_loop(),
+        }
+    }
+    None
 }
 
 /// What became of an attempt to read a stream of an application's own.

@@ -27,13 +27,16 @@ use crate::{
     transport::{
         Command, Notice,
         connection::Connection,
-        driver::{Driver, MAX_KEPT_NOTICES},
+        driver::{Arrived, Driver, MAX_KEPT_NOTICES, spin_for},
     },
-    waker::{Interest, Woken, sleep_on_two},
+    waker::{Interest, Woken},
 };
 
 /// A sleep that was over sooner was none: what ended it was there before.
 pub(super) const NO_SLEEP: Duration = Duration::from_micros(5);
+
+/// How often in a row it spins without a look at what the reactor commands.
+const SPINS_IN_A_ROW: u64 = 16;
 
 /// When a full queue to the reactor is tried again.
 const NOTICE_RETRY: Duration = Duration::from_millis(5);
@@ -55,6 +58,10 @@ pub(super) struct Worker {
     has_received: bool,
     /// The socket was full at the end of the last turn.
     was_full: bool,
+    /// Sleeps that were spared because something came while it spun.
+    spins: u64,
+    /// What was received before the turn.
+    first: Option<io::Result<Arrived>>,
     /// When the next turn is due, if nothing wakes it before.
     due: Option<Instant>,
     /// The connection is over, and its closing datagram is repeated.
@@ -90,6 +97,8 @@ impl Worker {
             is_crowded: true,
             has_received: false,
             was_full: false,
+            spins: 0,
+            first: None,
             due: None,
             farewell: None,
         }
@@ -291,7 +300,8 @@ impl Worker {
         if woken.by_socket
             && let Some(socket) = connection.path.own()
         {
-            let count = driver.receive(&connection, socket, !self.is_crowded, now);
+            let first = self.first.take();
+            let count = driver.receive(&connection, socket, first, !self.is_crowded, now);
             self.is_crowded &= count > 1;
             self.has_received = count > 0;
         }
@@ -328,8 +338,8 @@ impl Worker {
     }
 
     /// Sleeps, on a thread for this connection alone.
-    fn sleep(&self, now: Instant, deadline: Option<Instant>) -> io::Result<Woken> {
-        let connection = &self.connection;
+    fn sleep(&mut self, now: Instant, deadline: Option<Instant>) -> io::Result<Woken> {
+        let connection = Arc::clone(&self.connection);
         let waker = &connection.waker;
         let spin = connection.context.config.spin;
         if let Some(socket) = connection.path.own()
@@ -339,12 +349,17 @@ impl Worker {
             && self.farewell.is_none()
         {
             let until = deadline.map_or(now + spin, |deadline| deadline.min(now + spin));
-            while Instant::now() < until && !connection.outbox.lock().seats.has_leader() {
-                let woken = sleep_on_two(waker, socket.as_fd(), Interest::Read, now, now)?;
-                if woken != Woken::default() {
-                    return Ok(woken);
+            self.first = spin_for(socket, until, || {
+                connection.outbox.lock().seats.has_leader()
+            });
+            if self.first.is_some() {
+                self.spins += 1;
+                let mut woken = Woken::default();
+                if self.spins.is_multiple_of(SPINS_IN_A_ROW) {
+                    woken = connection.poller.sleep(waker, now, Some(now))?;
                 }
-                std::hint::spin_loop();
+                woken.by_socket = true;
+                return Ok(woken);
             }
         }
         connection.poller.sleep(waker, now, deadline)
