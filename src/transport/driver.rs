@@ -1842,41 +1842,42 @@ impl Driver {
 
     /// When something is due.
     pub(super) fn next_deadline(&self, connection: &Connection) -> Option<Instant> {
-        let quic = self.quic.timeout_instant();
-        [quic, self.next_own_deadline(connection)]
-            .into_iter()
-            .flatten()
-            .min()
+        let timers = earlier(self.quic.timeout_instant(), self.ack_deadline());
+        earlier(timers, self.next_own_deadline(connection))
     }
 
-    /// What the worker has to wake for at `now`, and what can be left to the timekeeper: QUIC's timer,
-    /// if it is some time ahead and the connection is in use. It moves with every packet, and a worker
-    /// that wakes for each of its former ends wakes for nothing.
+    /// What the worker has to wake for at `now`, and what can be left to the timekeeper once the
+    /// connection is in use: an acknowledgement, and QUIC's timer if it is some time ahead, which moves with
+    /// every packet. A worker that wakes for each of those wakes for little or nothing.
     pub(super) fn split_deadlines(
         &self,
         connection: &Connection,
         now: Instant,
     ) -> (Option<Instant>, Option<Instant>) {
-        let own = self.next_own_deadline(connection);
-        let quic = self.quic.timeout_instant();
-        let can_be_left = self.up_at.is_some()
-            && quic.is_some_and(|at| at >= now + WORTH_LEAVING)
-            && own.is_none_or(|own| quic.is_some_and(|at| at < own));
-        if can_be_left {
-            (own, quic)
-        } else {
-            ([own, quic].into_iter().flatten().min(), None)
+        if self.up_at.is_none() {
+            return (self.next_deadline(connection), None);
         }
+        let (own, ack) = (self.next_own_deadline(connection), self.ack_deadline());
+        let quic = self.quic.timeout_instant();
+        let (later, soon) = if quic.is_some_and(|at| at >= now + WORTH_LEAVING) {
+            (earlier(quic, ack), own)
+        } else {
+            (ack, earlier(own, quic))
+        };
+        let is_first = later.is_some_and(|at| soon.is_none_or(|soon| at < soon));
+        (soon, later.filter(|_| is_first))
+    }
+
+    fn ack_deadline(&self) -> Option<Instant> {
+        self.ack_owed_at.map(|at| at + ACK_AFTER)
     }
 
     fn next_own_deadline(&self, connection: &Connection) -> Option<Instant> {
         let handshake = self.up_at.is_none().then_some(self.deadline);
         let refused = self.refused_at.map(|at| at + REFUSED_PATIENCE);
-        let ack = self.ack_owed_at.map(|at| at + ACK_AFTER);
         [
             handshake,
             refused,
-            ack,
             self.next_ping_at,
             self.drain_until,
             connection.outbox.lock().next_expiry,
@@ -2024,6 +2025,11 @@ impl Driver {
         }
         info
     }
+}
+
+/// The earlier of two times, of which there may be none.
+pub(super) fn earlier(a: Option<Instant>, b: Option<Instant>) -> Option<Instant> {
+    a.into_iter().chain(b).min()
 }
 
 /// Datagrams that were made for one send.

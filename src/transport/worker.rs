@@ -27,7 +27,7 @@ use crate::{
     transport::{
         Command, Notice,
         connection::Connection,
-        driver::{Arrived, Driver, MAX_KEPT_NOTICES, spin_for},
+        driver::{Arrived, Driver, MAX_KEPT_NOTICES, earlier, spin_for},
     },
     waker::{Interest, Woken},
 };
@@ -385,8 +385,4 @@ impl Worker {
         }
         retry
     }
-}
-
-fn earlier(a: Option<Instant>, b: Option<Instant>) -> Option<Instant> {
-    a.into_iter().chain(b).min()
 }

@@ -149,8 +149,9 @@ pub(crate) fn serve(job: &Job) -> io::Result<()> {
         Work::FanOut {
             connections,
             shared: true,
-        } => side(connections),
-        Work::FanOut { connections, .. } | Work::Idle { connections } => connections,
+        }
+        | Work::Idle { connections } => side(connections),
+        Work::FanOut { connections, .. } => connections,
         Work::Handshakes { .. } => SERVERS,
         _ => 1,
     };
@@ -249,7 +250,7 @@ pub(crate) fn client(job: &Job, mut control: Control) -> io::Result<Outcome> {
             let links = linked(nodes, &addrs)?;
             chained(links, vec![0; OUTSTANDING], job, control)?
         }
-        Work::Idle { connections } => idle(&nodes, &addrs, job, control, connections)?,
+        Work::Idle { .. } => idle(&nodes, &addrs, job, control)?,
         Work::Handshakes { at_once } => handshakes(nodes, addrs, job, control, at_once)?,
     };
     Ok(outcome.note(
@@ -423,26 +424,32 @@ impl Chain {
 }
 
 /// Nodes that run and know nobody, then the same nodes connected.
+/// As many nodes here as there, all alone at first, become one cluster.
 fn idle(
     nodes: &Nodes,
     addrs: &[SocketAddr],
     job: &Job,
     mut control: Control,
-    connections: usize,
 ) -> io::Result<Outcome> {
-    let links: Vec<Link> = (0..connections)
+    let count = addrs.len();
+    let links: Vec<Link> = (0..count)
         .map(|number| Link::new(nodes, number, None))
         .collect::<io::Result<_>>()?;
     thread::sleep(SETTLE);
     let before = control.snapshot()?;
     let links = Arc::new(links);
     let (joining, seeds) = (Arc::clone(&links), addrs.to_vec());
-    dial_all(connections, move |number| {
-        let seed = seeds[number].to_string();
+    dial_all(count, move |number| {
+        // Everybody's peer there, and one that all have in common.
+        let seeds = [seeds[number].to_string(), seeds[0].to_string()];
         let node = &joining[number].node;
-        node.join(&[seed], PATIENCE).map_err(io::Error::other)?;
-        joining[number].wait()
+        node.join(&seeds, PATIENCE).map_err(io::Error::other)
     })?;
+    let peers = 2 * count - 1;
+    for link in links.iter() {
+        let ready = link.node.wait_ready(Ready::Peers(peers), FORM_WITHIN);
+        ready.map_err(io::Error::other)?;
+    }
     thread::sleep(SETTLE);
     tell("measuring");
     let begin = control.snapshot()?;
@@ -456,8 +463,9 @@ fn idle(
     };
     // As in the server: the process ends.
     std::mem::forget(links);
-    Ok(Outcome::of_idle(&before, &window, connections)
-        .note("what connecting adds to nodes that run already, membership of the peer included"))
+    // As many ends in either process as connections in all.
+    Ok(Outcome::of_idle(&before, &window, count * peers)
+        .note("what connecting adds to nodes that run already, membership of the peers included"))
 }
 
 /// Threads that shut nodes down behind the back of who made them. They end with the process.
