@@ -366,7 +366,7 @@ impl App {
 
     /// Sends a request and has `then` called with the reply, or with what came instead of it, exactly
     /// once. The thread that has read the reply calls it, and reads nothing else of that peer
-    /// meanwhile: it must not block. It may send and request; what it sends leaves with what others
+    /// meanwhile: it must not block, as in [`on_request_inline`](Self::on_request_inline). It may send and request; what it sends leaves with what others
     /// do, in one batch. A call of [`request`](Self::request) from there is refused as
     /// [`WouldDeadlock`](RequestError::WouldDeadlock).
     ///
@@ -530,6 +530,10 @@ impl App {
     /// request from there that waits for its reply is refused as
     /// [`WouldDeadlock`](RequestError::WouldDeadlock), and other calls do not wait. It takes the place of
     /// [`on_request`](Self::on_request).
+    ///
+    /// The thread may be one of yours: whoever waits for the same peer, in a request or in the read or
+    /// write of a [`Stream`], reads for all meanwhile. So a lock that is held across such a wait must not be
+    /// taken in the handler.
     pub fn on_request_inline(
         &self,
         handler: impl Fn(&Request) -> Result<Vec<u8>, String> + Send + Sync + 'static,

@@ -82,6 +82,10 @@ const REPLY_PATIENCE: Duration = Duration::from_secs(15);
 /// others are run. More would save system calls, and leave one end idle while the other works.
 const EFFECTS_AT_ONCE: usize = 16;
 
+/// Bytes of replies that inline handlers have made and that the outbox does not count yet; and the last of
+/// them.
+const MAX_REPLIES_TOGETHER_BYTES: usize = 64 * 1_024;
+
 thread_local! {
     /// The connection whose effects this thread runs: what is put into its outbox meanwhile leaves at
     /// the end of the turn, together.
@@ -607,6 +611,7 @@ impl Connection {
         let mut driver = self.driver.lock();
         if driver.closed.is_none() {
             driver.ping(self, Instant::now(), Some(answer));
+            self.end_keeping(&mut self.outbox.lock());
             self.work_is_there();
         }
         self.release(driver);
@@ -901,6 +906,7 @@ impl Connection {
         received.fetch_add(left as u64, Relaxed);
         let mut request = Request::new(self.peer_name(), Vec::new());
         let mut replies = Vec::with_capacity(left.min(EFFECTS_AT_ONCE));
+        let mut bytes = 0;
         for one in asked.list {
             let answer = if now >= one.expires_at {
                 Answer::Expired
@@ -909,12 +915,14 @@ impl Connection {
                 (asked.handler)(&request)
             };
             let (status, payload) = self.reply_of(app, answer);
-            replies.push((one.id, status, payload));
+            bytes += payload.len();
+            replies.push((framing::reply_head(one.id, status), payload));
             left -= 1;
             if left == 0 {
                 *done += replies.len();
                 self.reply_at_once(app, &mut replies, asked.places);
-            } else if replies.len() == EFFECTS_AT_ONCE {
+            } else if replies.len() == EFFECTS_AT_ONCE || bytes > MAX_REPLIES_TOGETHER_BYTES {
+                bytes = 0;
                 *done += replies.len();
                 self.reply_at_once(app, &mut replies, 0);
                 self.send_between(done);
@@ -971,7 +979,8 @@ impl Connection {
                 slot.wait_filled(deadline);
             }
         }
-        let looped_at = in_loop.then(clock);
+        // A wait that ended by time is no loop.
+        let looped_at = (in_loop && slot.is_done()).then(clock);
         // Under the lock, or the worker might undo it on account of a leader that is gone.
         let mut outbox = self.outbox.lock();
         let is_news = outbox
@@ -1115,26 +1124,30 @@ impl Connection {
     fn reply_at_once(
         &self,
         app: &Arc<str>,
-        replies: &mut Vec<(u64, ReplyStatus, Vec<u8>)>,
+        replies: &mut Vec<([u8; framing::REPLY_HEAD_BYTES], Vec<u8>)>,
         places: usize,
     ) {
         let mut dropped = 0;
+        let units = replies
+            .iter()
+            .map(|(head, payload)| Unit::new(head, payload));
+        let units: Vec<Unit<'_>> = units.collect();
         let mut outbox = self.outbox.lock();
         outbox.answering = outbox.answering.saturating_sub(places);
-        for (id, status, payload) in replies.drain(..) {
+        for ((head, payload), unit) in replies.iter().zip(units) {
             if matches!(outbox.gate, Gate::Closed { .. }) {
                 dropped += 1;
             } else if outbox.has_room_at_once(app, payload.len()) {
-                let head = framing::reply_head(id, status);
-                outbox.push(StreamKind::Replies, app, Unit::new(&head, &payload));
+                outbox.push(StreamKind::Replies, app, unit);
             } else {
                 dropped += 1;
-                let head = framing::reply_head(id, ReplyStatus::Error);
+                let head = framing::head_of_failed(head);
                 let why = b"replies pile up: the requester does not read them fast enough";
                 outbox.push(StreamKind::Replies, app, Unit::new(&head, why));
             }
         }
         drop(outbox);
+        replies.clear();
         self.nudge();
         if dropped > 0 {
             self.note_dropped_replies(app, dropped);

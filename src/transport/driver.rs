@@ -89,6 +89,9 @@ const MAX_PARTIAL_UNITS: usize = 4;
 /// each holds a copy of the member table until the peer has read it.
 const MAX_SYNCS: usize = 4;
 
+/// The size that the system cuts to when it does not cut.
+const UNCUT: usize = usize::MAX;
+
 /// Threads that read one stream at the same time. More than one or two is a mistake.
 const MAX_READERS: usize = 16;
 
@@ -747,6 +750,7 @@ impl Driver {
         if let Some(unit) = incoming.blocked.take() {
             let delivered = self.deliver(connection, id, incoming, Cow::Owned(unit), now);
             self.settle_replies(connection, incoming);
+            self.settle_places(connection);
             match delivered? {
                 Delivered::Yes => {}
                 Delivered::Blocked => return Ok(Reading::Stalled),
@@ -812,6 +816,7 @@ impl Driver {
     ) -> Result<Option<Reading>, Refusal> {
         let end = self.decode_units(connection, id, incoming, input, now);
         self.settle_replies(connection, incoming);
+        self.settle_places(connection);
         end
     }
 
@@ -1178,6 +1183,18 @@ impl Driver {
         Ok(Delivered::Yes)
     }
 
+    /// Gives back places for answers that were taken ahead and are not needed.
+    fn settle_places(&mut self, connection: &Connection) {
+        if let Some(Effect::Requests(asked)) = self.effects.back_mut()
+            && asked.places > asked.list.len()
+        {
+            let surplus = asked.places - asked.list.len();
+            asked.places = asked.list.len();
+            let mut outbox = connection.outbox.lock();
+            outbox.answering = outbox.answering.saturating_sub(surplus);
+        }
+    }
+
     /// Finds who waits for the replies that have been read from a stream.
     fn settle_replies(&mut self, connection: &Connection, incoming: &Incoming) {
         if self.replies.is_empty() {
@@ -1210,6 +1227,10 @@ impl Driver {
                 }),
             };
             self.effects.push_back(Effect::Answer { awaited, outcome });
+        }
+        drop(outbox);
+        if self.replies.capacity() > MAX_SPARE_EFFECTS {
+            self.replies = Vec::new();
         }
     }
 
@@ -1774,7 +1795,7 @@ impl Driver {
     /// Puts datagrams of one size, the last of which may be shorter, on the socket. `false` when it is
     /// full: then they are kept.
     fn put(&mut self, connection: &Connection, batch: &[u8], segment: usize, now: Instant) -> bool {
-        // What goes alone only has to be no longer than what the kernel cuts it to.
+        // What goes alone only has to be no longer than what the kernel cuts it to, if it cuts at all.
         let fits = if batch.len() > segment {
             self.segment == segment
         } else {
@@ -1807,6 +1828,14 @@ impl Driver {
                     self.note_refused(super::connection::clock());
                     let _ = connection.path.send(&rest[..piece], connection.addr);
                 }
+                // Some systems refuse a single datagram for the size that they would cut others to.
+                Err(error)
+                    if piece <= segment
+                        && (udp::is_about_size(&error) || udp::is_about_batches(&error))
+                        && self.stop_cutting(connection) =>
+                {
+                    continue;
+                }
                 Err(error) if segment > MIN_DATAGRAM_BYTES && udp::is_about_size(&error) => {
                     let change = self.size.refused(now, self.counts());
                     self.resize(connection, change);
@@ -1818,6 +1847,7 @@ impl Driver {
                     log::debug!(target: "transport", addr:% = connection.addr, error:%;
                         "batches are sent one by one from here on");
                     self.gso = false;
+                    self.stop_cutting(connection);
                     continue;
                 }
                 // Anything else is a datagram lost here instead of on the way; QUIC repeats it.
@@ -1828,6 +1858,14 @@ impl Driver {
             rest = &rest[piece..];
         }
         true
+    }
+
+    /// Has the kernel cut nothing, until a batch is to be cut again. `false` when it did not before.
+    fn stop_cutting(&mut self, connection: &Connection) -> bool {
+        let was_cutting = self.segment != UNCUT;
+        self.segment = UNCUT;
+        let socket = connection.path.own();
+        was_cutting && socket.is_some_and(|socket| udp::segment_to(socket, 0).is_ok())
     }
 
     /// Whether something is to be sent that is not in the outbox.

@@ -57,7 +57,11 @@ impl Seats {
         if let Some(now) = looped_at {
             let is_soon = |at: Instant| now.saturating_duration_since(at) <= KEEP;
             let came_back = self.left_at.is_some_and(is_soon);
-            self.returns = if came_back { self.returns + 1 } else { 0 };
+            self.returns = if came_back {
+                (self.returns + 1).min(RETURNS)
+            } else {
+                0
+            };
         }
         if self.kept_until.take().is_some() {
             return Seat::Kept;

@@ -35,9 +35,6 @@ use crate::{
 /// A sleep that was over sooner was none: what ended it was there before.
 pub(super) const NO_SLEEP: Duration = Duration::from_micros(5);
 
-/// How often in a row it spins without a look at what the reactor commands.
-const SPINS_IN_A_ROW: u64 = 16;
-
 /// When a full queue to the reactor is tried again.
 const NOTICE_RETRY: Duration = Duration::from_millis(5);
 
@@ -58,8 +55,6 @@ pub(super) struct Worker {
     has_received: bool,
     /// The socket was full at the end of the last turn.
     was_full: bool,
-    /// Sleeps that were spared because something came while it spun.
-    spins: u64,
     /// What was received before the turn.
     first: Option<io::Result<Arrived>>,
     /// When the next turn is due, if nothing wakes it before.
@@ -97,7 +92,6 @@ impl Worker {
             is_crowded: true,
             has_received: false,
             was_full: false,
-            spins: 0,
             first: None,
             due: None,
             farewell: None,
@@ -350,15 +344,13 @@ impl Worker {
         {
             let until = deadline.map_or(now + spin, |deadline| deadline.min(now + spin));
             self.first = spin_for(socket, until, || {
-                connection.outbox.lock().seats.has_leader()
+                !self.commands.is_empty() || connection.outbox.lock().seats.has_leader()
             });
-            if self.first.is_some() {
-                self.spins += 1;
-                let mut woken = Woken::default();
-                if self.spins.is_multiple_of(SPINS_IN_A_ROW) {
-                    woken = connection.poller.sleep(waker, now, Some(now))?;
-                }
-                woken.by_socket = true;
+            let woken = Woken {
+                by_socket: self.first.is_some(),
+                by_waker: !self.commands.is_empty(),
+            };
+            if woken != Woken::default() {
                 return Ok(woken);
             }
         }

@@ -12,8 +12,8 @@ const PLANTED: [(&str, &str, &str, &str); 10] = [
     (
         "no_second_look",
         "handoff.rs",
-        "if !self.has_work.load(SeqCst) {",
-        "if true {",
+        "if !self.has_work.load(SeqCst) {\n                return;",
+        "if true {\n                return;",
     ),
     (
         "looks_before_letting_go",

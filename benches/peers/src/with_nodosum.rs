@@ -8,10 +8,11 @@
 //! Requests are answered where they are read. One that is outstanding alone is a blocking call, in a
 //! fan-out from a thread for each connection; of many on one connection, and on shared workers, each is
 //! asked by the reply before it. On shared workers nodes have many peers: 8 and 8 nodes of one cluster
-//! have 64 connections between them. Bulk is a stream. A handshake is the whole life of a node: it starts, joins, asks, and
-//! is shut down, the last of it by a thread beside that no caller waits for, as nobody waits for the
-//! end of a QUIC connection that was closed. The nodes join many servers in turn, so that those on
-//! their way out and in never meet and connect.
+//! have 64 connections between them; and so it is where connections are idle. Bulk is a stream. A
+//! handshake is the whole life of a node: it starts, joins, asks, and is shut down, the last of it by
+//! a thread beside that no caller waits for, as nobody waits for the end of a QUIC connection that was
+//! closed. The nodes join many servers in turn, so that those on their way out and in never meet and
+//! connect.
 
 use std::{
     fs,
@@ -58,12 +59,13 @@ const FORM_WITHIN: Duration = Duration::from_secs(90);
 const SETTLE: Duration = Duration::from_secs(2);
 
 /// Servers that new nodes join in turn. Each node has left its own before it is that one's turn again.
-const SERVERS: usize = 64;
+const SERVERS: usize = 256;
 
 /// Nodes that may wait for their shutdown; then who makes them waits too. Fewer than the servers.
 const LEAVING: usize = SERVERS / 2;
 
-/// Nodes that are being shut down at the same time.
+/// Nodes that are being shut down at the same time. Each takes a tenth of a second, in which it does
+/// nothing but repeat its farewell: enough of them that nobody waits for them.
 const REAPERS: usize = SERVERS / 4;
 
 /// How long a shutdown may take that nobody waits for.
