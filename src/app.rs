@@ -366,8 +366,9 @@ impl App {
 
     /// Sends a request and has `then` called with the reply, or with what came instead of it, exactly
     /// once. The thread that has read the reply calls it, and reads nothing else of that peer
-    /// meanwhile: it must not block, as in [`on_request_inline`](Self::on_request_inline). It may send and request; what it sends leaves with what others
-    /// do, in one batch. A call of [`request`](Self::request) from there is refused as
+    /// meanwhile: it must not block, as in [`on_request_inline`](Self::on_request_inline). It may send and
+    /// request; what it sends leaves with what others do, in one batch. A call of
+    /// [`request`](Self::request) from there is refused as
     /// [`WouldDeadlock`](RequestError::WouldDeadlock).
     ///
     /// # Errors

@@ -916,7 +916,7 @@ impl Connection {
             };
             let (status, payload) = self.reply_of(app, answer);
             bytes += payload.len();
-            replies.push((framing::reply_head(one.id, status), payload));
+            replies.push((one.id, framing::reply_head(one.id, status), payload));
             left -= 1;
             if left == 0 {
                 *done += replies.len();
@@ -1124,24 +1124,25 @@ impl Connection {
     fn reply_at_once(
         &self,
         app: &Arc<str>,
-        replies: &mut Vec<([u8; framing::REPLY_HEAD_BYTES], Vec<u8>)>,
+        replies: &mut Vec<(u64, [u8; framing::REPLY_HEAD_BYTES], Vec<u8>)>,
         places: usize,
     ) {
         let mut dropped = 0;
-        let units = replies
+        // A large one is cut before the lock is taken.
+        let units: Vec<_> = replies
             .iter()
-            .map(|(head, payload)| Unit::new(head, payload));
-        let units: Vec<Unit<'_>> = units.collect();
+            .map(|(id, head, payload)| (*id, payload.len(), Unit::new(head, payload)))
+            .collect();
         let mut outbox = self.outbox.lock();
         outbox.answering = outbox.answering.saturating_sub(places);
-        for ((head, payload), unit) in replies.iter().zip(units) {
+        for (id, bytes, unit) in units {
             if matches!(outbox.gate, Gate::Closed { .. }) {
                 dropped += 1;
-            } else if outbox.has_room_at_once(app, payload.len()) {
+            } else if outbox.has_room_at_once(app, bytes) {
                 outbox.push(StreamKind::Replies, app, unit);
             } else {
                 dropped += 1;
-                let head = framing::head_of_failed(head);
+                let head = framing::reply_head(id, ReplyStatus::Error);
                 let why = b"replies pile up: the requester does not read them fast enough";
                 outbox.push(StreamKind::Replies, app, Unit::new(&head, why));
             }

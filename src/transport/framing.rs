@@ -378,13 +378,6 @@ pub fn reply_head(id: u64, status: ReplyStatus) -> [u8; REPLY_HEAD_BYTES] {
     head
 }
 
-/// The head of the reply that says that the one with this head was not made.
-pub fn head_of_failed(head: &[u8; REPLY_HEAD_BYTES]) -> [u8; REPLY_HEAD_BYTES] {
-    let mut failed = *head;
-    failed[8] = 1;
-    failed
-}
-
 /// Splits a reply's unit into id, status and payload. A status of a newer version is an error.
 ///
 /// # Errors

@@ -111,7 +111,8 @@ pub struct Config {
     /// How long a thread that reads a socket looks at it again and again before it sleeps: one that waits
     /// for a reply, and a connection's own thread after something came. It saves the time that waking
     /// takes, tens of microseconds, and costs a processor meanwhile: for few connections with fast
-    /// peers, 20 to 100 µs; at most 10 ms. Shared threads ([`workers`](Self::workers)) do not spin. Default 0.
+    /// peers, 20 to 100 µs; at most 10 ms. Shared threads ([`workers`](Self::workers)) do not spin.
+    /// Default 0.
     pub spin: Duration,
     /// See [`Builder::workers`](crate::Builder::workers). Default 0, and 1 where the environment
     /// variable `NODOSUM_WITHOUT` names `threads`. At most [`MAX_WORKERS`].
@@ -392,4 +393,24 @@ pub(crate) enum Command {
     AnswerSync { stream: u64, frames: Vec<Vec<u8>> },
     /// Vanish without a word, as a killed process would.
     Abandon,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_that_cannot_be_meant_are_refused() {
+        let refused = |change: fn(&mut Config)| {
+            let mut config = Config::default();
+            change(&mut config);
+            config.check().is_err()
+        };
+        assert!(!refused(|_| {}));
+        assert!(!refused(|config| config.spin = MAX_SPIN));
+        assert!(refused(|config| config.spin = MAX_SPIN * 2));
+        assert!(refused(|config| config.workers = MAX_WORKERS + 1));
+        assert!(refused(|config| config.max_datagram_bytes = 1));
+        assert!(refused(|config| config.connection_window = 1));
+    }
 }
