@@ -108,8 +108,8 @@ pub use record::MAX_TAG_BYTES;
 pub use snapshot::Ready;
 pub use stats::{
     ClosedConnection, ConnectionCounts, ConnectionInfo, ConnectionState, EventCounts, KeyInfo,
-    Keys, LostCounts, MemberCounts, MemberInfo, MemberStatus, PeerInfo, RefusedCounts, Side,
-    Status, TransportCounts,
+    Keys, LostCounts, MemberCounts, MemberInfo, MemberStatus, PeerInfo, RefusedCounts, SeedInfo,
+    Side, Status, TransportCounts,
 };
 pub use stream::Stream;
 pub use subscribers::Events;

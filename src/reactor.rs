@@ -49,7 +49,7 @@ use crate::{
     state_dir,
     stats::{
         ClosedConnection, ConnectionInfo, ConnectionState, EventCounts, KeyInfo, Keys, LostCounts,
-        MemberInfo, MemberStatus, RefusedCounts, Side,
+        MemberInfo, MemberStatus, RefusedCounts, SeedInfo, Side,
     },
     subscribers::Subscribers,
     swim,
@@ -2225,6 +2225,14 @@ impl Reactor {
                 (peer.node, row)
             });
             self.parts.snapshot.publish_dials(rows.collect());
+            let seeds = self.parts.cluster.mesh().others().map(|seed| SeedInfo {
+                seed: seed.seed,
+                node: seed.node,
+                connected: seed.connected,
+                failures: seed.failures,
+                last_error: seed.last_error,
+            });
+            self.parts.snapshot.publish_seeds(seeds.collect());
         }
         if self.members_dirty {
             self.members_dirty = false;

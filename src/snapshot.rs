@@ -17,7 +17,7 @@ use crate::{
     node_id::{ConnectionId, NodeId},
     stats::{
         ClosedConnection, ConnectionInfo, EventCounts, LostCounts, MemberInfo, MemberStatus,
-        RefusedCounts, Side,
+        RefusedCounts, SeedInfo, Side,
     },
     swim,
     transport::{Connection, Counted},
@@ -119,6 +119,7 @@ pub(crate) struct Snapshot {
     changed: Condvar,
     members: RwLock<Arc<Vec<MemberInfo>>>,
     dials: RwLock<Arc<BTreeMap<NodeId, DialRow>>>,
+    seeds: RwLock<Arc<Vec<SeedInfo>>>,
     links: RwLock<Vec<Arc<Connection>>>,
     /// The connection in use to each peer.
     peers: RwLock<BTreeMap<NodeId, Arc<Connection>>>,
@@ -143,6 +144,7 @@ impl Snapshot {
             changed: Condvar::new(),
             members: RwLock::default(),
             dials: RwLock::default(),
+            seeds: RwLock::default(),
             links: RwLock::default(),
             peers: RwLock::default(),
             health_score: std::sync::atomic::AtomicU32::new(0),
@@ -252,6 +254,10 @@ impl Snapshot {
 
     pub(crate) fn publish_links(&self, links: Vec<Arc<Connection>>) {
         *self.links.write() = links;
+    }
+
+    pub(crate) fn publish_seeds(&self, seeds: Vec<SeedInfo>) {
+        *self.seeds.write() = Arc::new(seeds);
     }
 
     pub(crate) fn publish_dials(&self, dials: BTreeMap<NodeId, DialRow>) {
@@ -371,6 +377,10 @@ impl Snapshot {
 
     pub(crate) fn links(&self) -> Vec<Arc<Connection>> {
         self.links.read().clone()
+    }
+
+    pub(crate) fn seeds(&self) -> Arc<Vec<SeedInfo>> {
+        Arc::clone(&self.seeds.read())
     }
 
     pub(crate) fn dials(&self) -> Arc<BTreeMap<NodeId, DialRow>> {

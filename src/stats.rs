@@ -369,6 +369,29 @@ pub struct TransportCounts {
     pub worker_panics: u64,
 }
 
+/// An address by which a node enters its cluster, and finds back after it was cut off.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SeedInfo {
+    /// As it was given.
+    pub seed: String,
+    /// Who answered there last.
+    pub node: Option<NodeId>,
+    /// Whether that node is connected.
+    pub connected: bool,
+    /// Tries that failed since it was last reached, and connections in a row that did not last.
+    pub failures: u32,
+    /// Why the last try failed.
+    pub last_error: Option<String>,
+}
+
+impl SeedInfo {
+    /// Why it does not lead into the cluster now. `None` where it does, and before a try has failed.
+    pub fn trouble(&self) -> Option<&str> {
+        self.last_error.as_deref().filter(|_| !self.connected)
+    }
+}
+
 /// A node in one look.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
@@ -389,6 +412,8 @@ pub struct Status {
     pub members: MemberCounts,
     /// Connections by state.
     pub connections: ConnectionCounts,
+    /// The seeds, ordered as text; those that turned out to be this node itself are left out.
+    pub seeds: Vec<SeedInfo>,
     /// Events and queries of applications.
     pub events: EventCounts,
     /// Lifeguard's local health score: 0 is healthy, each step makes this node more patient.

@@ -159,6 +159,7 @@ impl View {
             ready: self.snapshot.stage() == Stage::Started,
             members,
             connections,
+            seeds: self.snapshot.seeds().to_vec(),
             health_score: self.snapshot.health_score(),
             threads: self.threads().values().sum(),
             roster_saves: saves(|counters| &counters.saved),

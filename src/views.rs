@@ -18,7 +18,7 @@ use crate::{
     event::{Event, EventKind},
     node_id::{ClusterName, NodeId},
     process,
-    stats::{ConnectionInfo, MemberInfo, Status},
+    stats::{ConnectionInfo, MemberInfo, SeedInfo, Status},
 };
 
 /// The object of `members`.
@@ -156,6 +156,9 @@ pub struct StatusView {
     pub ready: bool,
     pub members: MemberCountsView,
     pub connections: ConnectionCountsView,
+    /// Nodes of earlier releases do not say.
+    #[serde(default)]
+    pub seeds: Vec<SeedView>,
     pub health_score: u32,
     pub threads: usize,
     pub open_fds: Option<u64>,
@@ -180,6 +183,23 @@ pub struct StatusView {
     /// Where the page and the metrics are served, if they are.
     #[serde(default)]
     pub http: Option<String>,
+}
+
+/// A seed, as `status` prints it.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct SeedView {
+    pub seed: String,
+    pub node: Option<String>,
+    pub connected: bool,
+    pub failures: u32,
+    pub last_error: Option<String>,
+}
+
+impl SeedView {
+    /// Why it does not lead into the cluster now. `None` where it does, and before a try has failed.
+    pub fn trouble(&self) -> Option<&str> {
+        self.last_error.as_deref().filter(|_| !self.connected)
+    }
 }
 
 /// What the node has refused since its start, by the names of [`RefusedCounts`](crate::RefusedCounts).
@@ -292,6 +312,18 @@ pub struct ConnectionCountsView {
     pub down: usize,
 }
 
+impl From<SeedInfo> for SeedView {
+    fn from(info: SeedInfo) -> Self {
+        Self {
+            seed: info.seed,
+            node: info.node.map(|node| node.to_string()),
+            connected: info.connected,
+            failures: info.failures,
+            last_error: info.last_error,
+        }
+    }
+}
+
 impl From<Status> for StatusView {
     fn from(status: Status) -> Self {
         let remaining = status.certificate_ends.duration_since(SystemTime::now());
@@ -315,6 +347,7 @@ impl From<Status> for StatusView {
                 draining: status.connections.draining,
                 down: status.connections.down,
             },
+            seeds: status.seeds.into_iter().map(SeedView::from).collect(),
             health_score: status.health_score,
             threads: status.threads,
             open_fds: process::open_fds(),

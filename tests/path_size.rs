@@ -84,6 +84,17 @@ impl Narrow {
         }
     }
 
+    /// Transfers until both ends send large datagrams.
+    fn await_large(&self) {
+        eventually("large datagrams are used", || {
+            self.transfer(200_000);
+            [(0, 1), (1, 0)].iter().all(|&(from, to)| {
+                let max = self.apps[from].max_datagram_bytes(self.nodes[to].id());
+                max.is_ok_and(|bytes| bytes > 8_000)
+            })
+        });
+    }
+
     fn shut_down(self) {
         for node in &self.nodes {
             let report = node.shutdown(10 * SECOND);
@@ -101,6 +112,8 @@ fn a_black_hole_in_mid_transfer_is_survived_and_its_end_is_noticed() {
         narrow.path.take_largest() > 8_000,
         "large datagrams are used"
     );
+    // On a machine that is busy with other things, some may have been lost for want of time.
+    narrow.await_large();
     narrow.path.set_max_bytes(HOLE);
     let began = Instant::now();
     narrow.transfer(2 << 20);
@@ -118,10 +131,7 @@ fn a_black_hole_in_mid_transfer_is_survived_and_its_end_is_noticed() {
     assert!(answer == Ok(vec![1; 100_000]));
     narrow.path.set_max_bytes(usize::MAX);
     narrow.path.take_largest();
-    eventually("large datagrams are used again", || {
-        narrow.transfer(200_000);
-        narrow.apps[0].max_datagram_bytes(to).unwrap() > 8_000
-    });
+    narrow.await_large();
     narrow.transfer(2 << 20);
     assert!(narrow.path.take_largest() > 8_000);
     // It was one connection throughout.

@@ -161,6 +161,7 @@ fn the_read_commands_print_what_was_promised(nodes: &[Node<'_>; 3]) {
         "connections",
         "health_score",
         "lost",
+        "seeds",
         "threads",
         "open_fds",
         "rss_bytes",

@@ -29,7 +29,7 @@ use crate::{
     CALL_TIMEOUT,
     admin::{
         client::{Client, call, unexpected},
-        protocol::{Command, Reply, StatusView},
+        protocol::{Command, Reply, SeedView, StatusView},
     },
     args::{Admin, DemoFormat, Doctor},
     clock::{self, Wall, until},
@@ -509,12 +509,25 @@ fn node(admin: &Admin) -> Vec<Finding> {
         }
     };
     let mut findings = vec![lives(&status)];
+    findings.extend(status.seeds.iter().take(MAX_SEEDS).filter_map(entry));
     findings.extend(connections(admin));
     findings.push(match clocks(admin) {
         Ok(found) => found,
         Err(failure) => unfit("clocks", &failure),
     });
     findings
+}
+
+/// A seed that does not let the node in, as the node itself has found.
+fn entry(seed: &SeedView) -> Option<Finding> {
+    let why = seed.trouble()?;
+    let told = format!("{} does not let this node in: {why}", seed.seed);
+    let mend = if why.starts_with("TLS") {
+        "give both nodes certificates of the same authority and cluster ('nodosum tls inspect')"
+    } else {
+        "look at the node there and at what is between, or drop the seed"
+    };
+    Some(warn("seeds", told, mend))
 }
 
 fn lives(status: &StatusView) -> Finding {

@@ -6,7 +6,7 @@ use crate::{
     CALL_TIMEOUT,
     admin::{
         client::{call, unexpected},
-        protocol::{Command, Reply, StatusView},
+        protocol::{Command, Reply, SeedView, StatusView},
     },
     args::Status,
     exit::{Exit, Failure},
@@ -121,6 +121,7 @@ fn page(status: &StatusView) -> String {
                 connections.down
             ),
         ),
+        ("seeds", seeds(&status.seeds)),
         (
             "health score",
             format!("{} (0 is healthy)", status.health_score),
@@ -147,6 +148,24 @@ fn page(status: &StatusView) -> String {
         .iter()
         .map(|(name, value)| format!("{name:<14}{}\n", clean(value)))
         .collect()
+}
+
+/// Which of the seeds lead into the cluster, and why the others do not.
+fn seeds(seeds: &[SeedView]) -> String {
+    if seeds.is_empty() {
+        return "none".to_owned();
+    }
+    let connected = seeds.iter().filter(|seed| seed.connected).count();
+    let mut told = vec![format!("{connected} of {} connected", seeds.len())];
+    told.extend(seeds.iter().filter_map(|seed| {
+        let why = seed.trouble()?;
+        let times = if seed.failures == 1 { "time" } else { "times" };
+        Some(format!(
+            "{} failed {} {times}: {why}",
+            seed.seed, seed.failures
+        ))
+    }));
+    told.join("; ")
 }
 
 /// When the certificate ends, and whether somebody should do something about it.
@@ -227,6 +246,32 @@ mod tests {
             ..refused
         };
         assert_eq!(counts(&refused.rows()), "3 gossip, 1 unproven records");
+    }
+
+    #[test]
+    fn of_seeds_those_are_named_that_lead_nowhere() {
+        assert_eq!(seeds(&[]), "none");
+        let good = SeedView {
+            seed: "a:1".to_owned(),
+            node: Some("n1".to_owned()),
+            connected: true,
+            last_error: Some("an old one".to_owned()),
+            ..SeedView::default()
+        };
+        let bad = SeedView {
+            seed: "b:1".to_owned(),
+            failures: 2,
+            last_error: Some("no answer".to_owned()),
+            ..SeedView::default()
+        };
+        let untried = SeedView {
+            seed: "c:1".to_owned(),
+            ..SeedView::default()
+        };
+        assert_eq!(
+            seeds(&[good, bad, untried]),
+            "1 of 3 connected; b:1 failed 2 times: no answer"
+        );
     }
 
     #[test]

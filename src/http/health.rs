@@ -25,6 +25,9 @@ use crate::{
 /// Sentences that are shown; of a hundred peers that are away a few explain the rest.
 const MAX_SENTENCES: usize = 12;
 
+/// Seeds that are told of when none leads into the cluster.
+const MAX_SEEDS_TOLD: usize = 3;
+
 /// A share of packets lost in a minute that is worth a sentence.
 const MUCH_LOSS: f64 = 0.05;
 
@@ -120,6 +123,15 @@ impl Facts<'_> {
             Stage::Leaving => say(Level::Doubtful, "This node has left the cluster.".into()),
             Stage::Failed(why) => say(Level::Bad, format!("This node has failed: {why}.")),
             Stage::Stopped => say(Level::Bad, "This node is shut down.".into()),
+            Stage::Started if self.status.connections.established == 0 => {
+                for seed in self.status.seeds.iter().take(MAX_SEEDS_TOLD) {
+                    if let Some(why) = seed.trouble() {
+                        let attempts = plural(u64::from(seed.failures), "attempt");
+                        let text = format!("Seed {} is not reached: {why}; {attempts}.", seed.seed);
+                        say(Level::Doubtful, text);
+                    }
+                }
+            }
             Stage::Started => {}
         }
         let score = self.status.health_score;
@@ -339,7 +351,8 @@ mod tests {
         figures::{AppFigures, InboxFigures},
         node_id::BootId,
         stats::{
-            ConnectionCounts, EventCounts, LostCounts, MemberCounts, RefusedCounts, TransportCounts,
+            ConnectionCounts, EventCounts, LostCounts, MemberCounts, RefusedCounts, SeedInfo,
+            TransportCounts,
         },
     };
 
@@ -404,6 +417,7 @@ mod tests {
                     ready: true,
                     members: MemberCounts::default(),
                     connections: ConnectionCounts::default(),
+                    seeds: Vec::new(),
                     events: EventCounts::default(),
                     health_score: 0,
                     threads: 1,
@@ -482,6 +496,25 @@ mod tests {
             scene.said(),
             ["Good: This node is alone and well: no other member is known."]
         );
+        let refused = |seed: &str| SeedInfo {
+            seed: seed.to_owned(),
+            node: None,
+            connected: false,
+            failures: 3,
+            last_error: Some("TLS: unknown certificate authority".to_owned()),
+        };
+        scene.status.seeds = (1..=9).map(|n| refused(&format!("n{n}:1"))).collect();
+        let said = scene.said();
+        assert_eq!(
+            said[0],
+            "Doubtful: Seed n1:1 is not reached: TLS: unknown certificate authority; 3 attempts."
+        );
+        assert_eq!(said.len(), MAX_SEEDS_TOLD);
+        // Whoever is in the cluster all the same has no trouble.
+        scene.status.connections.established = 1;
+        assert!(scene.said()[0].starts_with("Good"), "{:?}", scene.said());
+        scene.status.connections.established = 0;
+        scene.status.seeds.clear();
         scene.status.certificate_ends = scene.wall + 29 * DAY;
         assert!(
             scene.said()[0].contains("ends in 29d 0h"),

@@ -312,6 +312,12 @@ impl Mesh {
         self.try_next_address(now, seed);
     }
 
+    /// All seeds but those that are this node itself, ordered by name.
+    pub fn others(&self) -> impl Iterator<Item = SeedView> {
+        self.seeds()
+            .filter(|seed| seed.last_error.as_deref() != Some(ITSELF))
+    }
+
     /// All seeds, ordered by name.
     pub fn seeds(&self) -> impl Iterator<Item = SeedView> {
         self.seeds.table.iter().map(|(name, seed)| SeedView {

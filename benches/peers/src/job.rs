@@ -235,7 +235,7 @@ pub(crate) struct Candidate {
 }
 
 /// In the order of a round.
-pub(crate) const CANDIDATES: [Candidate; 8] = [
+pub(crate) const CANDIDATES: [Candidate; 9] = [
     Candidate {
         name: "nodosum",
         about: "this library, by its public interface",
@@ -247,6 +247,10 @@ pub(crate) const CANDIDATES: [Candidate; 8] = [
     Candidate {
         name: "quinn_single",
         about: "the same on the single-threaded runtime",
+    },
+    Candidate {
+        name: "quinn_peers",
+        about: "quinn, where an endpoint of the server's stands for each peer: in fan-outs alone",
     },
     Candidate {
         name: "quinn_default",

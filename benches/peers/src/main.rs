@@ -228,7 +228,7 @@ fn cannot(candidate: &str, work: Work) -> Option<&'static str> {
         "nodosum" | "tcp_tls" => None,
         "s2n_quic" => with_s2n::cannot(work),
         "udp" | "limit" => udp::cannot(work),
-        _ => with_quinn::cannot(work),
+        _ => with_quinn::cannot(candidate, work),
     }
 }
 

@@ -14,10 +14,11 @@ const BAR: f64 = 15.0;
 const GAP: f64 = 20.0;
 
 /// nodosum stands out; the others are told apart by people who see red and green alike.
-const COLOURS: [(&str, &str); 8] = [
+const COLOURS: [(&str, &str); 9] = [
     ("nodosum", "#0b5fa5"),
     ("quinn", "#c8500a"),
     ("quinn_single", "#e39a6b"),
+    ("quinn_peers", "#a8431c"),
     ("quinn_default", "#f0c9ac"),
     ("s2n_quic", "#8a3ffc"),
     ("tcp_tls", "#5b8c1a"),

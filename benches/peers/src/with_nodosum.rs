@@ -1,18 +1,15 @@
 //! nodosum by its public interface.
 //!
-//! A node has one connection to a peer, so many connections are many clusters of two: as many nodes
-//! in the client as in the server, each pair joined for itself. That is threads and probes for each
-//! connection and side that one node with as many peers would have once; the slow profile of
-//! membership keeps their share small.
+//! A node has one connection to a peer, so many connections are a cluster: 8 and 8 nodes have 64
+//! connections between the client and the server, and others within either, which stay idle. The slow
+//! profile of membership keeps the share of its probes small.
 //!
 //! Requests are answered where they are read. One that is outstanding alone is a blocking call, in a
 //! fan-out from a thread for each connection; of many on one connection, and on shared workers, each is
-//! asked by the reply before it. On shared workers nodes have many peers: 8 and 8 nodes of one cluster
-//! have 64 connections between them; and so it is where connections are idle. Bulk is a stream. A
-//! handshake is the whole life of a node: it starts, joins, asks, and is shut down, the last of it by
-//! a thread beside that no caller waits for, as nobody waits for the end of a QUIC connection that was
-//! closed. The nodes join many servers in turn, so that those on their way out and in never meet and
-//! connect.
+//! asked by the reply before it. Bulk is a stream. A handshake is the whole life of a node: it starts,
+//! joins, asks, and is shut down, the last of it by a thread beside that no caller waits for, as nobody
+//! waits for the end of a QUIC connection that was closed. The nodes join many servers in turn, so that
+//! those on their way out and in never meet and connect.
 
 use std::{
     fs,
@@ -46,7 +43,7 @@ const CERTIFICATE: &str = "nodosum-ca.pem";
 const KEY: &str = "nodosum-ca.key";
 
 /// How often an idle connection shows that it lives: as often as the others'. Membership has the slow
-/// profile for the same reason, because here each connection has two nodes for itself.
+/// profile for the same reason.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
 
 /// How long the certificates are valid: longer than any run.
@@ -102,7 +99,7 @@ impl Nodes {
             spin: job.work().spin().unwrap_or_default(),
             ping_interval: KEEP_ALIVE,
             idle_timeout: 4 * KEEP_ALIVE,
-            workers: usize::from(is_shared(job)),
+            workers: usize::from(matches!(job.work(), Work::FanOut { shared: true, .. })),
             // As the others have it.
             post_quantum: false,
             ..defaults
@@ -126,9 +123,9 @@ impl Nodes {
     }
 }
 
-/// Whether connections share the threads of their node, and nodes have many connections each.
-fn is_shared(job: &Job) -> bool {
-    matches!(job.work(), Work::FanOut { shared: true, .. })
+/// Whether the nodes of either process are one cluster with each other.
+fn is_cluster(job: &Job) -> bool {
+    matches!(job.work(), Work::FanOut { .. })
 }
 
 /// Nodes of either process of one cluster in which so many connections go between the two.
@@ -148,12 +145,7 @@ fn name(side: char, number: usize) -> io::Result<NodeId> {
 
 pub(crate) fn serve(job: &Job) -> io::Result<()> {
     let count = match job.work() {
-        Work::FanOut {
-            connections,
-            shared: true,
-        }
-        | Work::Idle { connections } => side(connections),
-        Work::FanOut { connections, .. } => connections,
+        Work::FanOut { connections, .. } | Work::Idle { connections } => side(connections),
         Work::Handshakes { .. } => SERVERS,
         _ => 1,
     };
@@ -164,7 +156,7 @@ pub(crate) fn serve(job: &Job) -> io::Result<()> {
         let first = servers
             .first()
             .map(|(node, _): &(Node, App)| node.quic_addr());
-        let seed = first.filter(|_| is_shared(job));
+        let seed = first.filter(|_| is_cluster(job));
         let node = nodes.start(nodes.identity(&name('s', number)?)?, seed)?;
         let app = node.register(APP).map_err(io::Error::other)?;
         app.on_request_inline(|request| Ok(request.payload.clone()));
@@ -241,13 +233,17 @@ pub(crate) fn client(job: &Job, mut control: Control) -> io::Result<Outcome> {
         Work::Bulk { .. } => bulk(&linked(nodes, &addrs)?[0], job, control)?,
         Work::FanOut {
             connections,
-            shared: true,
+            shared,
         } => {
             let links = meshed(nodes, &addrs, connections)?;
-            let chains = (0..links.len()).collect();
-            chained(links, chains, job, control)?
+            if shared {
+                let chains = (0..links.len()).collect();
+                chained(links, chains, job, control)?
+            } else {
+                lanes(links, job, control)?
+            }
         }
-        Work::PingPong { .. } | Work::FanOut { .. } => lanes(linked(nodes, &addrs)?, job, control)?,
+        Work::PingPong { .. } => lanes(linked(nodes, &addrs)?, job, control)?,
         Work::Pipelined { .. } => {
             let links = linked(nodes, &addrs)?;
             chained(links, vec![0; OUTSTANDING], job, control)?

@@ -5,11 +5,19 @@
 //! streams without fairness, which costs a look at all of them. As it comes means its own windows
 //! and search, and rustls with ring, which is its default; the certificates, the cipher and the key
 //! exchange stay the same.
+//!
+//! Many connections go from one endpoint to one, as between a client and its server. Between two such
+//! sockets the system gathers what many connections send into one receive (GRO), which it cannot do
+//! for a node whose peers are each a socket of their own. So there is a candidate more, with an
+//! endpoint of the server for each connection.
 
 use std::{
     io,
     net::{Ipv4Addr, SocketAddr, UdpSocket},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -21,6 +29,7 @@ use quinn::{
     crypto::rustls::{QuicClientConfig, QuicServerConfig},
 };
 use socket2::{Domain, Protocol, Socket, Type};
+use tokio::task::JoinSet;
 
 use crate::{
     certificates::{NAME, Rustls},
@@ -35,7 +44,13 @@ use crate::{
 /// How often an idle connection shows that it lives.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
 
-pub(crate) fn cannot(work: Work) -> Option<&'static str> {
+/// The candidate whose server has an endpoint for each connection.
+pub(crate) const PEERS: &str = "quinn_peers";
+
+pub(crate) fn cannot(candidate: &str, work: Work) -> Option<&'static str> {
+    if candidate == PEERS && !matches!(work, Work::FanOut { .. }) {
+        return Some("it differs from quinn in fan-outs alone");
+    }
     work.spin().map(
         |_| "its runtime sleeps in epoll as soon as nothing is ready, and cannot be told to spin",
     )
@@ -109,30 +124,45 @@ pub(crate) fn serve(job: &Job) -> io::Result<()> {
     config.transport_config(Arc::new(transport(job)));
     let work = job.work();
     let guard = runtime.enter();
-    let endpoint = endpoint(job, Some(config))?;
-    let addr = endpoint.local_addr()?;
-    drop(guard);
-    let accepting = async move {
-        while let Some(incoming) = endpoint.accept().await {
-            tokio::spawn(async move {
-                // A connection that fails is the client's to report; one that ends, ends.
-                let Ok(connection) = incoming.await else {
-                    return;
-                };
-                while let Ok((out, input)) = connection.accept_bi().await {
-                    tokio::spawn(quic::answer(work, out, input));
-                }
-            });
-        }
+    let count = match work {
+        Work::FanOut { connections, .. } if job.candidate == PEERS => connections,
+        _ => 1,
     };
+    let endpoints = (0..count).map(|_| endpoint(job, Some(config.clone())));
+    let endpoints = endpoints.collect::<io::Result<Vec<_>>>()?;
+    let addrs = endpoints.iter().map(Endpoint::local_addr);
+    let addrs = addrs.collect::<io::Result<Vec<_>>>()?;
+    drop(guard);
     // The single-threaded runtime runs on a thread of its own, and this one answers the client.
-    std::thread::spawn(move || runtime.block_on(accepting));
-    measure::serve(&[addr], |_| "unknown".to_owned())
+    std::thread::spawn(move || {
+        runtime.block_on(async move {
+            let mut accepting = JoinSet::new();
+            for endpoint in endpoints {
+                accepting.spawn(accept(endpoint, work));
+            }
+            accepting.join_all().await;
+        });
+    });
+    measure::serve(&addrs, |_| "unknown".to_owned())
+}
+
+async fn accept(endpoint: Endpoint, work: Work) {
+    while let Some(incoming) = endpoint.accept().await {
+        tokio::spawn(async move {
+            // A connection that fails is the client's to report; one that ends, ends.
+            let Ok(connection) = incoming.await else {
+                return;
+            };
+            while let Ok((out, input)) = connection.accept_bi().await {
+                tokio::spawn(quic::answer(work, out, input));
+            }
+        });
+    }
 }
 
 pub(crate) fn client(job: &Job, mut control: Control) -> io::Result<Outcome> {
     let runtime = quic::runtime(job.candidate == "quinn_single")?;
-    let addr = control.addrs()?[0];
+    let addrs = control.addrs()?;
     let tls = tls(job)?.client().map_err(io::Error::other)?;
     let crypto = QuicClientConfig::try_from(tls).map_err(io::Error::other)?;
     let mut config = ClientConfig::new(Arc::new(crypto));
@@ -140,7 +170,12 @@ pub(crate) fn client(job: &Job, mut control: Control) -> io::Result<Outcome> {
     runtime.block_on(async {
         let mut endpoint = endpoint(job, None)?;
         endpoint.set_default_client_config(config);
-        let outcome = quic::client(Quinn { endpoint, addr }, job, control).await?;
+        let quinn = Quinn {
+            endpoint,
+            addrs,
+            next: AtomicUsize::new(0),
+        };
+        let outcome = quic::client(quinn, job, control).await?;
         let by = if is_tuned(job) { "aws-lc" } else { "ring" };
         Ok(outcome.note(format!("TLS_AES_128_GCM_SHA256 by {by}, X25519")))
     })
@@ -148,14 +183,17 @@ pub(crate) fn client(job: &Job, mut control: Control) -> io::Result<Outcome> {
 
 struct Quinn {
     endpoint: Endpoint,
-    addr: SocketAddr,
+    /// They are dialled in turn.
+    addrs: Vec<SocketAddr>,
+    next: AtomicUsize,
 }
 
 impl Dialer for Quinn {
     type Link = Connection;
 
     async fn dial(&self) -> io::Result<Connection> {
-        let connecting = self.endpoint.connect(self.addr, NAME);
+        let next = self.next.fetch_add(1, Relaxed) % self.addrs.len();
+        let connecting = self.endpoint.connect(self.addrs[next], NAME);
         Ok(connecting.map_err(io::Error::other)?.await?)
     }
 }

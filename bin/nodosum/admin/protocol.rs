@@ -18,7 +18,8 @@ use std::{
 };
 
 pub(crate) use nodosum::unversioned::views::{
-    ConnView, ConnsView, EventView, MemberView, MembersView, PayloadView, StatusView,
+    ConnView, ConnsView, EventView, MemberView, MembersView, PayloadView, SeedView,
+    StatusView,
 };
 use nodosum::{
     Explanation, Keys, Moment, Node,
