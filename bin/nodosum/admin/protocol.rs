@@ -18,8 +18,7 @@ use std::{
 };
 
 pub(crate) use nodosum::unversioned::views::{
-    ConnView, ConnsView, EventView, MemberView, MembersView, PayloadView, SeedView,
-    StatusView,
+    ConnView, ConnsView, EventView, MemberView, MembersView, PayloadView, SeedView, StatusView,
 };
 use nodosum::{
     Explanation, Keys, Moment, Node,
