@@ -518,10 +518,10 @@ fn node(admin: &Admin) -> Vec<Finding> {
     findings
 }
 
-/// A seed that does not let the node in, as the node itself has found.
+/// A seed that leads to nobody now, as the node itself has found.
 fn entry(seed: &SeedView) -> Option<Finding> {
     let why = seed.trouble()?;
-    let told = format!("{} does not let this node in: {why}", seed.seed);
+    let told = format!("{} is not reached: {why}", seed.seed);
     let mend = if why.starts_with("TLS") {
         "give both nodes certificates of the same authority and cluster ('nodosum tls inspect')"
     } else {

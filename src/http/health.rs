@@ -124,12 +124,12 @@ impl Facts<'_> {
             Stage::Failed(why) => say(Level::Bad, format!("This node has failed: {why}.")),
             Stage::Stopped => say(Level::Bad, "This node is shut down.".into()),
             Stage::Started if self.status.connections.established == 0 => {
-                for seed in self.status.seeds.iter().take(MAX_SEEDS_TOLD) {
-                    if let Some(why) = seed.trouble() {
-                        let attempts = plural(u64::from(seed.failures), "attempt");
-                        let text = format!("Seed {} is not reached: {why}; {attempts}.", seed.seed);
-                        say(Level::Doubtful, text);
-                    }
+                let seeds = self.status.seeds.iter();
+                let troubled = seeds.filter_map(|seed| Some((seed, seed.trouble()?)));
+                for (seed, why) in troubled.take(MAX_SEEDS_TOLD) {
+                    let attempts = plural(u64::from(seed.failures), "attempt");
+                    let text = format!("Seed {} is not reached: {why}; {attempts}.", seed.seed);
+                    say(Level::Doubtful, text);
                 }
             }
             Stage::Started => {}
@@ -504,6 +504,14 @@ mod tests {
             last_error: Some("TLS: unknown certificate authority".to_owned()),
         };
         scene.status.seeds = (1..=9).map(|n| refused(&format!("n{n}:1"))).collect();
+        // Those that are about to be tried take no room.
+        for n in 0..MAX_SEEDS_TOLD {
+            let untried = SeedInfo {
+                last_error: None,
+                ..refused(&format!("m{n}:1"))
+            };
+            scene.status.seeds.insert(0, untried);
+        }
         let said = scene.said();
         assert_eq!(
             said[0],
